@@ -159,7 +159,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
             for steps in re.findall(r"training\.steps=(\d+)", " ".join(words)):
                 options += [f"--set=training.steps={int(steps) // 250}"]
             for replicates in re.findall(r"refinement\.replicates=(\d+)", " ".join(words)):
-                options += [f"--set=refinement.replicates={int(replicates) // 5}"]
+                options += [f"--set=refinement.replicates={max(2, int(replicates) // 5)}"]
             given = "--corpus" in words or name == "refine"
             return options if given else [*options, "--corpus", str(text)]
     return {
