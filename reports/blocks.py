@@ -23,7 +23,7 @@ TEXT = "s"
 MARK = " *"
 """Follows an estimate that is significant."""
 
-LONG = 24
+LONG = 30
 """Characters from which a text wants a wide column: it would make a row high in a narrow one."""
 
 

@@ -376,7 +376,8 @@ def chart_differences(comparison: Comparison, metric: Measure) -> Chart | None:
     figure = plot_matrix(rows, columns, others, colorscale=neutral, name="not significant")
     figure.add_traces(plot_matrix(rows, columns, significant, name="significant").data)
     figure.update_traces(showscale=False)
-    figure.update_layout(xaxis_side="top", height=110 + find_row_height(rows) * len(names))
+    height = 60 + find_row_height(rows) * len(names)
+    figure.update_layout(xaxis_side="top", height=height, margin={"t": 30, "b": 10})
     caption = (
         "The row minus the column. Blue: the row is better; orange: the column is; in parentheses "
         "and gray: not significant."

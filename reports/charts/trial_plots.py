@@ -97,7 +97,8 @@ def _chart_evaluators(
     ):
         labels = [format_label(name) for name in parameters]
         figure = visualization.plot_param_importances(study, evaluator, labels)
-        figure.update_layout(margin={"r": 45})  # room for the number of the longest bar
+        # Room for the number of the longest bar; no title that few bars have no room for.
+        figure.update_layout(margin={"r": 45}, yaxis_title=None)
         _fit(figure, 90 + 26 * len(parameters))
         most = figure.data[0].y[-1]  # the longest bar is at the top
         charts.append(Chart(title, figure, finding=f"Most: {most}.", caption=question + remark))

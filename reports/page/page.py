@@ -34,8 +34,8 @@ from reports.study_tables import tabulate_across_tasks
 from studies.files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
 
-MAX_TITLE = 20
-"""Characters of the title of a horizontal axis. The unit of a longer one is in a second line."""
+MAX_TITLES = {"xaxis": 26, "yaxis": 32}
+"""Characters of the title of an axis. The unit of a longer one is in a second line."""
 
 INK = "#1b1f24"
 """Color of text, in figures as in the style sheet."""
@@ -232,8 +232,9 @@ class _Figures:
         figure["layout"]["template"] = _build_template()
         figure["layout"].pop("width", None)  # a figure is as wide as its place
         for name, axis in figure["layout"].items():
-            title = axis.get("title", {}) if name.startswith("xaxis") else {}
-            if len(title.get("text", "")) > MAX_TITLE:
+            limit = MAX_TITLES.get(name[:5])
+            title = axis.get("title", {}) if limit else {}
+            if limit and len(title.get("text", "")) > limit:
                 title["text"] = title["text"].replace(" (", "<br>(")
         self._texts.append(to_json_plotly(figure))
         return len(self._texts) - 1
@@ -264,6 +265,8 @@ def _build_template() -> dict[str, Any]:
         # At the side of a figure, a legend or the title of a color bar leaves no room on a phone.
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     }
+    for axis in ("xaxis", "yaxis"):
+        layout[axis]["title"] = layout[axis].get("title", {}) | {"font": {"size": 13}}
     # A name at an axis touches its bar otherwise.
     layout["yaxis"] |= {"ticklabelstandoff": 4}
     styles = template["data"]
