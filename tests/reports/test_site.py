@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories import make_refinement, make_stated, make_study
+from factories import make_baselines, make_refinement, make_stated, make_study
 from helpers import ROOT, copy_checkout
 
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
@@ -32,9 +32,9 @@ title = "Both"
 studies = ["made", "derived"]
 
 [[report]]
-file = "made-by-training"
-title = "Made, by another loss"
-studies = ["made"]
+file = "cells-by-training"
+title = "Cells, by another loss"
+studies = ["cells"]
 objective = "training"
 
 [[report]]
@@ -44,7 +44,7 @@ studies = ["made", "nothing"]
 
 """
 
-REPORTS = ["made", "derived", "stated", "made-and-derived", "made-by-training"]
+REPORTS = ["made", "derived", "stated", "cells", "made-and-derived", "cells-by-training"]
 
 
 def build(project: Path, to: Path) -> subprocess.CompletedProcess[str]:
@@ -71,7 +71,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(project, tmp_path_factory) -> Path:
-    """The site, with three studies in its gallery."""
+    """The site, with four studies in its gallery."""
     folder = tmp_path_factory.mktemp("built")
     copy = folder / "project"
     shutil.copytree(project, copy)
@@ -79,7 +79,8 @@ def site(project, tmp_path_factory) -> Path:
     make_study(storage, diverged=None)
     make_refinement(storage)
     make_stated(storage)
-    for name in ("made", "derived", "stated"):
+    make_baselines(storage)
+    for name in ("made", "derived", "stated", "cells"):
         export_study(storage, name, copy / "docs" / "gallery" / f"{name}.jsonl.gz")
     (copy / "docs" / "gallery" / "pages.toml").write_text(SHARED_PAGES)
     done = build(copy, folder / "site")
@@ -94,7 +95,8 @@ def test_gallery_has_a_report_of_each_study_and_of_several(site):
     linked = {*re.findall(r'href="?([^" >]+)', pages["index"])}
     assert {f"{name}.html" for name in REPORTS} <= linked
     assert "The residual lowers the loss." in pages["stated"]
-    assert "minimum smoothed training loss" in pages["made-by-training"]
+    assert "smoothed training loss" in pages["cells-by-training"]
+    assert "smoothed training loss" not in pages["cells"]
     assert (site / "gallery" / "made.jsonl.gz").is_file()
     for path in site.rglob("*.html"):
         assert str(site.parents[1]) not in path.read_text("utf-8"), "it names a folder"
