@@ -418,12 +418,18 @@ def list_audit(findings: StudyFindings) -> list[str]:
         return [*sentences, reason]
     if not results.is_finished or not audit.stopped:
         return sentences
-    sentences.append(
+    recall = (
         f"Recall: {audit.lost} of these are better than the last of the best {audit.top_count} "
-        f"that the pruner kept. With 95% confidence at most {audit.lost_high} of the "
-        f"{format_count(audit.pruned, f'pruned {noun}')} are, so at least {audit.recall_low:.0%} "
-        "of the best are complete."
+        "that the pruner kept"
     )
+    if audit.recall_low < TELLING_RECALL:
+        sentences.append(f"{recall}; so few say little about what was lost.")
+    else:
+        pruned = format_count(audit.pruned, f"pruned {noun}")
+        sentences.append(
+            f"{recall}. With 95% confidence at most {audit.lost_high} of the {pruned} are, so at "
+            f"least {audit.recall_low:.0%} of the best are complete."
+        )
     if audit.tested:
         sentences.append(_describe_predictions(audit, results.measure))
     return sentences
