@@ -338,7 +338,7 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
     ):
         done = start(*command, cwd=folder, umask=umask)
         assert done.wait() == 0, done.output
-    check(".db.weights", ".safetensors", ".db.artifacts", "quick.html", "trials.csv", "network.py")
+    check(".db.weights", ".safetensors", "quick.html", "trials.csv", "network.py")
 
 
 def test_file_of_a_report_gets_the_mode_of_a_new_file(tmp_path):
