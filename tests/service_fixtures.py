@@ -1,7 +1,8 @@
-"""Fixtures of all tests: storages, services and the project's commands as a user types them."""
+"""Fixtures of all tests: storages, services, a browser, and the commands as a user types them."""
 
 import contextlib
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,21 @@ from helpers import NO_SYNC, TEXT
 from hooks import HANG_TIMEOUT
 from invocation import invoke_command
 from process_runner import ProcessRunner, wait_until
-from services import PostgreSQL, free_port
+from services import PostgreSQL, free_port, report_missing
 from slurm_service import Slurm
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("search").setLevel(logging.INFO)
+
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-unsafe-swiftshader",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +141,47 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for item in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
         client.delete_object(Bucket="networks", Key=item["Key"])
     return "s3://networks"
+
+
+# ------------------------------------------------------------------ pages
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not executable:
+        report_missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=executable, args=BROWSER_FLAGS, timeout=1000 * HANG_TIMEOUT
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Callable[..., contextlib.AbstractContextManager]:
+    """Context that opens a file offline; it fails on errors, network requests and wide pages."""
+
+    @contextlib.contextmanager
+    def open_file(path: Path, width: int = 1200, height: int = 900, before: str = "", **options):
+        viewport = {"width": width, "height": height}
+        context = browser.new_context(offline=True, viewport=viewport, **options)
+        context.set_default_timeout(1000 * HANG_TIMEOUT)
+        page = context.new_page()
+        page.add_init_script(before)
+        errors = []
+        requests = []
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        yield page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert errors == []
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        context.close()
+
+    return open_file

@@ -8,9 +8,15 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_refinement, make_replicates, make_stated, make_study, make_union
+from factories import (
+    make_pruned,
+    make_refinement,
+    make_replicates,
+    make_stated,
+    make_study,
+    make_union,
+)
 from process_runner import wait_until
-from test_pruning_audit import make_pruned
 
 from reports.page.page import write_report
 

@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from factories import created_once, make_runs, make_study, results_of
+from factories import (
+    PREDICTION_ERROR,
+    PRUNED_REASON,
+    PRUNED_SPACE,
+    make_pruned,
+    make_study,
+    results_of,
+)
 from optuna.trial import TrialState
 from scipy import stats
 
@@ -33,54 +40,6 @@ from studies.hypotheses import register
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
-STEPS = 200
-REASON = "at step 100 of 200: predicted 2.000 ± 0.100"
-ERROR = -0.05
-"""Value minus prediction of each pruned trial."""
-
-
-SPACE = {"layers": [1, 2], "state_size": [4, 8], "state_source": ["new"]}
-SPACE |= {name: [False, True] for name in ("residual", "input_gate", "forget_gate")}
-SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
-
-
-@created_once
-def make_pruned(
-    url,
-    name="made",
-    audited=range(10),
-    finished=True,
-    scale=0.1,
-    drawn_over=(),
-    recorded=None,
-    **settings,
-):
-    """Store 32 trials of which every other one is pruned, with predictions that are too high.
-
-    If the study is not finished, the last one is paused.
-
-    With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
-    residual are pruned, so that no pair of complete trials differs in it.
-    """
-    raw = {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
-    runs = []
-    for i, params in enumerate(StudyConfig.model_validate(raw | settings).grid.combinations()):
-        value = 2 - 0.4 * params["residual"] - 0.2 * params["input_gate"] + i / 1000
-        found = {"audited": i in audited, "curve": {50: value + 1, 100: value + 0.5}}
-        found |= recorded or {}
-        if not params["residual"]:
-            found |= {"rung": 100, "keep_probability": 0.02, "predicted_scale": scale}
-            found |= {"predicted_value": value - ERROR, "reason": REASON}
-        if not finished and i == 31:
-            found |= {"rung": 100, "state": TrialState.WAITING}
-        elif params["residual"] or i in audited:
-            found["curve"] |= {150: value, 200: value}
-        else:
-            found["state"] = TrialState.PRUNED
-        runs.append((params, value, found))
-    make_runs(url, name, raw | settings, runs, audit_nuisance=drawn_over)
-
-
 EVEN = range(0, 32, 2)
 
 
@@ -104,7 +63,7 @@ def test_audit_measures_recall_and_the_predictions(sqlite_url):
     assert (found.trials, found.stopped, found.pruned, found.lost) == (16, 8, 8, 0)
     assert found.lost_high == bound_lost(8, 8, 0)
     assert (found.inside, found.is_alarm) == (8, False)
-    assert found.bias == pytest.approx(ERROR)
+    assert found.bias == pytest.approx(PREDICTION_ERROR)
     make_pruned(sqlite_url, "wrong", audited=EVEN, scale=0.01)
     look = AuditLook(complete=16, trials=8, inside=1, alarm=True)
     with closing(open_storage(sqlite_url)) as storage:
@@ -112,17 +71,6 @@ def test_audit_measures_recall_and_the_predictions(sqlite_url):
         storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
     found = audit_pruning(results_of(sqlite_url, "wrong"))
     assert (found.inside, found.is_alarm, found.has_held_back) == (0, True, True)
-
-
-@pytest.mark.extended
-def test_false_alarms_are_rarer_than_the_level():
-    from search.pruning.audit import LEVEL, is_alarm
-
-    random = np.random.default_rng(0)
-    for size in (5, 9, 18, 20):
-        inside = (np.abs(random.standard_t(5, (4000, 2, size))) <= 2).sum(axis=2)
-        alarms = [any(is_alarm(size, int(each)) for each in looks) for looks in inside]
-        assert np.mean(alarms) <= LEVEL
 
 
 def make_table(seed):
@@ -171,7 +119,7 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
 
 def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     """At two sizes each; half of the architectures are audited, at both."""
-    grid = StudyConfig.model_validate({"space": SPACE}).grid.combinations()
+    grid = StudyConfig.model_validate({"space": PRUNED_SPACE}).grid.combinations()
     audited = [number for number, params in enumerate(grid) if params["forget_gate"]]
     options = {"audited": audited, "nuisance": ["state_size"], "drawn_over": ["state_size"]}
     make_pruned(sqlite_url, **options)
@@ -181,7 +129,7 @@ def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     # Both trials of the four audited architectures without the residual would have been pruned.
     assert (found.stopped, found.pruned, found.top_count) == (4, 4, 1)
     assert (found.tested, found.inside) == (4, 4)  # one of each
-    assert found.bias == pytest.approx(ERROR)
+    assert found.bias == pytest.approx(PREDICTION_ERROR)
     assert estimate_audited_effects(results).effects == [], "four are too few"
     make_pruned(sqlite_url, "all", **(options | {"audited": range(32)}))
     found = estimate_audited_effects(results_of(sqlite_url, "all"))
@@ -204,7 +152,7 @@ def test_audited_trials_cover_the_effects_and_the_losses_of_the_whole_grid():
             predicted_value=predicted,
             audited=True,
             state="COMPLETE",
-            reason=np.where(is_pruned, REASON, None),
+            reason=np.where(is_pruned, PRUNED_REASON, None),
         )
         is_audited = np.isin(np.arange(192), audited)
         is_lost = pd.Series(is_pruned & ~is_audited)
@@ -238,9 +186,9 @@ def test_architecture_with_a_pruned_trial_without_a_prediction_is_judged_by_the_
             ("b", pruned, math.nan, False, None, math.nan),
             ("c", pruned, math.nan, False, None, 1.5),
             ("c", complete, 1.7, False, None, math.nan),
-            ("d", complete, 1.2, True, REASON, 1.4),
+            ("d", complete, 1.2, True, PRUNED_REASON, 1.4),
             ("d", complete, 1.3, True, None, math.nan),
-            ("e", TrialState.FAIL.name, math.nan, True, REASON, 1.4),
+            ("e", TrialState.FAIL.name, math.nan, True, PRUNED_REASON, 1.4),
         ],
         columns=["p", "state", "value", "audited", "reason", "predicted_value"],
     )
@@ -268,4 +216,4 @@ def test_summary_counts_pruned_trials_and_steps(sqlite_url):
 def test_page_of_a_pruned_study_names_the_steps_and_the_reason_of_each_trial(build_page):
     page = build_page(make_pruned, "made", audited=())
     assert "75% of all steps" in page.words
-    assert f'title="{REASON}">pruned' in " ".join(page.html.split())
+    assert f'title="{PRUNED_REASON}">pruned' in " ".join(page.html.split())

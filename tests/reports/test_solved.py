@@ -3,10 +3,9 @@
 import math
 
 import pytest
-from factories import gated_params, make_runs, make_study, results_of
+from factories import gated_params, make_pruned, make_runs, make_study, results_of
 from pages import build_from
 from scipy.stats import binom
-from test_pruning_audit import make_pruned
 
 from reports.analysis.solved import compare_solved, count_solved
 from rnn_search import load

@@ -1,12 +1,13 @@
 """A search that prunes trains a random sample of its trials to the end, and learns from it."""
 
+import numpy as np
 import pytest
 from invocation import refused
 from optuna.trial import TrialState
 from test_pruned_search import GRID, STEPS, TRIALS, search
 from test_worker import create_study
 
-from search.pruning.audit import DIVISOR, describe_look
+from search.pruning.audit import DIVISOR, LEVEL, describe_look, is_alarm
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.scheduler import PauseResumeScheduler
@@ -183,3 +184,12 @@ def test_damaged_audit_is_reported_in_one_line(scheduler):
     scheduler._storage.set_study_system_attr(scheduler._study_id, AUDIT_LOOKS, damaged)
     with refused(StudyFormatError, "attribute rnn_search:audit: "):
         scheduler.read()
+
+
+@pytest.mark.extended
+def test_false_alarms_are_rarer_than_the_level():
+    generator = np.random.default_rng(0)
+    for size in (5, 9, 18, 20):
+        inside = (np.abs(generator.standard_t(5, (4000, 2, size))) <= 2).sum(axis=2)
+        alarms = [any(is_alarm(size, int(count)) for count in looks) for looks in inside]
+        assert np.mean(alarms) <= LEVEL

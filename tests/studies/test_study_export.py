@@ -11,6 +11,7 @@ from factories import (
     finish_one,
     gated_params,
     make_empty,
+    make_pruned,
     make_refinement,
     make_replicates,
     make_runs,
@@ -20,7 +21,6 @@ from factories import (
     results_of,
 )
 from managed_studies import create_with_everything
-from test_pruning_audit import make_pruned
 
 from rnn_search import import_results, import_study, list_studies, load
 from studies.attributes import AuditState
