@@ -44,7 +44,7 @@ ROW_HEIGHT = 28
 COLUMN_WIDTH, FULL_WIDTH = 760, 1160
 """Largest width in pixels of a figure of a few rows or lines, and of one of many."""
 
-LEGEND_WIDTH = 60
+LEGEND_WIDTH = 50
 """Characters of a line of a legend that a phone has room for."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

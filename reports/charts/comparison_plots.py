@@ -551,8 +551,7 @@ def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
     for place, (variant, rows) in enumerate(comparison.group_by_variant()):
         left = place * 1.5
         right = left + 1
-        ticks[left] = escape_html(comparison.source)
-        ticks[right] = f"{escape_html(comparison.study)}<br>{escape_html(variant)}"
+        ticks[left + 0.5] = escape_html(variant)
         places: list[float | None] = []
         values: list[float | None] = []
         texts: list[str] = []
@@ -576,7 +575,7 @@ def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
         xaxis={
             "tickvals": list(ticks),
             "ticktext": list(ticks.values()),
-            "range": [-0.3, max(ticks) + 0.3],  # Plotly hides a name that is cut off
+            "range": [-0.3, max(ticks) + 0.8],
             "showgrid": False,
             "zeroline": False,
         },
@@ -587,7 +586,7 @@ def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
     return Chart(
         "From the source to each variant",
         figure,
-        caption="A line is an architecture: its loss in the source study on the left, in the "
-        "variant on the right. The training budgets may differ.",
-        width=170 * len(ticks) // 2,
+        caption=f"A line is an architecture: on the left its loss in {comparison.source}, on the "
+        "right that of the variant. The training budgets may differ.",
+        width=120 * len(ticks),
     )

@@ -107,20 +107,25 @@ def _measure_noise(findings: StudyFindings) -> Fact:
         value = math.sqrt(fmean(deviation**2 for deviation in deviations))
         detail = f"standard deviation over {sum(entry.runs for entry in entries):,} runs"
         return Fact(name, results.metric.format_number(value), results.metric.unit, detail)
-    if findings.audited is not None:
-        return Fact(
-            name, "not measured", detail="intervals leave out what another run would change"
-        )
-    noise = build_judged_table(results).noise
+    noise = None if findings.audited else build_judged_table(results).noise
     if noise is None:
-        source = "residuals" if findings.is_additive else "differences between pairs"
-        return Fact(name, "not known", detail=f"intervals use the {source} instead")
+        return Fact(name, "not measured", detail=_describe_intervals(findings))
     low = float(np.nanmin(noise.deviations.deviations))
     high = float(np.nanmax(noise.deviations.deviations))
     spec = results.measure.difference_spec
     text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
     detail = f"standard deviation, from {noise.source}"
     return Fact(name, text, results.measure.unit, detail)
+
+
+def _describe_intervals(findings: StudyFindings) -> str:
+    """Say what the intervals of the effects rest on without the noise between runs."""
+    if not findings.effects:
+        return ""
+    if findings.audited:
+        return "intervals leave out what another run would change"
+    source = "residuals" if findings.is_additive else "differences between pairs"
+    return f"intervals use the {source} instead"
 
 
 def _count_replicates(findings: StudyFindings) -> Fact:

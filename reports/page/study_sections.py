@@ -13,7 +13,7 @@ from reports.blocks import Block, Code, Folded, Pair, Section, Text
 from reports.charts import comparison_plots, trial_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
-from reports.formatting import join_params, to_sentence
+from reports.formatting import join_params
 from reports.page import setup
 from rnn.config import CellConfig
 from rnn.source_code import generate_module
@@ -55,10 +55,7 @@ def list_sections(findings: StudyFindings, shown: Chart | None) -> list[Section]
 def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | None:
     results = findings.results
     if not findings.effects:
-        if findings.audited is None:
-            return None
-        reason = to_sentence(sentences.explain_missing_effects(findings))
-        return Section("effects", results.effects_title, [Text([reason])])
+        return None
     texts = [sentences.describe_pairs(findings), *sentences.list_noise(findings)]
     texts.append("* marks an interval that excludes zero, without correction for their number.")
     blocks: list[Block] = [Text(texts, is_note=True)]

@@ -140,7 +140,7 @@ def test_sections_have_a_fixed_order_and_are_absent_without_data(build_page, stu
 
 def test_first_screen_says_what_was_not_measured(build_page):
     pruned = build_page(make_pruned, audited=()).words
-    assert "Noise between runs not measured" in pruned
+    assert "Noise between runs not measured Replicates" in pruned, "no effect has an interval"
     assert "no trial was audited, so no effect can be estimated" in pruned
     assert "what was lost is not measured" in pruned
     replicated = build_page(make_replicates, "replicates").words
@@ -149,6 +149,7 @@ def test_first_screen_says_what_was_not_measured(build_page):
     unfinished = build_page(make_study, "made", finished=5).words
     assert "Unfinished: 5 of 8 trials." in unfinished
     assert "whether any change has an effect is not known" in unfinished
+    assert "not measured intervals use the differences between pairs instead" in unfinished
     assert "Replicates none a ranking of single runs is partly luck" in unfinished
 
 

@@ -40,6 +40,7 @@ def test_variants_are_compared_with_their_source_trials(derived):
     figure = chart_variants(comparison, results.measure).figure
     assert [trace.name for trace in figure.data] == ["unchanged", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
+    assert figure.layout.xaxis.ticktext == ("unchanged", "state size 16")
     # It is reported without its source as well.
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))

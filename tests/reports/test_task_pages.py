@@ -103,6 +103,11 @@ def test_page_tables_and_lines_are_those_of_the_task(
     for value in values:
         assert value.replace("-", "−") in shown.replace("-", "−"), value
     assert limit in shown
+    by_length = page.partition("made by length and slice</caption>")[2].partition("</table>")[0]
+    assert "<span>2×4 no gates</span>" in by_length, "without what all have in common"
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', by_length)
+    assert rows[:3] == [(f"length {n} steps", name) for n in (50, 40, 100)]
+    assert rows[3:5] == [("cue 0", name), ("cue 0", "accuracy")]
     least = best.split()[0]
     assert f"best: 1×4 no gates, new state (trial 0), validation {name} {least}" in headline
 
