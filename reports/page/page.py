@@ -34,7 +34,7 @@ from reports.study_tables import tabulate_across_tasks
 from studies.files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
 
-MAX_TITLES = {"xaxis": 26, "yaxis": 32}
+MAX_TITLES = {"xaxis": 28, "yaxis": 32}
 """Characters of the title of an axis. The unit of a longer one is in a second line."""
 
 INK = "#1b1f24"
