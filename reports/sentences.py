@@ -172,7 +172,8 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
     if not names or not findings.effects:
         return []
     is_many = findings.results.uncontrasted.issuperset(names)
-    reason = "too many values" if is_many else "no two trials differ in it alone"
+    it = "it" if len(names) == 1 else "one of them"
+    reason = "too many values" if is_many else f"no two trials differ in {it} alone"
     return [f"{strong(join_params(names))}: not compared, {reason}"]
 
 
