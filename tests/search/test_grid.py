@@ -100,10 +100,10 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
     def fail_once(function):
         calls = []
 
-        def unreliable(*args):
+        def unreliable(*args, **options):
             calls.append(args)
             if len(calls) > 1 or moment == "after":
-                result = function(*args)
+                result = function(*args, **options)
             if len(calls) == 1:
                 raise lost
             return result
