@@ -67,8 +67,6 @@ class Part:
         chart: figure of its first screen; None for none.
         facts: numbers that limit the answer.
         sections: what follows.
-        finished: number of finished trials.
-        planned: number of all trials.
     """
 
     prefix: str
@@ -79,8 +77,6 @@ class Part:
     chart: Chart | None = None
     facts: Sequence[Fact] = ()
     sections: Sequence[Section] = ()
-    finished: int = 0
-    planned: int = 0
 
 
 def write_report(storage_url: str, names: Sequence[str], output: Path | None = None) -> Report:
@@ -180,8 +176,6 @@ def _show_study(prefix: str, findings: StudyFindings) -> Part:
         chart,
         list_facts(findings),
         list_sections(findings, chart),
-        results.counts.finished,
-        results.counts.planned,
     )
 
 

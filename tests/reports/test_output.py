@@ -36,7 +36,7 @@ def test_report_replaces_the_file_that_is_there(folder, sqlite_url):
     assert write(sqlite_url) == page
     finish_one(sqlite_url, 1.0)
     assert write(sqlite_url) == page
-    assert "Unfinished: 5 of 8 trials." in page.read_text("utf-8")
+    assert "so far: 5 of 8 trials are finished" in page.read_text("utf-8")
     notes = folder / "notes.html"
     notes.write_text("notes")
     assert write(sqlite_url, "--output", "notes.html") == Path("notes.html")

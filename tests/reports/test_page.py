@@ -147,7 +147,7 @@ def test_first_screen_says_what_was_not_measured(build_page):
     assert "Noise between runs not" not in replicated
     assert "Replicates 3 runs of each architecture" in replicated
     unfinished = build_page(make_study, "made", finished=5).words
-    assert "Unfinished: 5 of 8 trials." in unfinished
+    assert "so far: 5 of 8 trials are finished" in unfinished
     assert "whether any change has an effect is not known" in unfinished
     assert "not measured intervals use the differences between pairs instead" in unfinished
     assert "Replicates none a ranking of single runs is partly luck" in unfinished
