@@ -1,4 +1,4 @@
-"""The design of a study: contrasts of its parameters, codes of its trials, full blocks."""
+"""The design of a study: contrasts of its parameters, and codes of its trials."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence, Set
