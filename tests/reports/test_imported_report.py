@@ -211,7 +211,7 @@ def test_answer_hides_no_undecided_effect_and_no_parameter_that_is_not_compared(
     assert lines == [
         "on no → yes lowers the value by 0.0507 [0.0446, 0.0567]",
         "epochs 10 → 20 and epochs 20 → 40 are undecided",
-        "decay and tied: not compared, no two trials differ in it alone",
+        "decay and tied: not compared, no two trials differ in one of them alone",
     ]
 
 
