@@ -1,9 +1,7 @@
-"""What a study says: its effects and verdicts, as data frames, figures and printed lists.
-
-Slow to import: pandas.
-"""
+"""What a study says: its effects and verdicts, as data frames, figures and printed lists."""
 
 import math
+from abc import ABC, abstractmethod
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from html import escape
@@ -27,15 +25,16 @@ if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
 
 
-class _Shown:
+class _Shown(ABC):
     """A result that is printed as lines and a table, and in a notebook as a list and a table."""
 
+    @abstractmethod
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _list_lines(self) -> list[str]:
-        raise NotImplementedError
+        """Return the lines."""
 
     def __repr__(self) -> str:
         frame = self.to_frame()
