@@ -209,7 +209,8 @@ class BestTrialFiles:
         """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
-        if self._count == _ALL or self._best.has_replicates:
+        # Without an answer any of them may be needed.
+        if self._count == _ALL or self._ask_for_replicates() is not False:
             return set(values)
         candidates = [*values.items()]
         if values:  # of one task
@@ -234,10 +235,20 @@ class BestTrialFiles:
             count = self._evict_after
             if count == _ALL:
                 return
-            if self._best.has_replicates:
+            has_replicates = self._ask_for_replicates()
+            if has_replicates:
                 self._evict_runs(count)
-            elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN, number)):
+            elif (
+                has_replicates is False
+                and is_written
+                and (ranking := self._read_ranking(count + EVICTION_MARGIN, number))
+            ):
                 self._files.evict([number for number, _ in ranking], count)
+
+    def _ask_for_replicates(self) -> bool | None:
+        """Return whether architectures have several runs; None if the storage does not answer."""
+        answer: bool | None = self._query(lambda: self._best.has_replicates)
+        return answer
 
     def _evict_runs(self, count: int) -> None:
         if (found := self._query(self._best.read_ranking)) is None:

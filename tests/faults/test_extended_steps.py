@@ -130,11 +130,11 @@ def test_derived_study_is_extended_and_its_report_written_again(invoke, sqlite_u
     require_refused(refine("--extend"), "is a refinement without")
     assert refine(report=True).returncode == 0
     (page,) = (tmp_path / "reports" / "out").glob("*.html")
-    assert "4 steps per trial" in page.read_text()
+    assert "4 steps, batch of" in page.read_text()
     require_refused(refine("--extend"), "or extend training.steps")
     require_refused(refine(*longer, "--set=refinement.top=3"), "refinement.top: 1 in the study")
     extended = refine(*longer, report=True)
     assert "trials that continue from their checkpoints: 2\n" in extended.stdout
-    assert "8 steps per trial" in page.read_text()
+    assert "8 steps, batch of" in page.read_text()
     assert "extended from" not in refine(*longer).stdout
     assert "study 'again' was extended: using its stored 8 steps" in refine().stdout
