@@ -212,8 +212,14 @@ class StudyFindings:
 
     @property
     def is_additive(self) -> bool:
-        """Whether effects are those of an additive model, for want of matched pairs."""
-        return any(effect.source is NoiseSource.ADDITIVE for effect in self.effects)
+        """Whether all effects are those of an additive model, for want of matched pairs."""
+        return bool(self.effects) and len(self.additive_parameters) == len(self.effects)
+
+    @property
+    def additive_parameters(self) -> list[str]:
+        """Parameters whose effects are by least squares."""
+        added = (effect for effect in self.effects if effect.source is NoiseSource.ADDITIVE)
+        return [effect.contrast.parameter for effect in added]
 
     @cached_property
     def additive(self) -> list[Effect]:

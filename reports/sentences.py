@@ -74,20 +74,22 @@ def _list_scope(findings: StudyFindings) -> list[str]:
     if refinement is not None and refinement.trial is None:
         lines.append(f"effects hold among the best of {refinement.source}")
     if results.nuisance:
-        best = join_params(results.nuisance)
-        lines.append(f"each {results.noun} is judged at its best {best}")
+        lines.append(f"each {results.noun} is judged at its best {join_params(results.nuisance)}")
     if findings.audited:
         lines.append(
             f"effects are by predictions for the {counts.pruned:,} pruned trials, corrected by "
             "the audit"
         )
+    return [*lines, *list_additive(findings)]
+
+
+def list_additive(findings: StudyFindings) -> list[str]:
+    """Say what effects by least squares rest on; nothing without any."""
     if findings.is_additive:
-        lines.append(ADDITIVE)
-    return lines
-
-
-ADDITIVE = "no two runs differ in one parameter alone: effects are taken to add up"
-"""What the effects of a table without matched pairs rest on."""
+        return ["no two runs differ in one parameter alone: effects are taken to add up"]
+    names = join_params(findings.additive_parameters)
+    clause = f"effects of {names} are by least squares: they are taken to add up"
+    return [clause] if names else []
 
 
 def _list_effects(findings: StudyFindings) -> list[str]:
@@ -330,8 +332,7 @@ def _describe_outliers(findings: StudyFindings) -> str:
 
 def _describe_budget(budget: UnequalBudget) -> str:
     """Say that the values of a parameter get unequal budgets in the same number of steps."""
-    name = format_param(budget.parameter)
-    values = f"{name} {format_value(budget.most)} has"
+    values = f"{format_param(budget.parameter)} {format_value(budget.most)} has"
     times = f"{budget.ratio:.3g} times as many {budget.unit}"
     return f"in the same number of steps, {values} {times} as {format_value(budget.least)}"
 
@@ -344,7 +345,7 @@ def describe_pairs(findings: StudyFindings) -> str:
     results = findings.results
     better = f"a {results.measure.better_sign} difference is better"
     if findings.is_additive:
-        return f"{to_sentence(ADDITIVE)} {to_sentence(better)}"
+        return to_sentence(better)
     if findings.audited:
         return (
             "Mean difference over all pairs of values or, of pruned trials, of predictions; the "
@@ -363,8 +364,8 @@ def describe_pairs(findings: StudyFindings) -> str:
 
 def list_noise(findings: StudyFindings) -> list[str]:
     """Say in sentences what the intervals of the effects were estimated from; none without any."""
-    sources = {effect.source for effect in findings.effects}
-    if not sources or findings.is_additive:
+    sources = {effect.source for effect in findings.effects} - {NoiseSource.ADDITIVE}
+    if not sources:
         return []
     if NoiseSource.AUDIT in sources:
         return ["The interval is that of drawing other audited trials, without the noise of runs."]

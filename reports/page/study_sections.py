@@ -13,7 +13,7 @@ from reports.blocks import Block, Code, Folded, Pair, Section, Text
 from reports.charts import comparison_plots, trial_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
-from reports.formatting import join_params
+from reports.formatting import join_params, to_sentence
 from reports.page import setup
 from rnn.config import CellConfig
 from rnn.source_code import generate_module
@@ -56,7 +56,9 @@ def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | Non
     results = findings.results
     if not findings.effects:
         return None
-    texts = [sentences.describe_pairs(findings), *sentences.list_noise(findings)]
+    texts = [sentences.describe_pairs(findings)]
+    texts += [to_sentence(clause) for clause in sentences.list_additive(findings)]
+    texts += sentences.list_noise(findings)
     texts.append("* marks an interval that excludes zero, without correction for their number.")
     blocks: list[Block] = [Text(texts, is_note=True)]
     chart = comparison_plots.chart_effects(findings)

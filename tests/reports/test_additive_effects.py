@@ -8,12 +8,13 @@ import pytest
 from pages import build_from
 
 from reports.formatting import to_sentence
-from reports.sentences import ADDITIVE
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage
+
+ASSUMPTION = "no two runs differ in one parameter alone: effects are taken to add up"
 
 TRUTH = {"rate": 0.4, "optimizer": 0.1, "norm": -0.05, "momentum": -0.1, "null": 0.0}
 """Effects; that of the rate is from 1e-5 to 0.1, that of the optimizer at the average momentum."""
@@ -89,12 +90,32 @@ def test_imported_sweep_has_effects_and_says_what_they_assume(sqlite_url):
     frame = pd.DataFrame(columns).assign(value=values)
     import_results(sqlite_url, frame, ImportOptions(), name="sweep")
     page = build_from(read_results(read_storage(sqlite_url), "sweep"))
-    assert page.words.count(ADDITIVE) == 1
-    assert page.words.count(to_sentence(ADDITIVE)) == 1
+    assert page.words.count(ASSUMPTION) == 1
+    assert page.words.count(to_sentence(ASSUMPTION)) == 1
     effects = load("sweep", storage=sqlite_url).effects()
-    assert effects.answer[0] == ADDITIVE
+    assert effects.answer[0] == ASSUMPTION
     table = effects.to_frame().set_index("parameter")
     assert table.loc[["rate", "optimizer"], "significant"].all()
     assert not table.loc["null", "significant"]
     assert (table["pairs"] == 0).all()
     assert len(effects.plot().data[0].y) == len(TRUTH)
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_only_parameters_that_no_pairs_compare_are_said_to_be_by_least_squares(sqlite_url):
+    generator = np.random.default_rng(0)
+    rate = np.repeat(generator.uniform(size=30), 2)
+    norm = np.tile([True, False], 30)
+    value = rate - 0.5 * norm + 0.02 * generator.normal(size=60)
+    frame = pd.DataFrame({"rate": rate, "norm": norm, "value": value})
+    import_results(sqlite_url, frame, ImportOptions(), name="mixed")
+    effects = load("mixed", storage=sqlite_url).effects()
+    pairs = effects.to_frame().set_index("parameter")["pairs"]
+    assert pairs.to_dict() == {"norm": 30, "rate": 0}
+    words = build_from(read_results(read_storage(sqlite_url), "mixed")).words
+    assert ASSUMPTION not in words
+    clause = "effects of rate are by least squares: they are taken to add up"
+    assert effects.answer[0] == clause
+    assert to_sentence(clause) in words
+    assert "over all pairs of trials that differ in this alone" in words
+    assert "intervals use the scatter of the pairs" in words
