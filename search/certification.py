@@ -3,21 +3,19 @@
 V is the number of byte tokens, B the number of streams, T the number of time steps.
 """
 
-import inspect
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from rnn.config import (
@@ -33,7 +31,14 @@ from rnn.config import (
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.export import SavedModel, export_files
-from rnn.network import Network, Window, build_seeded, named_tensors, network_shapes
+from rnn.network import (
+    Network,
+    Window,
+    build_seeded,
+    named_tensors,
+    network_shapes,
+    split_tensors,
+)
 from rnn.own_code import CellSource, CodeSource, describe_error
 from rnn.tasks.corpus import TextData
 from rnn.tasks.tokenizer import ByteTokenizer
@@ -53,9 +58,6 @@ LAYERS, STREAMS = 2, 3
 
 TIMEOUT = 600
 """Seconds after which a new process counts as hanging; it takes a few."""
-
-Answer = str | tuple[Tensor, dict[str, Tensor]]
-"""The exception of an export in a new process; or its logits, and its tensors at first."""
 
 
 def _build(config: CellConfig) -> Network:
@@ -134,6 +136,13 @@ def check_function(config: CellConfig) -> None:
         raise CellError(
             f"{cell} returns other numbers after eval(): expected the same as in training"
         )
+    initial = named_tensors(other)
+    for name, tensor in named_tensors(module).items():
+        if name not in initial or not torch.equal(tensor, initial[name]):
+            raise CellError(
+                f"{cell}: forward changes {name}: expected the constructor to create all "
+                "parameters and buffers, and all that changes from step to step to be in the state"
+            )
 
 
 def check_gradients(config: CellConfig) -> None:
@@ -155,48 +164,6 @@ def check_gradients(config: CellConfig) -> None:
             f"cell {config.cell}: the gradient does not reach its parameter "
             f"{name.split('.', 2)[2]}: expected forward to use it, or a buffer"
         )
-
-
-def check_memory(config: CellConfig) -> None:
-    """Require that nothing is kept between two calls, whether or not it is read."""
-    module, tokens = _build(config), _draw_tokens(5)
-    before = _freeze_all(named_tensors(module))
-    _read(module, tokens)
-    before |= _freeze_all(_list_attributes(module))  # the first call may build a constant mask
-    _read(module, tokens.flip(0))
-    for name, value in _freeze_all(named_tensors(module) | _list_attributes(module)).items():
-        if before.get(name) != value:
-            raise CellError(
-                f"cell {config.cell}: forward changes {name}: expected the constructor to create "
-                "all parameters and buffers, and all that changes from step to step to be in the "
-                "state"
-            )
-
-
-def _list_attributes(module: Network) -> dict[str, Any]:
-    """Return the attributes of the layers and of their modules besides parameters and buffers."""
-    of_every_module = vars(nn.Module())
-    return {
-        f"{name}.{attribute}": value
-        for name, each in module.layers.named_modules(prefix="layers")
-        for attribute, value in vars(each).items()
-        if attribute not in of_every_module
-    }
-
-
-def _freeze_all(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: _freeze(value) for name, value in values.items()}
-
-
-def _freeze(value: object) -> object:
-    """Return the content of tensors, containers and numbers; the identity of any other object."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.shape, repr(value.detach().to_dense().tolist())
-    if isinstance(value, dict):
-        return [(repr(key), _freeze(each)) for key, each in value.items()]
-    if isinstance(value, list | tuple | set | deque):
-        return list(map(_freeze, value))
-    return repr(value) if isinstance(value, str | bytes | int | float | complex) else id(value)
 
 
 def check_resumption(config: CellConfig) -> None:
@@ -233,149 +200,100 @@ CHECKS: dict[str, Callable[[CellConfig], None]] = {
     "output, state and gradient have their shapes and are finite in fp32 and bf16": check_numbers,
     "forward is deterministic, and the streams of a batch are independent": check_function,
     "the gradient reaches every parameter": check_gradients,
-    "nothing is kept between two calls": check_memory,
     "a training that is resumed from a checkpoint repeats bit for bit": check_resumption,
 }
 """The checks in this process by what holds if they pass, in their order."""
 
 
-def check_exports(configs: Sequence[CellConfig]) -> None:
-    """Require networks to be the same in a new process, and their exports to run alone."""
-    for config, answer in zip(configs, run_exports(configs), strict=True):
-        check_export(config, answer)
+_EXPORT = """
+import json
+import sys
+
+import torch
+
+for name in ("reports", "rnn", "rnn_search", "search", "studies"):
+    sys.modules[name] = None  # its import raises an exception
+sys.path.insert(0, "")
+from network import Network
+
+torch.manual_seed(0)
+networks = Network(), Network()  # the second draws other random numbers
+networks[1].load_state_dict(torch.load("weights.pt", weights_only=True))
+answers = []
+tokens = json.load(sys.stdin)
+for network in networks:
+    states = network.init_state(1)
+    for token in tokens:
+        logits, states = network(torch.tensor(token), states)
+    answers.append(logits.tolist())
+print(json.dumps(answers))
+"""
+"""Program that reads tokens with an export, with its initial weights and with its stored ones."""
 
 
-def run_exports(configs: Sequence[CellConfig]) -> list[Answer]:
-    """Run exports of networks in one new process, without the packages of this project.
-
-    Raises:
-        CellError: if the process crashes.
-    """
-    # Neither the current folder nor that of the user is searched for modules.
-    program = f"{inspect.getsource(_run_exports)}\n_run_exports()"
-    options = ("-s", "-P", "-c", program)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    other = {"PYTHONHASHSEED": "4711", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as name:
-        folder = Path(name)
-        for number, config in enumerate(configs):
-            (folder / str(number)).mkdir()
-            # Besides tensors, a state dict has what get_extra_state returns.
-            state_dict = _build(config).state_dict().items()
-            weights = {name: each for name, each in state_dict if isinstance(each, Tensor)}
-            model = SavedModel(config, weights, ByteTokenizer(), "fp32", {})
-            for file, content in export_files(model).items():
-                (folder / str(number) / file).write_bytes(content)
-        torch.save((len(configs), _draw_tokens(5, 1)), folder / "request.pt")
-        run_new_process(CellSource, configs[0].cell, options, clean | other, folder)
-        answers: list[Answer] = torch.load(folder / "answers.pt", weights_only=True)
-        return answers
+def check_export(config: CellConfig) -> None:
+    """Require an export to run in a new process, without this program, and to compute the same."""
+    module = _build(config)
+    trained, constants = split_tensors(module)
+    model = SavedModel(config, trained | constants, ByteTokenizer(), "fp32", {})
+    tokens = _draw_tokens(5, 1)
+    with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as folder:
+        for file, content in export_files(model).items():
+            Path(folder, file).write_bytes(content)
+        given = json.dumps(tokens.tolist())
+        printed = run_new_process(CellSource, config.cell, _EXPORT, given, folder)
+    expected = _read(module, tokens)[0]
+    for logits in json.loads(printed):
+        if not torch.allclose(torch.tensor(logits), expected, 1e-3, 1e-4):
+            raise CellError(
+                f"cell {config.cell}: its export computes other numbers in a new process: expected "
+                "nothing that depends on hash() or the order of a set, and random numbers in "
+                "nn.Parameter or register_buffer only"
+            )
 
 
 def run_new_process(
-    kind: type[CodeSource],
-    name: str,
-    options: Sequence[str],
-    environment: Mapping[str, str],
-    folder: Path | None = None,
-    given: str = "",
+    kind: type[CodeSource], name: str, program: str, given: str, folder: str | None = None
 ) -> str:
-    """Run Python in a new process that uses a cell or a task; return what it printed.
+    """Run a program that uses a cell or a task in a new process, with another hash seed.
 
-    It runs with options of Python, in a folder or in that of this process, and reads what is given
-    from its standard input.
+    Args:
+        kind: whether it is a cell or a task.
+        name: its name.
+        program: the program, in Python.
+        given: its standard input.
+        folder: its working directory; None for that of this process.
+
+    Returns:
+        The last line that it prints.
 
     Raises:
         CellError, TaskError: if the process hangs or fails.
     """
-    subject = f"{kind.kind} {name}"
-    # Files, for a process that the user's code starts would keep a pipe open.
-    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
-        try:
-            done = subprocess.run(
-                [sys.executable, *options],
-                cwd=folder,
-                env=environment,
-                input=given.encode(),
-                stdout=printed,
-                stderr=errors,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise kind.error(
-                f"{subject}: a new process did not end in {TIMEOUT} s: expected a {kind.kind} that "
-                "waits for nothing"
-            ) from error
-        output, problem = (_read_file(each) for each in (printed, errors))
-    if done.returncode:
-        reason = "".join(problem.strip().splitlines()[-1:])
-        raise kind.error(
-            f"{subject}: a new process ends with exit code {done.returncode} ({reason[:200]}): "
-            f"expected a {kind.kind} that leaves the process running"
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            input=given.encode(),
+            capture_output=True,
+            timeout=TIMEOUT,
         )
-    return output
-
-
-def _read_file(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
-
-
-def _run_exports() -> None:
-    """Build each export and read tokens with it: the program of the new process."""
-    import importlib
-    import sys
-
-    import torch
-
-    torch.set_num_threads(1)
-    for name in ("reports", "rnn", "rnn_search", "search", "studies"):
-        sys.modules[name] = None  # type: ignore[assignment]  # its import raises an exception
-    count, tokens = torch.load("request.pt", weights_only=True)
-    answers: list[object] = []
-    for number in range(count):
-        sys.path.insert(0, f"{number}")
-        try:
-            module = importlib.import_module("network")
-            torch.manual_seed(0)
-            initial = module.Network()
-            network = module.Network()  # its random numbers are others
-            network.load_state_dict(torch.load(f"{number}/weights.pt", weights_only=True))
-            states = network.init_state(1)
-            with torch.inference_mode():
-                for token in tokens:
-                    logits, states = network(token, states)
-            tensors = (*initial.named_parameters(), *initial.named_buffers())
-            answers.append((logits, {name: tensor.detach() for name, tensor in tensors}))
-        except (Exception, SystemExit) as error:
-            message = " ".join(str(error).split())[:200]
-            answers.append(f"{type(error).__name__} ({message})")
-        sys.path.remove(f"{number}")
-        for name in ("network", "cell"):
-            sys.modules.pop(name, None)
-    torch.save(answers, "answers.pt")
-
-
-def check_export(config: CellConfig, answer: Answer) -> None:
-    """Require the answer of a new process to be what this process computes."""
-    cell = f"cell {config.cell}"
-    if isinstance(answer, str):
-        raise CellError(
-            f"{cell}: its export does not run without this program: {answer}: expected a file that "
+    except subprocess.TimeoutExpired as error:
+        raise kind.error(
+            f"{kind.kind} {name}: a new process did not end in {TIMEOUT} s: expected a {kind.kind} "
+            "that waits for nothing"
+        ) from error
+    printed = done.stdout.decode(errors="replace").splitlines()
+    if done.returncode or not printed:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise kind.error(
+            f"{kind.kind} {name} fails in a new process ({reason[:200]}): expected a file that "
             "needs nothing but installed packages"
         )
-    logits, tensors = answer
-    here = named_tensors(_build(config))
-    if list(here) != list(tensors) or not _are_equal([*here.values()], [*tensors.values()]):
-        raise CellError(
-            f"{cell} has other initial weights in another process, with another hash seed of "
-            "Python: expected nothing that depends on hash(), the order of a set, or the process"
-        )
-    if not torch.allclose(logits, _read(_build(config), _draw_tokens(5, 1))[0], 1e-3, 1e-4):
-        raise CellError(
-            f"{cell}: its export computes other numbers: expected nothing that depends on hash() "
-            "or the order of a set, and random numbers in nn.Parameter or register_buffer only"
-        )
+    return printed[-1]
 
 
 _HINTS = {
@@ -388,7 +306,7 @@ _HINTS = {
 def check_networks(
     networks: Sequence[CellConfig], on_passed: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Run every check on tiny networks of users' cells.
+    """Run every check on tiny networks of a user's cell.
 
     ``on_passed`` is called after each check, with what holds.
 
@@ -408,8 +326,8 @@ def check_networks(
                     f"{_describe_options(network)}, in the check that {passed}{next(hints, '')}"
                 ) from error
         on_passed(passed)
-    check_exports(networks)
-    on_passed("initial weights and exports are the same in a new process")
+    check_export(networks[0])
+    on_passed("an export computes the same in a new process, without this program")
 
 
 def _describe_options(network: CellConfig, message: str = "") -> str:
@@ -428,7 +346,6 @@ def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> 
     Raises:
         CellError: if one cannot be built, or breaks the contract of a cell.
     """
-    networks: list[CellConfig] = []
     for name, record in config.cells.items():
         built = _list_combinations(config, name, record)
         if certified is not None and built == _list_combinations(certified, name, record):
@@ -437,9 +354,7 @@ def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> 
             network_shapes(network)
         size = min((network.state_size for network in built), default=STATE_SIZE)
         values = dict.fromkeys(item for network in built for item in network.options)
-        networks += list_networks(name, record, values, min(size, MAX_STATE_SIZE))
-    if networks:
-        check_networks(networks)
+        check_networks(list_networks(name, record, values, min(size, MAX_STATE_SIZE)))
 
 
 def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[CellConfig]:

@@ -10,7 +10,7 @@ from user_cells import EXAMPLES
 
 from rnn.errors import CellError
 from search.cells import load_record
-from search.certification import CHECKS, check_export, check_networks, list_networks, run_exports
+from search.certification import CHECKS, check_export, check_networks, list_networks
 
 CELL = """
 import torch
@@ -93,17 +93,19 @@ BROKEN = {
         "check_gradients",
         "the gradient does not reach its parameter extra.weight: expected forward to use it",
     ),
-    **{
-        f"attribute {name}": (text, "check_memory", f"forward changes layers.0.{name}: expected th")
-        for name, text in {
-            "past": cell("self.past = {'h': [0]}", last="self.past['h'][0] = new"),
-            "calls": cell("self.register_buffer('calls', torch.zeros(()))", "self.calls += 1"),
-            "bias": cell(
-                first="if not hasattr(self, 'bias'): self.bias = nn.Parameter(torch.zeros(8))",
-                last="y = y + self.bias",
-            ),
-        }.items()
-    },
+    "buffer": (
+        cell("self.register_buffer('calls', torch.zeros(()))", "self.calls += 1"),
+        "check_function",
+        "forward changes layers.0.calls: expected the constructor to create",
+    ),
+    "late parameter": (
+        cell(
+            first="if not hasattr(self, 'bias'): self.bias = nn.Parameter(torch.zeros(8))",
+            last="y = y + self.bias",
+        ),
+        "check_function",
+        "forward changes layers.0.bias: expected the constructor to create",
+    ),
     "counter": (
         cell(COUNT, last="y = y * (1 if next(self.calls) < 12 else 2)"),
         "check_resumption",
@@ -122,51 +124,35 @@ def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
     assert passed == list(CHECKS)[: names.index(check)]
 
 
-ELSEWHERE = {
-    "hash": (
-        cell("self.input.weight.data *= 1 + hash('a') / 2**70"),
-        "has other initial weights in another process, with another hash seed",
-    ),
-    "set": (
-        cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
-        "its export computes other numbers: expected nothing that depends on hash() or the order",
-    ),
-    "project": (
-        "import rnn.config\n" + cell(),
-        "its export does not run without this program: ModuleNotFoundError (",
-    ),
-    "unregistered": (
-        cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
-        "random numbers in nn.Parameter or register_buffer only",
-    ),
-    "variable": (
-        "import os\nassert 'PYTHONHASHSEED' not in os.environ\n" + cell(),
-        "its export does not run without this program: AssertionError ()",
-    ),
-}
-
-
-def test_cells_that_differ_in_a_new_process_are_refused(tmp_path, monkeypatch):
-    """All of them in the same process."""
-    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    networks = [networks_of(text, tmp_path)[0] for text, _ in ELSEWHERE.values()]
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
+            "its export computes other numbers in a new process: expected nothing that depends on",
+        ),
+        (
+            cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
+            "random numbers in nn.Parameter or register_buffer only",
+        ),
+        (
+            "import rnn.config\n" + cell(),
+            "fails in a new process (ModuleNotFoundError: No module na",
+        ),
+        (cell("__name__ == 'cell' and exit(3)"), "fails in a new process (exit code 3): expected"),
+    ],
+    ids=["set", "unregistered", "project", "exit"],
+)
+def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, text, reason):
+    networks = networks_of(text, tmp_path)
     for check in CHECKS.values():
-        for network in networks:
-            check(network)
-    answers = run_exports(networks)
-    for network, answer, (_, reason) in zip(networks, answers, ELSEWHERE.values(), strict=True):
-        with refused(CellError, reason):
-            check_export(network, answer)
-
-
-def test_cell_that_ends_the_new_process_is_refused(tmp_path):
-    networks = networks_of(cell("import os; __name__ == 'cell' and os._exit(3)"), tmp_path)
-    with pytest.raises(CellError, match="a new process ends with exit code 3"):
-        check_networks(networks)
+        check(networks[0])
+    with refused(CellError, reason):
+        check_export(networks[0])
 
 
 def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
-    """All of them in the same process; the second has no parameters."""
+    """The second has no parameters."""
     text = cell(
         """
         self.start = nn.Parameter(torch.zeros(state_size))
@@ -177,11 +163,13 @@ def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
     )
     text += "\n    def initial_state(self, batch_size):\n"
     text += "        return self.start.expand(batch_size, -1)\n"
-    networks = networks_of(text, tmp_path)
+    check_networks(networks_of(text, tmp_path))
     nothing = "lambda self, input_size, state_size: nn.Module.__init__(self)"
     forward = "lambda self, x, state: (state, x + state / 2)"
     text = f"from torch import nn\nclass Cell(nn.Module): __init__ = {nothing}; forward = {forward}"
-    networks += networks_of(text, tmp_path)
+    networks = networks_of(text, tmp_path)
     for name, path in EXAMPLES.items():
         networks += list_networks(name, load_record(f"{path}:{name}", ROOT))
-    check_networks(networks)
+    for check in CHECKS.values():
+        for network in networks:
+            check(network)

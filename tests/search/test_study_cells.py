@@ -77,7 +77,7 @@ def folder(tmp_path, text) -> Path:
 @pytest.fixture
 def few_checks(monkeypatch) -> None:
     """Check no cell in other processes, which takes seconds: tests here are about its source."""
-    monkeypatch.setattr("search.certification.check_exports", lambda networks: None)
+    monkeypatch.setattr("search.certification.check_export", lambda network: None)
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     done = CliRunner().invoke(check, words, standalone_mode=False)
     assert done.exit_code == 0, done.output
     *passed, lockstep, last = done.output.splitlines()
-    assert len(passed) == 6
+    assert len(passed) == 5
     assert all(line.startswith("passed: ") for line in passed)
     assert lockstep == (
         "networks that differ in settings of the optimizer can be trained in lockstep"
