@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-# Options of the demo's search, as in: make demo OVERRIDES='--set training.steps=200'
+# Options of the demo's search and its refinement, as in: make demo OVERRIDES='--set training.steps=200'
 OVERRIDES ?=
 # Passed to the shell verbatim: make does not expand a dollar sign.
 override OVERRIDES := $(value OVERRIDES)
@@ -29,10 +29,9 @@ $(VENV)/.installed: pyproject.toml
 	status=$$?; kill $$!; exit $$status
 	@touch $@
 
-# With overrides, the refinement trains as the search does, and not for the longer time of its file.
 demo: install ## search, refine and report on a small study: one to three minutes on two cores
 	$(RUN) run_search.py quick --workers $(WORKERS) $(OVERRIDES)
-	$(RUN) refine.py quick-refined --workers $(WORKERS) $(if $(OVERRIDES),--unset training)
+	$(RUN) refine.py quick-refined --workers $(WORKERS) $(OVERRIDES)
 	$(VENV)/bin/rnn-search report quick quick-refined
 
 # One more process than cores: fault tests spend much of their time waiting for timeouts. Those that

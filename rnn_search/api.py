@@ -77,8 +77,7 @@ def run(
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.
-        overrides: settings by dotted key, as in ``{"training.steps": 500}``; None leaves one of the
-            file out, so that it has its default.
+        overrides: settings by dotted key, as in ``{"training.steps": 500}``.
         workers: number of worker processes; 1 trains in this process.
         threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
         lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
@@ -179,9 +178,6 @@ def run_with(
             raise ConfigError(
                 f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
             )
-    unset = tuple(key for key, value in given.items() if value is None)
-    if unset and values.get("by_name"):
-        raise ConfigError(f"{unset[0]} is None: the study stores all settings, expected a value")
     options = build_options(
         RunOptions,
         **{
@@ -189,10 +185,7 @@ def run_with(
             for key, value in values.items()
         },
         corpus=None if corpus is None else str(corpus),
-        overrides=tuple(
-            f"{key}={_to_toml(key, value)}" for key, value in given.items() if value is not None
-        ),
-        unset=unset,
+        overrides=tuple(f"{key}={_to_toml(key, value)}" for key, value in given.items()),
         launch_set=tuple(f"{key}={value}" for key, value in (launch_set or {}).items()),
         is_command=False,
     )

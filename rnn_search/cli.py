@@ -24,7 +24,7 @@ from studies.storage.open import load_study, read_storage
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _STUDY = (
-    "name", "trial", "overrides", "unset", "corpus", "precision", "prune", "extend", "yes",
+    "name", "trial", "overrides", "corpus", "precision", "prune", "extend", "yes",
     "is_stored",
 )  # fmt: skip
 """Options that say what a study is."""

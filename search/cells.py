@@ -28,8 +28,8 @@ from rnn.own_code import (
 from studies.artifacts import Store, store_errors, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
+from studies.loader import ConfigFile
 from studies.records import CellOption, CellRecord, TaskRecord, read_options
 from studies.space import cell_name
 from studies.text import expect_one_of
@@ -37,8 +37,6 @@ from studies.text import expect_one_of
 
 def load_cells(file: ConfigFile) -> ConfigFile:
     """Load the users' cells that a config file names; return the file with their records.
-
-    Cells that overrides have removed are loaded for the names of their options.
 
     A cell of a stored study whose settings are opened by name is not loaded here.
 
@@ -54,11 +52,6 @@ def load_cells(file: ConfigFile) -> ConfigFile:
             continue
         if name not in records and name not in stored:  # two of a name are reported as well
             records[name] = load_record(spec, file.folder_of("space.cell"))
-    for spec in file.removed_specs:
-        name = spec.rpartition(":")[2]
-        if ":" in spec and name not in stored:
-            with contextlib.suppress(CellError):  # it need not be there: it is not trained
-                records[name] = load_record(spec, file.folder or Path())
     return file.with_cells(records)
 
 

@@ -16,9 +16,9 @@ from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.cli import study_name
 from studies.config import PrecisionSetting
-from studies.config_file import ConfigFile
 from studies.errors import ConfigError
 from studies.loader import (
+    ConfigFile,
     load_config_file,
     load_overrides,
     load_settings,
@@ -125,12 +125,6 @@ class RunOptions(WorkerOptions):
         "Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
         metavar="N",
     )
-    unset: tuple[str, ...] = _option(
-        (),
-        "Leave out a setting of the config, as in space.norm, so that it has its default; before "
-        "--set; may be repeated.",
-        metavar="KEY",
-    )
     settings: Mapping[str, Any] | None = None
     precision: PrecisionSetting | None = _option(
         None, "Precision of matrix products; fixed when the study is created."
@@ -211,8 +205,7 @@ class RunOptions(WorkerOptions):
             file = load_settings(self.study, self.settings)
         else:
             file = load_config_file(self.study, storage=self.storage)
-        file = override_settings(file, self.overrides, self.unset)
-        file = file.model_copy(update={"is_command": self.is_command})
+        file = override_settings(file, self.overrides)
         given = {"corpus": self.corpus, "precision": self.precision}
         file = file.with_overrides(
             {name: value for name, value in given.items() if value is not None}
@@ -231,7 +224,7 @@ class RunOptions(WorkerOptions):
     @property
     def _call(self) -> str:
         """Call of :func:`rnn_search.run` that creates the same study."""
-        overrides = load_overrides(self.overrides).settings | dict.fromkeys(self.unset)
+        overrides = load_overrides(self.overrides).settings
         given = {"name": self.name or self.study, "overrides": overrides}
         given |= {name: getattr(self, name) for name in _DEFINING if name not in _STATED}
         arguments = [f"{name}={value!r}" for name, value in given.items() if value]
@@ -239,12 +232,12 @@ class RunOptions(WorkerOptions):
 
 
 _DEFINING = (
-    "is_stored", "trial", "name", "corpus", "precision", "unset", "overrides", "prune", "extend",
+    "is_stored", "trial", "name", "corpus", "precision", "overrides", "prune", "extend",
     "partial", "yes",
 )  # fmt: skip
 """Options that define a study, in the order of a recorded command."""
 
-_STATED = ("trial", "name", "unset", "overrides")
+_STATED = ("trial", "name", "overrides")
 """Those that a recorded call in Python states in another way."""
 
 

@@ -54,11 +54,11 @@ from search.worker.checkpoints import current_versions, describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
 from studies.hypotheses import register
 from studies.loader import (
     PER_WORKER,
+    ConfigFile,
     diff_configs,
     flatten,
     list_descriptive_changes,

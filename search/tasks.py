@@ -35,8 +35,8 @@ from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from search.cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
+from studies.loader import ConfigFile
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import TASK, Params
 from studies.training import WINDOW_PARAMS
@@ -121,7 +121,7 @@ def load_tasks(
 ) -> tuple[ConfigFile, dict[str, StudyTask]]:
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
-    They are those of :meth:`studies.config_file.ConfigFile.task_specs` by name, or the study's only
+    They are those of :meth:`studies.loader.ConfigFile.task_specs` by name, or the study's only
     one, as :data:`ONLY`; none for a text. Arguments and errors are those of :func:`load_task`.
     """
     specs, records = file.task_specs, stored.config.task_records if stored else {}

@@ -22,7 +22,7 @@ from studies.attributes import IS_GRID_TRIAL, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, register
-from studies.loader import describe_mistake, load_hypotheses, parse_hypotheses
+from studies.loader import describe_mistakes, load_hypotheses, parse_hypotheses
 from studies.note import to_attributes, write_text
 from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
 from studies.settings import ImportedResults
@@ -341,7 +341,7 @@ def _build_config(
             ),
         )
     except ValidationError as error:
-        raise ConfigError(f"{runs.source}: {describe_mistake(error)}") from error
+        raise ConfigError(f"{runs.source}: {describe_mistakes(error)}") from error
     except ValueError as error:
         raise ConfigError(f"{runs.source}: {error}") from error
     if set(names) <= set(config.nuisance):

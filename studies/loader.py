@@ -1,18 +1,19 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
+import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
 from studies.errors import (
     ConfigError,
     ImportedStudyError,
@@ -21,8 +22,19 @@ from studies.errors import (
 )
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.hypotheses import Hypothesis
-from studies.records import StrictModel, first_message
-from studies.space import cell_name, task_name
+from studies.records import TEXT, CellRecord, StrictModel, TaskRecord, message_of
+from studies.settings import OutageSettings
+from studies.space import (
+    BPTT_STEPS,
+    CELL,
+    GATED_CELL,
+    SWITCHES,
+    TASK,
+    Space,
+    cell_name,
+    explain_key,
+    task_name,
+)
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
@@ -30,6 +42,234 @@ from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
+
+
+class ConfigFile(BaseModel):
+    """The settings of a TOML file or a stored study, before validation.
+
+    Attributes:
+        origin: source of the settings, as error messages name it.
+        settings: nested settings, with overrides.
+        overridden: dotted keys of the overrides.
+        is_stored: whether the source is a stored study, which states every setting.
+        folder: folder of the file; None for a stored study.
+        cells: records of the users' cells that the settings name.
+        task: record of the task; None for a text, and before it is loaded.
+        tasks: records of several tasks, by name.
+        left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
+    """
+
+    name: str
+    origin: str
+    settings: dict[str, Any]
+    overridden: list[str] = []
+    is_stored: bool = False
+    folder: Path | None = None
+    cells: dict[str, CellRecord] = {}
+    task: TaskRecord | None = None
+    tasks: dict[str, TaskRecord] = {}
+    left_out: str = ""
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
+        """Return a copy with nested settings merged into its own."""
+        keys = [*self.overridden, *(key for key, _ in flatten(overrides))]
+        settings = _merge(self.settings, overrides)
+        return self.model_copy(update={"settings": settings, "overridden": keys})
+
+    def with_cells(self, cells: Mapping[str, CellRecord]) -> "ConfigFile":
+        """Return a copy that knows users' cells by name.
+
+        If an override states the cells, what the source states for others is left out.
+        """
+        file = self.model_copy(update={"cells": dict(cells)})
+        if "space.cell" not in self.overridden:
+            return file
+        kept = [spec.rpartition(":")[2] for spec in file._list_cells()]
+        known = {*Space.model_fields, BPTT_STEPS}
+        if GATED_CELL not in kept:
+            known -= {*SWITCHES}
+        stored = self.settings.get("cells", {}) if self.is_stored else {}
+        stored = {name: record for name, record in stored.items() if name in kept}
+        for record in stored.values():
+            known |= {*record["options"]}
+        for cell in cells.values():
+            known |= {*cell.options}
+        if self.is_stored:
+            file = file.model_copy(update={"settings": {**self.settings, "cells": stored}})
+        return file._leave_out_others(kept, known)
+
+    def _leave_out_others(self, cells: Sequence[str], known: Container[str]) -> "ConfigFile":
+        """Return a copy without the settings of other cells than some.
+
+        Args:
+            cells: names of these cells.
+            known: keys that a table ``[space]`` of these cells can have.
+        """
+        settings = dict(self.settings)
+        left_out: dict[str, None] = {}
+        foreign = {name for name in SWITCHES if name not in known}
+
+        def keep_entries(key: str, entries: Any) -> Any:
+            """Return a list without what concerns the other cells alone."""
+            if key in self.overridden or not isinstance(entries, list):
+                return entries
+            kept = [entry for entry in entries if not _concerns(entry, foreign, cells)]
+            if len(kept) < len(entries):
+                left_out[f"entries of {key}"] = None
+            return kept
+
+        def keep_known(table: Any) -> Any:
+            """Return a table ``[space]`` without what concerns the other cells alone."""
+            if not isinstance(table, Mapping):
+                return table
+            names = [name for name in table if name not in known]
+            names = [name for name in names if f"space.{name}" not in self.overridden]
+            foreign.update(names)
+            left_out.update((f"space.{name}", None) for name in names)
+            kept = {name: values for name, values in table.items() if name not in names}
+            if "exclude" in kept:
+                kept["exclude"] = keep_entries("space.exclude", kept["exclude"])
+            return kept
+
+        space = settings["space"]
+        is_union = isinstance(space, list)
+        settings["space"] = list(map(keep_known, space)) if is_union else keep_known(space)
+        if "nuisance" in settings:
+            settings["nuisance"] = keep_entries("nuisance", settings["nuisance"])
+        notice = f"left out what other cells than {', '.join(cells)} have: {', '.join(left_out)}"
+        return self.model_copy(
+            update={"settings": settings, "left_out": notice if left_out else ""}
+        )
+
+    def folder_of(self, key: str) -> Path:
+        """Return the folder that paths under a dotted key are relative to: that of the file.
+
+        What an option states, or a stored study, is relative to the working directory.
+        """
+        is_overridden = any(f"{key}.".startswith(f"{stated}.") for stated in self.overridden)
+        return Path() if is_overridden or self.folder is None else self.folder
+
+    @property
+    def cell_specs(self) -> list[str]:
+        """The users' cells that the settings name, as they name them; malformed ones are absent."""
+        return [spec for spec in dict.fromkeys(self._list_cells()) if ":" in spec]
+
+    @property
+    def task_specs(self) -> dict[str, str]:
+        """The tasks of which the tables ``[space]`` have a list, by name."""
+        specs: dict[str, str] = {}
+        for table in self._list_tables():
+            named = table.get(TASK)
+            for spec in named if isinstance(named, list) else ():
+                with suppress(ValueError, AttributeError):  # reported with the other settings
+                    specs.setdefault(task_name(spec), spec)
+        return specs
+
+    @property
+    def source(self) -> str | None:
+        """Name of the study that this one derives from, if any."""
+        refinement = self.settings.get("refinement")
+        source = refinement.get("source") if isinstance(refinement, Mapping) else None
+        return source if isinstance(source, str) else None
+
+    @property
+    def outage_seconds(self) -> float:
+        """How long to wait for the storage, known before the other settings are."""
+        try:
+            return OutageSettings.model_validate(self.settings.get("outage", {})).seconds
+        except ValidationError:  # reported once all settings are known
+            return OutageSettings().seconds
+
+    def resolve(self) -> StudyConfig:
+        """Validate the settings, with defaults for all others.
+
+        Raises:
+            ConfigError: for an unknown key, a wrong type or value, or a contradiction.
+        """
+        return self._validate(self.settings)
+
+    def resolve_over(self, source: Mapping[str, Any]) -> StudyConfig:
+        """Validate the settings, with the source study's config for all others.
+
+        A derived study must not differ from its source by accident: corpus, precision, seed and
+        gate inputs stay the same unless the file changes them.
+
+        Args:
+            source: a :meth:`pydantic.BaseModel.model_dump` of the source's config.
+        """
+        not_inherited = (
+            "space", "refinement", "question", "hypothesis", "pruning", "eval_split",
+        )  # fmt: skip
+        inherited = {key: value for key, value in source.items() if key not in not_inherited}
+        return self._validate(_merge(inherited, self.settings))
+
+    def _validate(self, settings: Mapping[str, Any]) -> StudyConfig:
+        for key in _FILLED if not self.is_stored else ():
+            if key in self.settings:
+                known = ", ".join(_known_keys(StudyConfig))
+                raise ConfigError(f"{self.origin}: unknown key {key}: expected one of {known}")
+        try:
+            return StudyConfig.model_validate(self._add_records(settings))
+        except ValidationError as error:
+            mistakes = describe_mistakes(error, StudyConfig)
+            if not isinstance(settings.get("space"), list):  # the only table has no number
+                mistakes = re.sub(r"\bspace\.1\b", "space", mistakes)
+            raise ConfigError(f"{self.origin}: {mistakes}") from error
+
+    def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return settings with the records of the users' cells and the task that they name."""
+        task = settings.get("task")
+        source = task.get("source", TEXT) if isinstance(task, Mapping) else TEXT
+        return {
+            **settings,
+            "cells": {**settings.get("cells", {}), **self.cells},
+            "task_record": (None if source == TEXT else self.task or settings.get("task_record")),
+            # Of a trial that is run once more, the source study knows them.
+            "task_records": self.tasks if self.task_specs else settings.get("task_records", {}),
+        }
+
+    def _list_tables(self) -> list[Mapping[str, Any]]:
+        """List the tables ``[space]``; malformed ones are absent."""
+        space = self.settings.get("space")
+        tables = space if isinstance(space, list) else [space]
+        return [table for table in tables if isinstance(table, Mapping)]
+
+    def _list_cells(self) -> list[str]:
+        """List the cells that tables ``[space]`` name; malformed ones are absent."""
+        cells: list[Any] = []
+        for table in self._list_tables():
+            named = table.get(CELL, [GATED_CELL])
+            cells += named if isinstance(named, list) else [GATED_CELL]
+        return [cell for cell in cells if isinstance(cell, str)]
+
+
+def _concerns(entry: Any, names: Container[str], cells: Container[str]) -> bool:
+    """Return whether an entry of exclude or nuisance is about some names or about other cells."""
+    if isinstance(entry, Mapping):
+        has_name = any(name in names for name in entry)
+        return has_name or (CELL in entry and entry[CELL] not in cells)
+    return entry in names
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings: tables are merged, other values replaced.
+
+    A table that overrides a list of tables, such as a union of ``[[space]]``, is merged into each.
+    """
+    merged = dict(base)
+    for key, value in overrides.items():
+        present = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            merged[key] = _merge(present, value)
+        elif isinstance(value, Mapping) and isinstance(present, list) and _are_tables(present):
+            merged[key] = [_merge(table, value) for table in present]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _are_tables(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, Mapping) for value in values)
 
 
 def load_config_file(
@@ -121,14 +361,7 @@ def parse_hypotheses(tables: Mapping[str, Any], origin: str) -> list[Hypothesis]
     try:
         return _HypothesisFile.model_validate(tables).hypothesis
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {describe_mistake(error)}") from error
-
-
-def describe_mistake(error: ValidationError) -> str:
-    """Describe the first mistake of settings in one line; places in lists count from 1."""
-    location = error.errors()[0]["loc"]
-    parts = (str(part + 1) if isinstance(part, int) else part for part in location)
-    return ": ".join(filter(None, (".".join(parts), first_message(error))))
+        raise ConfigError(f"{origin}: {describe_mistakes(error, _HypothesisFile)}") from error
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
@@ -140,20 +373,16 @@ def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     return override_settings(ConfigFile(name="", origin="--set", settings={}), overrides)
 
 
-def override_settings(
-    file: ConfigFile, overrides: Sequence[str], unset: Sequence[str] = ()
-) -> ConfigFile:
-    """Return a config file without some settings, and with others.
+def override_settings(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
+    """Return a config file with other settings.
 
     Args:
         file: a config file.
         overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
-        unset: dotted keys.
 
     Raises:
-        ConfigError: if an override is malformed, or the file does not set a key.
+        ConfigError: if an override is malformed.
     """
-    file = file.without(unset) if unset else file
     for override in overrides:
         file = file.with_overrides(_parse_override(override))
     return file
@@ -225,6 +454,75 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _display_path(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+_FILLED = ("cells", "task_record", "task_records", "results")
+"""Keys of a stored config that the program fills."""
+
+_UNION_ARMS = ("bool", "int", "str", "float", "constrained-int", "constrained-float")
+"""Pydantic's names for alternatives of a union in a location, as others that have a bracket."""
+
+
+def describe_mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Describe what is wrong with settings in one line; places in lists count from 1.
+
+    Args:
+        error: the error.
+        model: what the settings are, to name the keys that were expected; None for none.
+    """
+    mistakes: dict[str, list[ErrorDetails]] = {}
+    for mistake in error.errors():  # one for each alternative of a union
+        mistakes.setdefault(_locate(mistake), []).append(mistake)
+    return "; ".join(_describe(key, found, model) for key, found in mistakes.items())
+
+
+def _locate(mistake: ErrorDetails) -> str:
+    """Return the dotted key of a mistake."""
+    parts = [str(part + 1) if isinstance(part, int) else part for part in mistake["loc"]]
+    return ".".join(part for part in parts if part not in _UNION_ARMS and "[" not in part)
+
+
+def _describe(key: str, alternatives: Sequence[ErrorDetails], model: Any) -> str:
+    """Describe a mistake: key, value and expectation."""
+    first = alternatives[0]
+    if first["type"] == "extra_forbidden" and model is not None:
+        *table, name = first["loc"]
+        expected = explain_key(str(name), _known_keys(model, table), _KEYS)
+        return f"unknown key {key}: {expected}"
+    message = ", or ".join(dict.fromkeys(map(message_of, alternatives)))
+    if isinstance(first["input"], Mapping):
+        return f"{key}: {message}" if key else message
+    return f"{key} is {shorten(repr(first['input']))}: {message}"
+
+
+def _known_keys(model: Any, location: Sequence[int | str] = ()) -> list[str]:
+    """Return the keys that a user can state in the table at a location."""
+    for part in location:
+        if isinstance(part, str):  # not the number of one of several tables
+            model = _find_model(model.model_fields[part].annotation)
+    return [name for name in model.model_fields if name not in _FILLED]
+
+
+def _find_model(annotation: Any) -> Any:
+    """Return the model of a table, which may be optional or one of several."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    found = map(_find_model, getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)
+
+
+_KEYS = [
+    f"{table}.{key}"
+    for table, field in StudyConfig.model_fields.items()
+    for key in getattr(_find_model(field.annotation), "model_fields", ())
+]
+"""Keys of all tables of a study file."""
+
+
+# ------------------------------------------------------------------ stored studies
 
 
 def read_study_record(study: optuna.Study) -> StudyRecord:

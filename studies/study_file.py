@@ -59,7 +59,7 @@ from studies.errors import (
     StudyFormatError,
 )
 from studies.files import atomic_write, compress, open_regular, require_regular
-from studies.loader import describe_mistake, parse_record
+from studies.loader import describe_mistakes, parse_record
 from studies.note import to_attributes, write_text
 from studies.space import contains_exact
 from studies.storage.backup import merge_log
@@ -680,7 +680,7 @@ class _FileReader:
         try:
             return model.model_validate_json(text)
         except ValidationError as error:
-            self._reject(shorten(describe_mistake(error), 200), error)
+            self._reject(shorten(describe_mistakes(error), 200), error)
 
     def _parse_distributions(self, stored: _Distributions) -> dict[str, BaseDistribution]:
         try:

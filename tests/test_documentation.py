@@ -26,7 +26,7 @@ from search.cells import load_cells
 from search.tasks import load_tasks
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
+from studies.loader import ConfigFile
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

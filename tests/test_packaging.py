@@ -177,12 +177,13 @@ def test_demo_prints_its_commands_and_takes_overrides_as_the_shell_reads_them(tm
         [*make, f"OVERRIDES={typed}"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stderr) == (0, "")
+    overrides = "<--set><question='a  b'><--set><corpus=\"$HOME/x\">"
     printed = [line.removeprefix(f"{tmp_path}/bin/") for line in done.stdout.splitlines()]
     assert printed == [
         f"python run_search.py quick --workers 3 {typed}",
-        "<run_search.py><quick><--workers><3><--set><question='a  b'><--set><corpus=\"$HOME/x\">",
-        "python refine.py quick-refined --workers 3 --unset training",
-        "<refine.py><quick-refined><--workers><3><--unset><training>",
+        f"<run_search.py><quick><--workers><3>{overrides}",
+        f"python refine.py quick-refined --workers 3 {typed}",
+        f"<refine.py><quick-refined><--workers><3>{overrides}",
         "rnn-search report quick quick-refined",
         "<report><quick><quick-refined>",
     ]

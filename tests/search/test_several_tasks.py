@@ -12,8 +12,6 @@ from search.errors import WeightsNotFoundError
 from search.models import export_trial
 from search.options import RunOptions
 from search.study import create_or_join, open_study
-from studies.attributes import StudyRecord
-from studies.config import StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.records import Floors
 
@@ -102,7 +100,7 @@ def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_tas
         # In lockstep or not, with whatever is trained before.
         alone = run(
             name=f"{task.replace(':', '-')} alone",
-            overrides={"space.task": None, "task.source": source},
+            overrides={"space.task": {}, "task.source": source},
             lockstep=1,
         )
         columns = ["cell", "state_size", "value", "training_loss", "parameter_count"]
@@ -217,12 +215,3 @@ def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 2\n")
     with refused(ConfigError, "derives from the best of several tasks", folder):
         join(study="next.toml", is_refinement=True)
-
-
-def test_study_of_the_version_before_opens_and_stores_no_tasks(folder):
-    attributes = join("task.source='adding:10'", unset=("space.task",)).record.attributes()
-    assert "task_floors" not in attributes
-    assert "task_records" not in attributes["config"]
-    assert StudyRecord.model_validate(attributes).config.task_names == []
-    del attributes["config"]["task_record"]["solved"]
-    assert StudyConfig.model_validate(attributes["config"]).task_record.solved == {}

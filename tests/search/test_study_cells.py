@@ -18,9 +18,8 @@ from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
 from search.cells import load_cells
 from studies.config import to_trial_config
-from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import load_config_file
+from studies.loader import ConfigFile, load_config_file
 from studies.training import TrainingSettings
 
 SETTINGS = (*TINY_OVERRIDES, "precision='fp32'")
@@ -163,14 +162,14 @@ def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_
     config_file(folder, more, cells=', "lstm", "gru"')
     path.write_text(f"nuisance = ['depth']\n{path.read_text()}")
     gru = [*TINY_OVERRIDES, "space.cell=['gru']"]
-    left_out = "space.cell does not name Mine, lstm: left out space.tanh, space.depth, entries of "
+    left_out = "left out what other cells than gru have: space.tanh, space.depth, entries of "
     joined = open_study(folder, None, overrides=gru, name="gru")
     assert joined.notice.startswith(f"{left_out}space.exclude, entries of nuisance; created with")
     (trial,) = joined.study.trials
     assert trial.params == {"cell": "gru", "layers": 1, "state_size": 4}
     assert (joined.config.nuisance, joined.config.cells) == ([], {})
     stated = load_cells(load_config_file(str(path), [*gru, "space.tanh=[true]"]))
-    with pytest.raises(ConfigError, match=r"^--set: space has the unknown key tanh: .* left out"):
+    with pytest.raises(ConfigError, match="space has the unknown key tanh: "):
         stated.resolve()
     path.write_text(path.read_text().replace("tanh", "tanhh"))
     with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):

@@ -40,7 +40,7 @@ def test_stage_one_has_432_grid_trials():
         ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, ba"]),
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
         ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
-        ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
+        ("training.steps=10", ["log_every is 50 and steps 10", "at most"]),
         ("space.training.warmup_steps=[10001]", ["warmup_steps is 10001 and training.steps 10000"]),
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
         ("space.exclude=[{layer=2}]", ["'layer': did you mean 'layers'? expected one of input"]),
