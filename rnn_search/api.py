@@ -86,8 +86,7 @@ def run(
         corpus: ``stdlib``, ``enwik8``, ``recall:D`` or a file, instead of the study file's corpus.
         prune: whether to prune trials that are unlikely to finish among the best.
         extend: whether to add the trials of values that were added to the search space, or of more
-            ``refinement.replicates``, to train complete trials for more steps if ``training.steps``
-            is larger, and to store another question, report threshold or nuisance.
+            ``refinement.replicates``, and to store another question, report threshold or nuisance.
         partial: whether to derive from a source study that is not finished.
         yes: whether to create more than 20,000 trials, which are refused otherwise.
         wait: whether to wait for trials that other workers still run.

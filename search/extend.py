@@ -1,8 +1,6 @@
-"""Extension of a study: further values, replicates, or steps of its trials; other descriptions."""
+"""Extension of a study: further values or replicates, and other descriptions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import optuna
@@ -13,10 +11,7 @@ from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
 from search.task_check import certify_tasks
-from search.tasks import StudyTask, check_trials
-from search.worker.checkpoints import TrialFiles
-from search.worker.lockstep import to_train_config
-from studies.artifacts import open_store, store_errors
+from search.tasks import StudyTask
 from studies.attributes import (
     AUDIT_NUISANCE,
     COMMANDS,
@@ -24,16 +19,15 @@ from studies.attributes import (
     EARLIER_REPLICATES,
     HYPOTHESES,
     TASK_FLOORS,
-    EarlierEnd,
     StudyRecord,
 )
-from studies.config import StudyConfig, training_settings
-from studies.errors import ArtifactsError, ConfigMismatchError
+from studies.config import StudyConfig
+from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.hypotheses import register
 from studies.loader import list_descriptive_changes, read_study_record
 from studies.space import Params, distributions, observed_search_space, param_order
-from studies.storage.changes import NewEnd, extend_study
+from studies.storage.changes import extend_study
 from studies.storage.counts import count_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -51,9 +45,9 @@ def extend(
 ) -> list[str] | None:
     """Extend a study to a config that differs in what an extension can change.
 
-    These are the space, the steps, the number of replicates and descriptive settings. Workers may
-    hold trials where neither space nor steps change. Where only descriptive settings do, the
-    command is not recorded: the study has the same trials.
+    These are the space, the number of replicates and descriptive settings. Workers may hold trials
+    where the space stays. Where only descriptive settings change, the command is not recorded: the
+    study has the same trials.
 
     Returns:
         Notices for the user; None if another process has changed the study meanwhile.
@@ -64,15 +58,11 @@ def extend(
     """
     name, study_id, stored = study.study_name, study._study_id, record.config
     trials = read_trials(storage, study_id, is_strict=True)
-    new_end = _plan_new_end(name, record, config, trials, options)
-    if new_end is not None and stored.space is None:
-        check_trials(config, tasks, [trial.params for trial in trials])
     replicates = _find_more_replicates(name, record, config)
     new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
     changed = list_descriptive_changes(stored, config)
     _check_nuisance(name, stored, config)
-    was_extended = bool(record.earlier_ends or record.earlier_replicates)
-    is_same = not (new_end or replicates or changed or new_hypotheses or was_extended)
+    is_same = not (replicates or changed or new_hypotheses or record.earlier_replicates)
     if stored.space is None and (config.space is not None or is_same):
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
@@ -87,18 +77,16 @@ def extend(
     certify_cells(config, stored)
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
-    is_larger = bool(new_end or replicates or config.space != stored.space)
+    has_more_points = config.space != stored.space
+    is_larger = bool(replicates or has_more_points)
     if not (is_larger or changed or new_hypotheses):
         return []  # extended before, by an attempt whose answer was lost
-    raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
-    if StudyConfig.model_validate(raw) != stored:
-        return None
     extended = stored.model_copy(update={name: getattr(config, name) for name in changed})
     if new_hypotheses:  # a hypothesis that was stored stays
         hypotheses = [*stored.hypothesis, *new_hypotheses]
         extended = extended.model_copy(update={"hypothesis": hypotheses})
     if is_larger:
-        extended = _enlarge(extended, config, new_end, replicates)
+        extended = _enlarge(extended, config, replicates)
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
     if new_hypotheses or "nuisance" in changed:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
@@ -114,29 +102,24 @@ def extend(
     is_extended = extend_study(
         storage,
         study_id,
-        {CONFIG: raw},
+        {CONFIG: stored.model_dump(mode="json")},
         written,
         choices,
         added,
-        new_end,
-        is_independent=replicates is not None,  # of the trials that workers hold
+        extended.grid.count() if has_more_points and extended.grid is not None else None,
     )
     if not is_extended:
         return None
-    return _describe_extension(study, record, extended, len(added), new_end, changed)
+    return _describe_extension(study, record, extended, len(added), changed)
 
 
-def _enlarge(
-    stored: StudyConfig, config: StudyConfig, new_end: NewEnd | None, replicates: int | None
-) -> StudyConfig:
-    """Return a study's config with the space, steps and replicates of an extension."""
+def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -> StudyConfig:
+    """Return a study's config with the space and replicates of an extension."""
     update: dict[str, Any] = {
         "space": config.space,
         "cells": stored.cells | config.cells,
         "task_records": stored.task_records | config.task_records,
     }
-    if new_end is not None:
-        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
     if replicates is not None and stored.refinement is not None:
         changed = {"replicates": replicates}
         update["refinement"] = stored.refinement.model_copy(update=changed)
@@ -147,7 +130,7 @@ def no_space_error(name: str) -> ConfigMismatchError:
     """Return the error for a refinement that has nothing to extend."""
     return ConfigMismatchError(
         f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
-        "extend training.steps or refinement.replicates"
+        "extend refinement.replicates"
     )
 
 
@@ -171,13 +154,10 @@ def _describe_extension(
     before: StudyRecord,
     extended: StudyConfig,
     count: int,
-    new_end: NewEnd | None,
     changed: Sequence[str],
 ) -> list[str]:
     """Return a notice for each thing that an extension has changed."""
     record, notices = read_study_record(study), []
-    if new_end is not None:
-        notices.append(_describe_new_end(record.earlier_ends[-1], new_end))
     if count:
         notices.append(describe_trials("extended", count, extended))
     for setting in changed:
@@ -188,67 +168,6 @@ def _describe_extension(
             statement = shorten(stored.hypothesis.statement)
             notices.append(f"hypothesis {statement!r}: registered {stored.mark}")
     return notices
-
-
-# ------------------------------------------------------------------ more steps
-
-
-def _plan_new_end(
-    name: str,
-    record: StudyRecord,
-    config: StudyConfig,
-    trials: Sequence[StoredTrial],
-    options: RunOptions,
-) -> NewEnd | None:
-    """Plan the extension of a study to the steps of a config; None if it has or had them."""
-    old, new = record.config.training.steps, config.training.steps
-    if new in record.steps:
-        return None
-    if new < old:
-        raise ConfigMismatchError(
-            f"study {name!r} has training.steps = {old}, not {new}: --extend expected more steps"
-        )
-    for trial in trials:
-        schedule = training_settings(trial.params, record.config).schedule
-        if schedule != "constant":
-            raise ConfigMismatchError(
-                f"study {name!r} has the schedule {schedule!r}, whose learning rates depend on "
-                f"training.steps = {old}: --extend expected a constant one; train longer under "
-                "another --name"
-            )
-    settings = to_train_config(config)
-    start = settings.averaging_start_step
-    if start < old and start != replace(settings, steps=old).averaging_start_step:
-        average = config.evaluation.average
-        # The least number whose average begins at the old end or later.
-        least = int((old - 1) / (1 - Fraction(str(average)))) + 1
-        raise ConfigMismatchError(
-            f"study {name!r} would average weights of step {start + 1:,} and later (evaluation."
-            f"average = {average}), which checkpoints of step {old:,} do not hold: --extend "
-            f"expected training.steps of {least} or more"
-        )
-    store = open_store(options.artifacts, options.storage, "checkpoints", read_only=True)
-    checkpoints = TrialFiles(store, record.artifact_folder, "final")
-    try:
-        return NewEnd(new, old, options.command, checkpoints.list_trials())
-    except store_errors() as error:
-        raise ArtifactsError(
-            f"checkpoints in {checkpoints.location} cannot be listed ({error}): expected those "
-            "from which trials continue"
-        ) from error
-
-
-def _describe_new_end(earlier_end: EarlierEnd, new_end: NewEnd) -> str:
-    """Return a notice on how many trials continue."""
-    values = earlier_end.values
-    continued = len(values.keys() & new_end.checkpointed)
-    restarted = len(values) - continued
-    notice = f"extended from {new_end.old_steps:,} to {new_end.steps:,} steps"
-    if continued:
-        notice += f"; trials that continue from their checkpoints: {continued:,}"
-    if restarted:
-        notice += f"; trials that restart from step 0, because they have none: {restarted:,}"
-    return notice
 
 
 # ------------------------------------------------------------------ more replicates
@@ -296,9 +215,7 @@ def _update_hypotheses(
     storage: LeasedRDBStorage, study_id: int, record: StudyRecord, config: StudyConfig
 ) -> list[dict[str, Any]]:
     """Return what a study stores about its hypotheses once its config is the given one."""
-    # Trials that wait to be trained for more steps have been finished before.
-    ended = max((len(end.values) for end in record.earlier_ends), default=0)
-    finished = max(count_trials(storage, study_id).finished, ended)
+    finished = count_trials(storage, study_id).finished
     records = record.hypotheses
     if config.nuisance != record.config.nuisance:  # which makes each test another one
         records = register([], [stored.hypothesis for stored in records], finished)

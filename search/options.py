@@ -137,8 +137,7 @@ class RunOptions(WorkerOptions):
     extend: bool = _option(
         False,
         "Add trials for values that were added to the config's search space, or for more "
-        "refinement.replicates, and train complete trials for more steps if training.steps is "
-        "larger; store another question, report_threshold or nuisance.",
+        "refinement.replicates; store another question, report_threshold or nuisance.",
     )
     partial: bool = _option(False, "Accept a source study that is not finished.")
     yes: bool = _option(

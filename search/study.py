@@ -84,7 +84,7 @@ from studies.training import WINDOW_PARAMS
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
 
-_EXTENSIBLE = ("space.", "training.steps:", "refinement.replicates:")
+_EXTENSIBLE = ("space.", "refinement.replicates:")
 """Settings that an extension can change."""
 
 _CPU = torch.device("cpu")
@@ -376,8 +376,9 @@ def _open(
     """Open a stored study whose data this process has loaded."""
     study_id, stored, corpus = study._study_id, record.config, wanted.corpus
     wanted.check_precision(stored.precision)
-    folder, steps = record.artifact_folder, stored.training.steps
-    storage.require_study(StudyIdentity(study_id, wanted.name, folder, steps))
+    grid_size = None if stored.grid is None else stored.grid.count()
+    identity = StudyIdentity(study_id, wanted.name, record.artifact_folder, grid_size)
+    storage.require_study(identity)
     study.sampler, study.pruner = GridSampler(), NopPruner()
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
     return StudyHandle(
@@ -556,7 +557,6 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     is_outdated = (
         len(others) < len(differences)
         and len(record.commands) > 1
-        and config.training.steps in record.steps
         and (config.refinement is None or config.refinement.replicates in record.replicates)
         and has_earlier_grid(stored, config)
     )
@@ -577,8 +577,6 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     used, grid = [], stored.grid
     if grid is not None and config.space != stored.space:
         used.append(f"grid of {grid.count()} trials")
-    if config.training.steps != stored.training.steps:
-        used.append(f"{stored.training.steps:,} steps")
     if stored.refinement is not None and config.refinement != stored.refinement:
         used.append(f"{stored.refinement.replicates} replicates")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"
@@ -586,15 +584,14 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
 
 def _hint_extension(stored: StudyConfig, config: StudyConfig) -> str:
     """Return how to extend a study to a config that differs in nothing else; "" if it cannot be."""
-    added_steps = config.training.steps - stored.training.steps
-    if added_steps < 0 or not has_earlier_grid(config, stored):
+    if not has_earlier_grid(config, stored):
         return ""
     if stored.refinement is not None and config.refinement is not None:
         old = stored.refinement.replicates
         new = config.refinement.replicates
         if new < old or new > old == 1:
             return ""
-    return f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
+    return ", or --extend to add the new trials"
 
 
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:

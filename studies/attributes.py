@@ -1,6 +1,5 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
-import re
 from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
@@ -51,9 +50,6 @@ FOLDER_NAME = "[A-Za-z0-9_-]+"
 COMMANDS = "commands"
 """Study attribute: the commands that created and extended the study."""
 
-EARLIER_ENDS = "earlier_ends"
-"""Study attribute: a list of :class:`EarlierEnd`."""
-
 EARLIER_REPLICATES = "earlier_replicates"
 """Study attribute: number of replicates before each extension by more of them."""
 
@@ -66,8 +62,8 @@ AUDIT_NUISANCE = "audit_nuisance"
 TASK_FLOORS = "task_floors"
 """Study attribute: :class:`studies.records.Floors` by the name of the task, of several ones."""
 
-END = "rnn_search:end"
-"""Study system attribute: steps of each trial, in a study whose steps were extended."""
+GRID_SIZE = "rnn_search:grid_size"
+"""Study system attribute: number of points in the grid, in a study whose grid was extended."""
 
 AUDIT_LOOKS = "rnn_search:audit"
 """Study system attribute: an :class:`AuditLook` by name, for each look at the audited trials."""
@@ -138,11 +134,6 @@ would be most of what a dashboard loads."""
 
 CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
 """User attributes: the loss by the length of the context, a number for each bin."""
-
-
-def earlier_end_key(steps: int) -> str:
-    """Return the system attribute of what a trial was when it had ended after these steps."""
-    return f"earlier_end:{steps}"
 
 
 class Failure(StrEnum):
@@ -384,8 +375,6 @@ class AuditLook(BaseModel):
 
 # ------------------------------------------------------------------ system attributes of results
 
-_EARLIER_END = re.compile(r"earlier_end:[1-9]\d{0,11}")
-
 
 class _PastTrial(BaseModel):
     """What a trial was before it was retried."""
@@ -397,15 +386,6 @@ class _PastTrial(BaseModel):
     attributes: dict[str, Any]
 
 
-class _EndedTrial(_PastTrial):
-    """What a trial was when it had ended after fewer steps."""
-
-    value: float
-    curve: list[tuple[int, float | None]] = []
-
-
-_ENDED: TypeAdapter[Any] = TypeAdapter(_EndedTrial)
-
 _RESULTS_OF_TRIALS: dict[str, TypeAdapter[Any]] = {
     AUDIT: TypeAdapter(AuditState),
     PAUSED: TypeAdapter(datetime),
@@ -414,7 +394,7 @@ _RESULTS_OF_TRIALS: dict[str, TypeAdapter[Any]] = {
 }
 
 _RESULTS_OF_STUDIES: dict[str, TypeAdapter[Any]] = {
-    END: TypeAdapter(Annotated[int, Field(ge=1, strict=True)]),
+    GRID_SIZE: TypeAdapter(Annotated[int, Field(ge=1, strict=True)]),
     AUDIT_LOOKS: TypeAdapter(dict[str, AuditLook]),
 }
 
@@ -427,7 +407,7 @@ def is_result(name: str) -> bool:
 
     Others say who works on the trial, or what a dashboard shows.
     """
-    return name in _RESULTS_OF_TRIALS or _EARLIER_END.fullmatch(name) is not None
+    return name in _RESULTS_OF_TRIALS
 
 
 def parse_trial_system_attribute(name: str, stored: str) -> Any:
@@ -436,8 +416,7 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
     Raises:
         RowError: if this program cannot have stored it.
     """
-    kind = _ENDED if _EARLIER_END.fullmatch(name) else _RESULTS_OF_TRIALS.get(name)
-    return _parse(kind, f"system attribute {name}", stored)
+    return _parse(_RESULTS_OF_TRIALS.get(name), f"system attribute {name}", stored)
 
 
 def parse_study_system_attribute(name: str, stored: str) -> Any:
@@ -496,22 +475,6 @@ class VersionRecord(BaseModel):
     torch: str
 
 
-class EarlierEnd(BaseModel):
-    """What a study was before its trials were trained for more steps.
-
-    Attributes:
-        steps: number of steps of each trial.
-        command: command that extended the study.
-        values: value of each complete trial, by number.
-    """
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    steps: Annotated[int, Field(ge=1)]
-    command: str
-    values: dict[int, float]
-
-
 class StudyRecord(BaseModel):
     """The user attributes of a study; :mod:`studies.loader` reads them."""
 
@@ -538,9 +501,6 @@ class StudyRecord(BaseModel):
     created_with: VersionRecord | None = None
     """Hash of the training code and version of PyTorch of the process that created the study;
     absent from older studies."""
-    earlier_ends: list[EarlierEnd] = []
-    """For each extension to more steps, in their order: the number of `steps` before, the `command`
-    and the `values` of the complete trials by number."""
     earlier_replicates: list[Annotated[int, Field(ge=1)]] = []
     """For each extension by replicates, in their order: the number before; absent without any."""
     hypotheses: list[HypothesisRecord] = []
@@ -556,11 +516,6 @@ class StudyRecord(BaseModel):
         if self.config.is_text and self.corpus is None:
             raise ValueError("a study of a text has no corpus")
         return self
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps of each trial now, then those before each extension, the latest first."""
-        return [self.config.training.steps, *(end.steps for end in reversed(self.earlier_ends))]
 
     @property
     def replicates(self) -> list[int]:

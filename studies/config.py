@@ -138,9 +138,6 @@ class StudyConfig(StrictModel):
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
     """Number of best networks whose weights are kept; of replicates, until all runs are finished,
     at least the best run of each architecture."""
-    keep_checkpoints: Literal["all"] | Annotated[int, Field(ge=0)] = 0
-    """Number of best networks, or `all`, whose last checkpoints are kept, so that `--extend` can
-    train them longer."""
     gate_inputs: GateInputs = "state"
     """What the state gate and the forget gate read: the layer's input and previous state, or the
     candidate as well."""

@@ -19,7 +19,7 @@
     └── StorageUnavailableError      a storage that was unavailable for too long
         └── StorageLostError         a storage that was deleted or replaced during a search
             ├── StudyDeletedError    a study that was deleted during a search
-            └── StudyExtendedError   a study whose steps were extended during a search
+            └── StudyExtendedError   a study whose grid was extended during a search
 """
 
 
@@ -99,4 +99,4 @@ class StudyDeletedError(StorageLostError):
 
 
 class StudyExtendedError(StorageLostError):
-    """A study was extended to more steps during a search, which trains to the earlier end."""
+    """A study's grid was extended during a search, which knows the smaller one."""

@@ -582,7 +582,7 @@ def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
 # ------------------------------------------------------------------ compatibility
 
 
-PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
 """Settings that each worker chooses independently."""
 
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")

@@ -271,8 +271,6 @@ def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
     attributes = record.attributes()
     del attributes["artifact_folder"]  # each stored study has one of its own
     attributes["commands"] = list(map(shorten_paths, record.commands))
-    for end in attributes["earlier_ends"]:
-        end["command"] = shorten_paths(end["command"])
     config, corpus = attributes[CONFIG], attributes["corpus"]
     for named, key in ((config, "corpus"), (corpus, "name")):
         if named is not None:

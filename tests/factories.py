@@ -16,12 +16,11 @@ from optuna.trial import TrialState
 
 from reports import study_reader
 from reports.results import Results
-from studies.attributes import CONFIG, OBJECTIVE_NAMES, AuditState, TokenizerRecord
+from studies.attributes import OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
-from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
-from studies.storage.changes import NewEnd, create_study, extend_study
+from studies.storage.changes import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial
@@ -369,25 +368,14 @@ def make_pruned(
     make_runs(url, name, raw | settings, runs, audit_nuisance=drawn_over)
 
 
-def finish_one(url: str, value: float, start: int = 0, name: str = "made") -> int:
+def finish_one(url: str, value: float, name: str = "made") -> int:
     """Train the next waiting trial of a study for 100 steps; return its number."""
     with closing(open_storage(url)) as storage:
         trial_id = storage.claim(load_study(storage, name)._study_id, "me")
-        storage.flush([PendingWrite(trial_id, "me", {start + 50: value + 1, start + 100: value})])
+        storage.flush([PendingWrite(trial_id, "me", {50: value + 1, 100: value})])
         recorded = {"parameter_count": 1, "replicate": 0, "seconds": 1.0}
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, recorded)
         return storage.get_trial_number_from_id(trial_id)
-
-
-def extend_steps(url: str, steps: int, trials: Sequence[int]) -> None:
-    """Let all trials of ``made`` wait for more steps; those that are named have a checkpoint."""
-    with closing(open_storage(url)) as storage:
-        study = load_study(storage, "made")
-        before = read_study_record(study).config
-        longer = before.training.model_copy(update={"steps": steps})
-        config = before.model_copy(update={"training": longer}).model_dump(mode="json")
-        end = NewEnd(steps, before.training.steps, "--extend", frozenset(trials))
-        assert extend_study(storage, study._study_id, {}, {CONFIG: config}, {}, [], end)
 
 
 def read_studies(url: str, *names: str, **options: Any) -> list[Results]:

@@ -25,7 +25,7 @@ SPACE = {"layers": [1], "state_size": [4, 8], "residual": [False, True], "state_
 SPACE |= {name: [False] for name in GATED_PARAMS[:4]}
 
 FILES = {
-    "checkpoints": ("trial-3.checkpoint", "trial-0.final", "trial-2.quarantined"),
+    "checkpoints": ("trial-3.checkpoint", "trial-1.checkpoint", "trial-2.quarantined"),
     "weights": ("trial-0.safetensors",),
     "cells": ("cell-Mine.py",),
 }

@@ -29,7 +29,6 @@ from search.errors import USER_ERRORS
 from studies.attributes import (
     AUDIT,
     COMMANDS,
-    EARLIER_ENDS,
     LONG_RESULTS,
     SCHEMA_VERSION,
     SOURCE_TRIALS,
@@ -540,7 +539,7 @@ def test_extension_of_a_damaged_study_is_refused(damage):
 def test_attributes_of_a_study_with_a_damaged_trial_are_replaced(damage):
     folder = damage("UPDATE trial_params SET distribution_json = '{' WHERE trial_id = 1")
     with contextlib.closing(open_storage(url_of(folder))) as storage:
-        assert extend_study(storage, 1, {EARLIER_ENDS: []}, {COMMANDS: ["other"]})
+        assert extend_study(storage, 1, {COMMANDS: []}, {COMMANDS: ["other"]})
         assert storage.get_study_user_attrs(1)[COMMANDS] == ["other"]
 
 

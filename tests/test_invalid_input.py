@@ -136,7 +136,7 @@ REFUSED = {
     f"{JOIN} --name wide": ["space.layers: [1, 2] in the study, [1] here"],
     # An extension that would change what is recorded.
     f"{EXTEND} --set=space.layers=[2,1]": ["the same values in the same order"],
-    f"{EXTEND} --set=space.layers=[1,2] --set=training.steps=6": ["keep_checkpoints"],
+    f"{EXTEND} --set=space.layers=[1,2] --set=training.steps=6": ["training.steps"],
     f"{EXTEND} --set=space.layers=[1,2] --set=training.batch_size=6": ["training.batch_size"],
     f"""{EXTEND} --name wide --set=space.layers=[1,2] '--set=nuisance=["state_sise"]'""": [
         "'state_sise': did you mean 'state_size'?",

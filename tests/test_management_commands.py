@@ -76,7 +76,7 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, text, tm
     study = tmp_path / "here" / "quick.toml"  # also the name of a study file of the project
     study.write_text(f'corpus = "{text}"\n[space]\ncell = ["min_gru.py:MinGRU", "gru"]\n'
                      "layers = [1]\nstate_size = [4]\n")  # fmt: skip
-    here, settings = f"sqlite:///{tmp_path}/here/studies.db", (*TINY, "--set=keep_checkpoints=9")
+    here, settings = f"sqlite:///{tmp_path}/here/studies.db", TINY
     words = (str(study), "--storage", here, "--threads=1", "--until=0.000001s", *settings)
     done = invoke("run", *words, report=False)
     assert "created with 2 trials" in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""Files of a study's trials: checkpoints of the unfinished ones; weights, checkpoints of the best.
+"""Files of a study's trials: checkpoints of the unfinished ones; weights of the best.
 
 No failure to read, write or remove one ends a training.
 """
@@ -8,9 +8,8 @@ import io
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,15 +53,12 @@ from studies.text import format_trials
 if TYPE_CHECKING:  # it warns of other versions, and finds the checkpoints of a study's end
     from search.study import StudyHandle
 
-Kind = Literal["checkpoint", "final", "safetensors"]
-"""Kind of a file, which is the suffix of its name: a checkpoint of an unfinished trial, that of a
-complete one at its last step, the weights of a complete one."""
+Kind = Literal["checkpoint", "safetensors"]
+"""Kind of a file, which is the suffix of its name: a checkpoint of an unfinished trial, the weights
+of a complete one."""
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
-
-_ALL = sys.maxsize
-"""Number of trials whose files are kept where all are."""
 
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
@@ -168,22 +164,21 @@ class TrialFiles:
         return f"{self._folder}/trial-{number}.{self.kind}"
 
 
-class BestTrialFiles:
-    """Writes a file for each of the best trials, and evicts those of trials that no longer are.
+class BestWeights:
+    """Writes the weights of the best trials, and evicts those of trials that no longer are.
 
-    A file is written before its trial's end is recorded, and removed after it, so that those of the
-    best complete trials exist whatever ends a process.
+    Weights are written before their trial's end is recorded, and removed after it, so that those of
+    the best complete trials exist whatever ends a process.
 
     Of replicates, the best run of each architecture comes first, in the order of their means
     (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
-    known at the end of a trial only, so that each run's file is written. The means change with each
-    run: until all are finished, no best run of an architecture is removed. Of several tasks, as
-    many files are kept of each.
+    known at the end of a trial only, so that each run's weights are written. The means change with
+    each run: until all are finished, no best run of an architecture is removed. Of several tasks,
+    as many files are kept of each.
 
     Args:
         handle: the study.
-        files: weights, or checkpoints of complete trials. The setting ``keep_weights`` or
-            ``keep_checkpoints`` says of how many trials.
+        files: files of the weights; the setting ``keep_weights`` says of how many trials.
         query: runs queries.
     """
 
@@ -191,26 +186,19 @@ class BestTrialFiles:
         self._files = files
         self._handle = handle
         self._query = query
-        self._label = "weights" if files.kind == "safetensors" else "checkpoints"
         stored = handle.record.config
         self._best = BestReader(handle.study, handle.storage, stored)
-        setting = f"keep_{self._label}"
-        self._count = _limit(getattr(handle.config, setting))
+        self._count = handle.config.keep_weights
         # A worker that keeps fewer than the study's config leaves those of other workers.
-        self._evict_after = max(self._count, _limit(getattr(stored, setting)))
+        self._evict_after = max(self._count, stored.keep_weights)
         self._written: set[int] = set()
-
-    @property
-    def keeps_any(self) -> bool:
-        """Whether this worker keeps files at all."""
-        return self._count > 0
 
     def select(self, values: Mapping[int, float]) -> set[int]:
         """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
         # Without an answer any of them may be needed.
-        if self._count == _ALL or self._ask_for_replicates() is not False:
+        if self._ask_for_replicates() is not False:
             return set(values)
         candidates = [*values.items()]
         if values:  # of one task
@@ -220,21 +208,19 @@ class BestTrialFiles:
 
     def write(self, number: int, serialize: Callable[[], bytes]) -> None:
         """Write a trial's file, whose content a function returns."""
-        with warn_of_errors(f"keep the {self._label} of trial {number}"):
+        with warn_of_errors(f"keep the weights of trial {number}"):
             self._files.write(number, serialize())
             self._written.add(number)
 
     def evict(self, number: int) -> None:
         """Remove files of trials no longer among the best, once a trial's end is recorded."""
-        with warn_of_errors(f"remove {self._label} of surpassed trials"):
+        with warn_of_errors("remove weights of surpassed trials"):
             is_written = number in self._written
             self._written.discard(number)
             if not is_written:
                 # Left by a worker that was killed before it recorded the trial's end.
                 self._files.remove(number)
             count = self._evict_after
-            if count == _ALL:
-                return
             has_replicates = self._ask_for_replicates()
             if has_replicates:
                 self._evict_runs(count)
@@ -276,22 +262,12 @@ class BestTrialFiles:
         return ranking
 
 
-def _limit(setting: int | Literal["all"]) -> int:
-    return _ALL if setting == "all" else setting
-
-
 class CheckpointManager:
     """Resumes trials from their checkpoints, and writes these."""
 
-    def __init__(
-        self, handle: "StudyHandle", checkpoints: TrialFiles, final_checkpoints: TrialFiles
-    ) -> None:
+    def __init__(self, handle: "StudyHandle", checkpoints: TrialFiles) -> None:
         self._handle = handle
         self._checkpoints = checkpoints
-        # A trial has a final checkpoint and no other after its study was extended to more steps.
-        self._files = checkpoints, final_checkpoints
-        # A checkpoint of an earlier end is one of the same training.
-        self._steps = handle.record.steps
         self._has_warned = bool(handle.warning)
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
@@ -316,14 +292,10 @@ class CheckpointManager:
         """Write a checkpoint of a trial; return whether that succeeded."""
         number, consequence = claim.trial.number, "; the previous one is kept"
         with warn_of_errors(f"write the checkpoint of trial {number}", consequence):
-            self._checkpoints.write(number, self.serialize(claim, state))
+            self._checkpoints.write(number, serialize_checkpoint(state, self._identity(claim)))
             claim.record_checkpoint()
             return True
         return False
-
-    def serialize(self, claim: Claim, state: TrainState) -> bytes:
-        """Return a checkpoint of a trial."""
-        return serialize_checkpoint(state, self._identity(claim))
 
     def remove(self, number: int) -> None:
         """Remove the checkpoint of a finished trial."""
@@ -337,19 +309,17 @@ class CheckpointManager:
             trial_config, settings = self._configs(claim)
             spec = self._handle.spec_of(trial_config.task_options)
             limit = max_checkpoint_size(trial_config, spec, settings.batch_size, settings.steps)
-            for files in self._files:
-                content = _retry(files.read, number, limit + 1)
-                if content is None:
-                    continue
-                if len(content) > limit:
-                    raise ArtifactsError(f"it has more than {limit:,} bytes, which it cannot have")
-                try:
-                    return self._deserialize(claim, content)
-                except CheckpointError as error:
-                    _quarantine(files, number, content, error)
-                    return None
-            if reason := _explain_missing(claim):
-                missing.setdefault(reason, []).append(claim.trial)
+            content = _retry(self._checkpoints.read, number, limit + 1)
+            if content is None:
+                if reason := _explain_missing(claim):
+                    missing.setdefault(reason, []).append(claim.trial)
+                return None
+            if len(content) > limit:
+                raise ArtifactsError(f"it has more than {limit:,} bytes, which it cannot have")
+            try:
+                return deserialize_checkpoint(self._identity(claim), content)
+            except CheckpointError as error:
+                self._quarantine(number, content, error)
         except CellError:
             pass  # the trial fails with it when its network is built
         except store_errors() as error:
@@ -357,18 +327,6 @@ class CheckpointManager:
                 f"cannot read the checkpoint of trial {number} ({error}); it restarts from step 0"
             )
         return None
-
-    def _deserialize(self, claim: Claim, content: bytes) -> TrainState:
-        """Return the train state in a checkpoint of this end of the study or an earlier one."""
-        errors = []
-        for steps in self._steps:
-            try:
-                state = deserialize_checkpoint(self._identity(claim, steps), content)
-            except CheckpointError as error:
-                errors.append(error)
-                continue
-            return _continue_to_end(state, self._configs(claim)[1], steps)
-        raise errors[0]
 
     def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
         listed = format_trials(trial.number for trial in trials)
@@ -394,11 +352,19 @@ class CheckpointManager:
             self._has_warned = True
             _logger.warning(f"{format_trials(numbers)}: trained with {mixing}")
 
-    def _identity(self, claim: Claim, steps: int | None = None) -> str:
-        """Return the identity of a trial's training, or of that to an earlier end."""
-        handle, (trial_config, train_config) = self._handle, self._configs(claim)
-        train_config = replace(train_config, steps=steps or train_config.steps)
-        return checkpoint_identity(trial_config, handle.config, train_config, handle.corpus)
+    def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
+        """Move a damaged checkpoint out of the way."""
+        try:
+            location = f"moved to {self._checkpoints.quarantine(number, content)}"
+        except store_errors() as failed:
+            location = f"it cannot be moved away ({failed})"
+        _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
+
+    def _identity(self, claim: Claim) -> str:
+        """Return the identity of a trial's training."""
+        trial_config, train_config = self._configs(claim)
+        config, corpus = self._handle.config, self._handle.corpus
+        return checkpoint_identity(trial_config, config, train_config, corpus)
 
     def _configs(self, claim: Claim) -> tuple[TrialConfig, TrainConfig]:
         config, params = self._handle.config, claim.trial.params
@@ -441,32 +407,6 @@ def checkpoint_identity(
         # The identity says which of several tasks it is.
         fields["task"] = record.identity() | {n: v for n, v in options.items() if n != TASK}
     return json.dumps(fields, sort_keys=True)
-
-
-def _continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int) -> TrainState:
-    """Return the state of a training, given that of the training to fewer steps, or the same.
-
-    Raises:
-        CheckpointError: if weights that its average lacks, or should lack, are part of the average
-            at the new end.
-    """
-    start = train_config.averaging_start_step
-    if start == replace(train_config, steps=old_steps).averaging_start_step:
-        return state
-    if state.step > start:
-        raise CheckpointError(
-            f"checkpoint of step {state.step:,} is too late: weights are averaged from step "
-            f"{start:,} on"
-        )
-    return replace(state, average=None, averaged=0)
-
-
-def _quarantine(files: TrialFiles, number: int, content: bytes, error: CheckpointError) -> None:
-    try:
-        location = f"moved to {files.quarantine(number, content)}"
-    except store_errors() as failed:
-        location = f"it cannot be moved away ({failed})"
-    _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
 
 def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:

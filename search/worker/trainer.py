@@ -28,7 +28,7 @@ from search.pruning.scheduler import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
 from search.worker.checkpoints import (
-    BestTrialFiles,
+    BestWeights,
     CheckpointManager,
     StorageQuery,
     TrialFiles,
@@ -65,7 +65,7 @@ class Trainer:
         budget: entered thread budget.
         checkpoints: store of the trials' checkpoints.
         weights: store of the weights of the best trials.
-        query: runs a query of the storage; see :class:`BestTrialFiles`.
+        query: runs a query of the storage; see :class:`BestWeights`.
         callbacks: display of the running trials.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
@@ -101,14 +101,10 @@ class Trainer:
         self._handle = handle
         self._evaluator = Evaluator(handle)
         folder = handle.artifact_folder
-        final_checkpoints = TrialFiles(checkpoints, folder, "final")
-        self._finals = BestTrialFiles(handle, final_checkpoints, query)
-        self._best_weights = BestTrialFiles(
-            handle, TrialFiles(weights, folder, "safetensors"), query
-        )
-        self._checkpoints = CheckpointManager(
-            handle, TrialFiles(checkpoints, folder, "checkpoint"), final_checkpoints
-        )
+        files = TrialFiles(weights, folder, "safetensors")
+        self._best_weights = BestWeights(handle, files, query)
+        files = TrialFiles(checkpoints, folder, "checkpoint")
+        self._checkpoints = CheckpointManager(handle, files)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
@@ -153,8 +149,7 @@ class Trainer:
 
     def clean_up(self, number: int) -> None:
         """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
-        for best in (self._finals, self._best_weights):
-            best.evict(number)
+        self._best_weights.evict(number)
         self._checkpoints.remove(number)
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
@@ -244,16 +239,13 @@ class Trainer:
         claims, started_at = self._claims, time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
-        last_states = {}  # before the weights are replaced by their averages
-        if self._finals.keeps_any:
-            last_states = {config: loop.train_state(config) for config in trial_configs}
         evaluations = self._evaluator.evaluate(loop, on_step)
         values = {
             claims[trial_config].trial.number: evaluation.value
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
             if evaluation.value is not None and not claims[trial_config].is_lost
         }
-        selected, kept = self._best_weights.select(values), self._finals.select(values)
+        selected = self._best_weights.select(values)
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -272,10 +264,6 @@ class Trainer:
             }
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
-            if claim.trial.number in kept:
-                last_state = last_states.pop(trial_config)
-                serialize = partial(self._checkpoints.serialize, claim, last_state)
-                self._finals.write(claim.trial.number, serialize)
             attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
             yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
 

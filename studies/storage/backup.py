@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from studies.attributes import END
+from studies.attributes import GRID_SIZE
 from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
 from studies.files import temporary_file
 from studies.storage.engine import database_path, error_message, is_transient, log_path, redact
@@ -80,26 +80,26 @@ class StudyIdentity:
 
     Attributes:
         artifact_folder: its unique folder of artifacts.
-        steps: steps to which this process trains its trials; None if it trains none.
+        grid_size: number of points in the grid that this process knows; None if it trains none.
     """
 
     study_id: int
     name: str
     artifact_folder: str
-    steps: int | None = None
+    grid_size: int | None = None
 
     def require_stored(self, connection: Connection) -> None:
-        """Check that the study is stored, and was not extended to more steps.
+        """Check that the study is stored, with the grid that this process knows.
 
         Raises:
             StudyDeletedError: if it is not.
             StudyExtendedError: if it was.
             StorageLostError: if the tables cannot be read any more.
         """
-        end = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
-            STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == END
+        size = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+            STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == GRID_SIZE
         )
-        query = sa.select(end.scalar_subquery()).where(
+        query = sa.select(size.scalar_subquery()).where(
             STUDY_USER_ATTRS.c.study_id == self.study_id,
             STUDY_USER_ATTRS.c.key == "artifact_folder",
             STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
@@ -119,9 +119,9 @@ class StudyIdentity:
                 f"study {self.name!r} was deleted from {storage} while this search used it: "
                 "restore it from a backup to resume, or run the same command to start it again"
             )
-        if self.steps is not None and found[0] not in (None, json.dumps(self.steps)):
+        if self.grid_size is not None and found[0] not in (None, json.dumps(self.grid_size)):
             raise StudyExtendedError(
-                f"study {self.name!r} was extended to {found[0]} steps while this search used it: "
+                f"study {self.name!r} was extended to {found[0]} trials while this search used it: "
                 "run the same command to continue; recorded results are kept"
             )
 

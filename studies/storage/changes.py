@@ -4,10 +4,9 @@ Studies whose trials workers hold are not renamed, deleted or reopened.
 """
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,15 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import (
     AUDIT,
-    AUDIT_LOOKS,
     CHECKPOINTED,
     CONFIG,
-    EARLIER_ENDS,
     EARLIER_FAILURES,
-    END,
     FOLDER_NAME,
+    GRID_SIZE,
     LEASE,
     LONG_RESULTS,
-    PAUSED,
     AuditState,
-    EarlierEnd,
     TrialRecord,
-    earlier_end_key,
 )
 from studies.errors import RowError, StudiesError, StudyExistsError
 from studies.storage.backup import merge_log
@@ -55,7 +49,6 @@ from studies.storage.tables import (
     TRIALS,
     delete_attrs,
     delete_rows,
-    has_system_attr,
     insert_study,
     insert_trials,
     is_grid_trial,
@@ -129,23 +122,6 @@ def require_free_name(connection: Connection, name: str, option: str = "--as") -
 # ------------------------------------------------------------------ extend
 
 
-@dataclass(frozen=True)
-class NewEnd:
-    """An extension of a study's training to more steps.
-
-    Attributes:
-        steps: new number of steps of each trial.
-        old_steps: number of steps before.
-        command: command that extends the study.
-        checkpointed: numbers of the trials that have a checkpoint of the old end.
-    """
-
-    steps: int
-    old_steps: int
-    command: str
-    checkpointed: Set[int]
-
-
 def extend_study(
     storage: LeasedRDBStorage,
     study_id: int,
@@ -153,12 +129,11 @@ def extend_study(
     attributes: Mapping[str, Any],
     distributions: Mapping[str, CategoricalDistribution] | None = None,
     trials: Sequence[StoredTrial] = (),
-    new_end: NewEnd | None = None,
-    is_independent: bool = False,
+    grid_size: int | None = None,
 ) -> bool:
     """Append grid trials to a study, and values to the choices of its parameters.
 
-    Without distributions and a new end, attributes are replaced, also while workers hold trials.
+    Without distributions, only attributes are replaced.
 
     Args:
         storage: storage that holds the study.
@@ -168,31 +143,24 @@ def extend_study(
         distributions: distribution of every parameter. Values that the stored one lacks are
             appended to its choices, so that stored indices of choices stay valid.
         trials: grid trials to add.
-        new_end: more steps, for which the complete trials wait again; None for the same steps.
-        is_independent: whether the new trials change nothing for those that workers hold, which
-            may then go on.
+        grid_size: number of points in the grid with the added values, which no worker may hold;
+            processes that opened the smaller one stop at their next write. None if the grid is the
+            same, so that workers may go on.
 
     Returns:
         False, without any change, if the expected attributes have changed.
 
     Raises:
-        StudiesError: if a worker holds a grid trial, because it would continue with the old config,
-            or if trials are pruned, because they were compared with the old grid only, and, before
-            the old end, paused; if complete trials cannot continue.
+        StudiesError: if the grid grows and a worker holds a grid trial, because it would continue
+            with the old config, or trials are pruned, because they were compared with the old grid.
     """
     with reporting_damage(storage, study_id), storage.transaction() as connection:
-        keys = [*expected, EARLIER_ENDS]
-        stored = _lock_attributes(connection, study_id, STUDY_USER_ATTRS, keys)
-        if stored is None or {key: stored.get(key) for key in expected} != expected:
+        if _lock_attributes(connection, study_id, STUDY_USER_ATTRS, expected) != expected:
             return False
-        written = dict(attributes)
-        if new_end is not None or (distributions and not is_independent):
-            _require_extensible(connection, study_id, new_end)
-        if new_end is not None:
-            end = _move_end(storage, connection, study_id, new_end)
-            earlier = stored.get(EARLIER_ENDS, [])
-            written[EARLIER_ENDS] = [*earlier, end.model_dump(mode="json")]
-        write_attrs(connection, STUDY_USER_ATTRS, {study_id: written})
+        if grid_size is not None:
+            _require_extensible(connection, study_id)
+            write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {GRID_SIZE: grid_size}})
+        write_attrs(connection, STUDY_USER_ATTRS, {study_id: attributes})
         if distributions:
             extended = _append_choices(connection, study_id, distributions)
             insert_trials(connection, study_id, extended, trials)
@@ -224,18 +192,13 @@ def _lock_attributes(
     return {key: decode_json(value, key) for key, value in stored.items()}
 
 
-def _require_extensible(connection: Connection, study_id: int, new_end: NewEnd | None) -> None:
+def _require_extensible(connection: Connection, study_id: int) -> None:
     """Check that no grid trial was compared with others that change, or is held by a worker."""
     lock_all_trials(connection, study_id)
-    is_pruned = TRIALS.c.state == TrialState.PRUNED
-    outcome, remedy = "pruned, compared with the old grid only", "start a wider study"
-    if new_end is not None:
-        is_pruned |= (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
-        outcome, remedy = "pruned or paused, compared at the old steps only", "train longer"
-    if pruned := count_where(connection, study_id, is_pruned):
+    if pruned := count_where(connection, study_id, TRIALS.c.state == TrialState.PRUNED):
         raise StudiesError(
-            f"{pruned} trials are {outcome}: --extend expects a study without such trials; "
-            f"{remedy} under another --name"
+            f"{pruned} trials are pruned, compared with the old grid only: --extend expects a "
+            "study without such trials; start a wider study under another --name"
         )
     if running := count_where(connection, study_id, TRIALS.c.state == TrialState.RUNNING):
         raise StudiesError(
@@ -282,72 +245,14 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     names = {TrialStatus.FAIL: "failed", TrialStatus.DIVERGED: "diverged"}
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name)
-        failed = _read_grid_trials(storage, connection, study_id, TrialState.FAIL)
+        where = [TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL, is_grid_trial()]
+        failed, damaged = read_where(connection, study_id, where, RECORDS)
+        damaged.report(storage, study_id)
         reopened = [trial for trial in failed if names[trial.status] in kinds]
-        records = {}
-        for trial in reopened:
-            failures = trial.system_attributes.get(EARLIER_FAILURES, ())
-            records[trial.trial_id] = {EARLIER_FAILURES: [*failures, _describe(trial)]}
-        audited = [trial.trial_id for trial in reopened if trial.is_audited]
-        _reopen(connection, reopened, records, audited, restarted=records.keys())
+        _reopen(connection, reopened)
     merge_log(storage)
     counts = Counter(names[trial.status] for trial in reopened)
     return {kind: counts[kind] for kind in kinds}
-
-
-def _move_end(
-    storage: LeasedRDBStorage, connection: Connection, study_id: int, new_end: NewEnd
-) -> EarlierEnd:
-    """Set the complete grid trials of a locked study waiting again; return what the study was.
-
-    Each keeps what it was in a system attribute. Those with a checkpoint keep their curves, which
-    the training continues; the others are as if they had never been trained.
-
-    Raises:
-        StudiesError: if trials are complete and none of them has a checkpoint.
-    """
-    found = _read_grid_trials(storage, connection, study_id, TrialState.COMPLETE, is_strict=True)
-    complete = [trial for trial in found if trial.value is not None]
-    restarted = {each.trial_id for each in complete if each.number not in new_end.checkpointed}
-    if restarted and len(restarted) == len(complete):
-        raise StudiesError(
-            f"no complete trial has a checkpoint of its end at step {new_end.old_steps:,}, from "
-            "which alone its training continues exactly: keep checkpoints with keep_checkpoints = "
-            '"all" or a number before a study is finished; train from the start under another '
-            "--name"
-        )
-    where = [TRIALS.c.trial_id.in_(restarted)]
-    lost, _ = read_where(connection, study_id, where, (INTERMEDIATE_VALUES,))
-    curves = {trial.trial_id: trial.curve for trial in lost}
-    records: dict[int, dict[str, Any]] = {}
-    for trial in complete:
-        result = {"value": trial.value, **_describe(trial)}
-        if curve := curves.get(trial.trial_id):
-            points = ([step, each if math.isfinite(each) else None] for step, each in curve.items())
-            result["curve"] = sorted(points)
-        is_kept = {} if trial.trial_id in restarted else {CHECKPOINTED: True}
-        records[trial.trial_id] = {earlier_end_key(new_end.old_steps): result, **is_kept}
-    # The rungs move, so the pruner decides again, also about trials that had not ended.
-    audited = connection.scalars(select_trial_ids(study_id).where(has_system_attr(AUDIT))).all()
-    _reopen(connection, complete, records, audited, restarted)
-    delete_rows(connection, STUDY_SYSTEM_ATTRS, [{"study_id": study_id, "key": AUDIT_LOOKS}])
-    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {END: new_end.steps}})
-    values = {trial.number: trial.value for trial in complete if trial.value is not None}
-    return EarlierEnd(steps=new_end.old_steps, command=new_end.command, values=values)
-
-
-def _read_grid_trials(
-    storage: LeasedRDBStorage,
-    connection: Connection,
-    study_id: int,
-    state: TrialState,
-    is_strict: bool = False,
-) -> list[StoredTrial]:
-    """Read the grid trials of a state with all that they record."""
-    where = [TRIALS.c.study_id == study_id, TRIALS.c.state == state, is_grid_trial()]
-    trials, damaged = read_where(connection, study_id, where, RECORDS)
-    damaged.report(storage, study_id, is_strict)
-    return trials
 
 
 def _describe(trial: StoredTrial) -> dict[str, Any]:
@@ -363,31 +268,27 @@ def _describe(trial: StoredTrial) -> dict[str, Any]:
     }
 
 
-def _reopen(
-    connection: Connection,
-    trials: Sequence[StoredTrial],
-    records: Mapping[int, Mapping[str, Any]],
-    audited: Collection[int],
-    restarted: Collection[int],
-) -> None:
-    """Set finished trials waiting again, with records of what they were as system attributes.
-
-    The pruner decides again about the audited trials; some are trained from the start.
-    """
-    ids = [trial.trial_id for trial in trials]
-    delete_rows(connection, TRIAL_VALUES, [{"trial_id": each} for each in ids])
-    delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": each} for each in restarted])
+def _reopen(connection: Connection, trials: Sequence[StoredTrial]) -> None:
+    """Set failed trials waiting again; the pruner decides again about the audited ones."""
+    records: dict[int, dict[str, Any]] = {}
+    for trial in trials:
+        failures = trial.system_attributes.get(EARLIER_FAILURES, ())
+        records[trial.trial_id] = {EARLIER_FAILURES: [*failures, _describe(trial)]}
+        if trial.is_audited:
+            records[trial.trial_id][AUDIT] = AuditState().model_dump()
+    rows = [{"trial_id": trial_id} for trial_id in records]
+    delete_rows(connection, TRIAL_VALUES, rows)
+    delete_rows(connection, INTERMEDIATE_VALUES, rows)
     stored = [
-        (each.trial_id, name) for each in trials for name in each.attributes.keys() & _RECORDED
+        (trial.trial_id, name) for trial in trials for name in trial.attributes.keys() & _RECORDED
     ]
     delete_attrs(connection, TRIAL_USER_ATTRS, stored)
     removed = (LEASE, CHECKPOINTED, *LONG_RESULTS)
-    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(key, name) for key in ids for name in removed])
-    undecided = {AUDIT: AuditState().model_dump()}
-    write_attrs(connection, TRIAL_SYSTEM_ATTRS, dict.fromkeys(audited, undecided))
+    keys = [(trial_id, name) for trial_id in records for name in removed]
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, keys)
     write_attrs(connection, TRIAL_SYSTEM_ATTRS, records)
     waiting = {"state": TrialState.WAITING, "datetime_start": None, "datetime_complete": None}
-    update_trials(connection, dict.fromkeys(ids, waiting))
+    update_trials(connection, dict.fromkeys(records, waiting))
 
 
 # ------------------------------------------------------------------ rename and delete

@@ -102,7 +102,7 @@ def test_killed_deletion_changes_nothing_or_leaves_files_that_the_next_one_remov
     removal = CallGate(tmp_path / "files", "studies.artifacts:StudyStores.mark_unowned")
     end("delete", "made", *common, calls=removal)
     assert query(url, "SELECT study_name FROM studies") == [("other",)]
-    assert "made-folder/trial-0.final" in list_files(artifacts)
+    assert "made-folder/trial-1.checkpoint" in list_files(artifacts)
     line = error_of(start("delete", "missing", *common), code=2)
     assert line.startswith("error: study 'missing' is not in ")
     names = {f"other-folder/{name}" for names in FILES.values() for name in names}

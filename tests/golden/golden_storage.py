@@ -40,7 +40,6 @@ SETTINGS: dict[str, Any] = {
     "evaluation": {"windows": 2, "window_length": 16},
     "precision": "fp32",
     "keep_weights": 9,
-    "keep_checkpoints": "all",
     "pruning": {"enabled": True},
     # So long that no write depends on the speed of the machine.
     "lease": {"seconds": 86400.0},
@@ -55,8 +54,6 @@ DERIVED = {
     "training": {"bptt_steps": 2},
     "pruning": {"enabled": False},
 }
-
-LONGER = DERIVED | {"training": {"bptt_steps": 2, "steps": 8}}
 
 RESULTS = {"validation_loss": 2.25, "validation_windows": [3.0, 3.5], "worker": "w", "seconds": 1.0}
 
@@ -148,8 +145,6 @@ def live(folder: Path) -> Iterator[str]:
     yield "derive"
     rnn_search.run(DERIVED, name="second", **place, **terms)
     yield "train the derived trials"
-    join("second", LONGER, extend=True, recorded="extend second").storage.close()
-    yield "extend the steps"
     rnn_search.copy_study("second", new_name="third", **place)
     yield "copy"
     rnn_search.rename_study("first", "renamed", storage=url)

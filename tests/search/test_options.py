@@ -23,10 +23,10 @@ def create(url, text, *overrides, **options):
 def test_command_line_of_a_worker_states_what_differs_and_nothing_else(sqlite_url, text):
     create(sqlite_url, text)
     given = {"threads": 2, "lockstep": 3, "until": 90.5, "wait": False, "report": False}
-    own = ("lease.seconds=5.0", "keep_checkpoints='all'")
+    own = ("lease.seconds=5.0", "keep_weights=3")
     options, handle = create(sqlite_url, text, *own, **given)
     worker = handle.for_worker(options)
-    assert worker.overrides == ('keep_checkpoints="all"', "lease.seconds=5.0")
+    assert worker.overrides == ("keep_weights=3", "lease.seconds=5.0")
     words = to_words(worker)
     assert not [word for word in words if "training" in word]
     context = continue_search.make_context("continue", [handle.name, *words])

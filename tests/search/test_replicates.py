@@ -14,7 +14,7 @@ from rnn_search import export_study, import_study
 from search.errors import WeightsNotFoundError
 from search.models import load_trial_model
 from search.study import StudyHandle
-from search.worker.checkpoints import BestTrialFiles, TrialFiles
+from search.worker.checkpoints import BestWeights, TrialFiles
 from studies.artifacts import open_store
 from studies.config import StudyConfig
 from studies.errors import StudiesError
@@ -63,7 +63,7 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
     store, kept = open_store(None, sqlite_url, "weights"), []
     weights = TrialFiles(store, "made-1", "safetensors")
-    files = BestTrialFiles(handle, weights, lambda query: query())
+    files = BestWeights(handle, weights, lambda query: query())
     for number, value in enumerate((1.0, 3.0, 1.4, 1.5)):
         trial_id = storage.claim(handle.study_id, "me")
         for selected in files.select({number: value}):
@@ -265,7 +265,7 @@ def test_extension_of_another_process_is_found(extend, sqlite_url, monkeypatch):
         (
             {},
             "study 'copies' is a refinement without a [space]: extend its source and refine that, "
-            "or extend training.steps or refinement.replicates",
+            "or extend refinement.replicates",
         ),
     ],
 )

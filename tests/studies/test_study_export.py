@@ -7,8 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from factories import (
-    extend_steps,
-    finish_one,
     gated_params,
     make_empty,
     make_pruned,
@@ -50,14 +48,6 @@ def make_audited(url: str) -> None:
         storage.set_study_system_attr(study_id, "rnn_search:audit", {"half": look})
 
 
-def make_extended(url: str) -> None:
-    """Trials that ended after 100 steps, and again after 200; one had no checkpoint."""
-    make_study(url, "made", objective="training", training={"steps": 100})
-    extend_steps(url, 200, range(1, 8))
-    for number in range(6):
-        finish_one(url, 1.2 + number / 7, start=100)
-
-
 def make_several(url: str) -> None:
     """A study and its refinement, replicates, cells of a user's own, and hypotheses."""
     make_study(url, diverged=None)
@@ -67,7 +57,7 @@ def make_several(url: str) -> None:
     make_stated(url)
 
 
-@pytest.mark.parametrize("make", [make_retried, make_audited, make_extended, make_several])
+@pytest.mark.parametrize("make", [make_retried, make_audited, make_several])
 def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite_url, tmp_path):
     make(sqlite_url)
     names = [study.name for study in list_studies(storage=sqlite_url)]

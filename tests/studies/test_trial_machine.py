@@ -29,7 +29,7 @@ from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
 from studies.errors import LeaseLostError, StudiesError, StudyDeletedError, StudyHeldError
 from studies.storage.backup import StudyIdentity
-from studies.storage.changes import NewEnd, create_study, delete_study, extend_study, retry_trials
+from studies.storage.changes import create_study, delete_study, extend_study, retry_trials
 from studies.storage.open import load_study, open_storage
 from studies.storage.reads import Rung, TrialReader
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
@@ -37,6 +37,7 @@ from studies.storage.trials import StoredTrial
 
 LEASES = (120, 120, 60)  # of each worker, in seconds
 LOG_EVERY = 10
+LAST_STEP = 100
 RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
 FAILURES = {"FAIL": Failure.EXCEPTION, "DIVERGED": Failure.DIVERGED}
 FINISHED = {"COMPLETE", "PRUNED", *FAILURES}
@@ -183,7 +184,7 @@ class TrialMachine(RuleBasedStateMachine):
     def start(self):
         self.study = self.storages.create("made", 5)
         self.trials = [Trial() for _ in range(5)]
-        self.finished, self.heard, self.end, self.edition = {}, {}, 100, 1
+        self.finished, self.heard, self.edition = {}, {}, 1
         self.reader = self.new_reader()
         for worker in self.workers:  # of a study that was deleted and had the same name and id
             with pytest.raises(StudyDeletedError):
@@ -291,7 +292,7 @@ class TrialMachine(RuleBasedStateMachine):
         worker, claim = self.pick(place)
         curve = worker.curves[claim]
         first = max(curve, default=0) + LOG_EVERY
-        for step in range(first, self.end + 1, LOG_EVERY)[:points]:
+        for step in range(first, LAST_STEP + 1, LOG_EVERY)[:points]:
             curve[step] = next(self.losses)
             claim.report(step, curve[step])
         if is_written:
@@ -414,8 +415,8 @@ class TrialMachine(RuleBasedStateMachine):
                 self.expire()
         return not self.find("RUNNING")
 
-    def reopen(self, number, keeps_curve=False):
-        self.trials[number] = Trial(curve=self.trials[number].curve if keeps_curve else {})
+    def reopen(self, number):
+        self.trials[number] = Trial()
         del self.finished[number]
 
     @precondition(lambda self: self.find(*FAILURES))
@@ -435,25 +436,13 @@ class TrialMachine(RuleBasedStateMachine):
         numbers = range(len(self.trials), len(self.trials) + points)
         is_allowed = self.is_free(is_free) and not self.find("PRUNED")
         with permit(is_allowed, StudiesError):
-            self.extend(numbers, None)
+            self.extend(numbers)
             self.trials += [Trial() for _ in numbers]
 
-    @precondition(lambda self: self.find("COMPLETE"))
-    @rule(checkpointed=st.frozensets(PICKS, min_size=3), is_free=st.booleans())
-    def extend_steps(self, checkpointed, is_free):
-        if is_free:
-            self.finish_all()
-        complete = self.find("COMPLETE")
-        is_allowed = not self.find("RUNNING", "PRUNED", "PAUSED") and checkpointed & {*complete}
-        with permit(is_allowed, StudiesError):
-            self.extend((), NewEnd(self.end + 20, self.end, "a command", checkpointed))
-            self.end += 20
-            for number in complete:
-                self.reopen(number, keeps_curve=number in checkpointed)
-
-    def extend(self, points, new_end):
+    def extend(self, points):
         editions = {"edition": self.edition}, {"edition": self.edition + 1}
-        arguments = self.study.study_id, *editions, *self.storages.plan(points), new_end
+        size = len(self.trials) + len(points)
+        arguments = self.study.study_id, *editions, *self.storages.plan(points), size
         assert extend_study(self.storages.main, *arguments)
         assert not extend_study(self.storages.main, *arguments), "it was extended meanwhile"
         self.edition += 1
