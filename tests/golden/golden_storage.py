@@ -133,7 +133,8 @@ def live(folder: Path) -> Iterator[str]:
         claim("w/6")
         storage.finish(trial_id, "w/6", TrialState.COMPLETE, value, RESULTS, {4: value})
     yield "complete both"
-    join("first", LARGER, extend=True, recorded="extend first").storage.close()
+    storage.close()
+    storage = join("first", LARGER, extend=True, recorded="extend first").storage
     yield "extend the grid"
     four = claim("w/7")
     storage.finish(four, "w/7", TrialState.PRUNED, None, {"reason": "slow"})
