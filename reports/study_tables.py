@@ -230,8 +230,6 @@ def tabulate_leaderboard(
                    lambda entry: str(entry.context.estimate()) if entry.context else "",
                    TEXT, unit=f"{results.config.token_name}s",
                    condition=any(entry.context for entry in entries)),
-            Column("recall accuracy", lambda entry: 100 * entry.recall_accuracy, ".1f", unit="%",
-                   condition=any(entry.recall_accuracy >= 0 for entry in entries)),
             Column(measure.name, lambda entry: entry.value, measure.spec, unit=measure.unit,
                    condition=not metric.is_value),
             Column("parameters", lambda entry: entry.parameter_count, ",.0f",

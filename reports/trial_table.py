@@ -56,7 +56,6 @@ _NUMERIC = (
     "test_loss",
     "test_stderr",
     "context_loss",
-    "recall_accuracy",
     "effective_context",
     "effective_context_low",
     "effective_context_high",

@@ -83,7 +83,7 @@ def run(
         lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         precision: precision of matrix products; fixed when the study is created.
-        corpus: ``stdlib``, ``enwik8``, ``recall:D`` or a file, instead of the study file's corpus.
+        corpus: ``stdlib``, ``enwik8`` or a file, instead of the study file's corpus.
         prune: whether to prune trials that are unlikely to finish among the best.
         extend: whether to add the trials of values that were added to the search space, or of more
             ``refinement.replicates``, and to store another question, report threshold or nuisance.

@@ -74,7 +74,7 @@ class WorkerOptions(StrictModel):
     )
     corpus: str | None = _option(
         None,
-        "Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
+        "Corpus to use instead of the config's: stdlib, enwik8 or a file.",
         metavar="NAME|PATH",
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = _option(

@@ -499,13 +499,8 @@ def check_length(tokens: TokenCorpus, config: StudyConfig, trials: Iterable[Para
     """Check that each split is as long as a config and, if given, each trial needs.
 
     Raises:
-        CorpusError: if one is too short, or a length does not suit the corpus ``recall:D``.
+        CorpusError: if one is too short.
     """
-    if tokens.corpus.recall_distance is not None and config.tokenizer != "bytes":
-        raise CorpusError(
-            f"corpus {tokens.corpus.name} has tokenizer {config.tokenizer!r}: expected 'bytes', in "
-            "which its distance is counted"
-        )
     grid, study_length = config.grid, config.training.sequence_length
     values = grid.search_space.get(SEQUENCE_LENGTH) if grid else None
     lengths = [int(value) for value in values or [study_length]]

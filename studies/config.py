@@ -123,8 +123,8 @@ class StudyConfig(StrictModel):
     report_threshold: Annotated[float | None, unit("unit of the loss")] = None
     """Loss below which a network is [solved](../statistics.md#solved-networks); of text above 0."""
     corpus: str = "stdlib"
-    """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
-    [Recall](#recall)), or a path, relative to the study file; each worker reads it into memory."""
+    """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, or a path,
+    relative to the study file; each worker reads it into memory."""
     task: TaskSettings = TaskSettings()
     tokenizer: str = "bytes"
     """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the

@@ -66,7 +66,6 @@ class LeaderboardEntry:
         best_values: values of the nuisance parameters at which it is the best, or that a derived
             study carries on.
         context: loss by the length of the context, the mean over the runs; None if a run lacks it.
-        recall_accuracy: mean accuracy on the corpus ``recall:D``; NaN on others.
         metrics: mean of each metric of a task other than text, on the split of the metric.
         validation_metrics: the same on the validation split.
         length_losses: mean validation loss at each further length of such a task.
@@ -94,7 +93,6 @@ class LeaderboardEntry:
     sample_trial: int | None
     best_values: dict[str, Any]
     context: ContextProfile | None
-    recall_accuracy: float
     metrics: dict[str, float]
     validation_metrics: dict[str, float]
     length_losses: dict[int, float]
@@ -261,7 +259,6 @@ def _make_entry(
         sample_trial=int(samples[0]["number"]) if samples else None,
         best_values=list_params(best, [*results.nuisance, *results.carried]),
         context=average_profiles(profiles) if len(profiles) == len(runs) else None,
-        recall_accuracy=average("recall_accuracy"),
         metrics={name: average(column) for name, column in results.metric_columns.items()},
         validation_metrics={
             name: average(metric_column("validation", name)) for name in results.metric_columns

@@ -1,4 +1,4 @@
-"""Corpora as raw bytes: the running Python's standard library, enwik8, recall:D, or any file."""
+"""Corpora as raw bytes: the running Python's standard library, enwik8, or any file."""
 
 import hashlib
 import os
@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from rnn.config import BYTE_VOCAB_SIZE, TaskSpec
 from rnn.errors import CorpusError
-from rnn.tasks.recall import RECALL, generate_recall, parse_distance
 from rnn.tasks.task import Batch
 
 ByteArray = npt.NDArray[np.uint8]
@@ -42,16 +41,14 @@ class Corpus:
     """A text, split by position: the first 90% train, then 5% validation and 5% test.
 
     Attributes:
-        name: ``stdlib``, ``enwik8``, ``recall:D``, or the path of a file.
+        name: ``stdlib``, ``enwik8``, or the path of a file.
         text: bytes (length,), in memory: a mapping would change with its file.
         path: the user's file that the text was read from; None for the other corpora.
-        recall_distance: D of ``recall:D``; None for other corpora.
     """
 
     name: str
     text: ByteArray
     path: Path | None = None
-    recall_distance: int | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -128,17 +125,15 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
 
     Args:
         name: ``stdlib`` (the sources of the running Python's standard library), ``enwik8``
-            (downloaded on first use), ``recall:D`` (:mod:`rnn.tasks.recall`) or the path of a file.
+            (downloaded on first use) or the path of a file.
         folder: folder that a path is relative to.
 
     Raises:
-        CorpusError: if the distance D is not valid, the file is missing, empty, unreadable, not a
-            regular file, larger than the memory or changed while it is read, or the download fails.
+        CorpusError: if the file is missing, empty, unreadable, not a regular file, larger than the
+            memory or changed while it is read, or the download fails.
     """
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
-    if (distance := parse_distance(name)) is not None:
-        return Corpus(f"{RECALL}{distance}", generate_recall(distance), recall_distance=distance)
     if name == "enwik8":
         return Corpus(name, _read_file(_fetch_enwik8()))
     path = folder.absolute() / name
@@ -148,7 +143,7 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
         raise CorpusError(
-            f"corpus {name!r} not found: expected 'stdlib', 'enwik8', 'recall:D' or a file {path}"
+            f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a file {path}"
         ) from error
     # Checked before the file is opened: a pipe would block, a device might never end.
     if not stat.S_ISREG(mode):

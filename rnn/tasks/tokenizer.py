@@ -196,18 +196,11 @@ class TokenCorpus:
             eval_split: ``test`` to check the test split as well.
 
         Raises:
-            CorpusError: if a split is too short, or a length does not exceed the distance of
-                ``recall:D``.
+            CorpusError: if a split is too short.
         """
         window = window_length, "evaluation.window_length"
         needed = {"train": (sequence_length, "training.sequence_length"), "validation": window}
         needed[eval_split] = window
-        for length, setting in needed.values():
-            if length <= (self.corpus.recall_distance or 0):
-                raise CorpusError(
-                    f"{setting} is {length}: expected more than {self.corpus.recall_distance}, the "
-                    f"distance of corpus {self.corpus.name}"
-                )
         for split, (length, setting) in needed.items():
             count = len(getattr(self, split))
             if count < length:

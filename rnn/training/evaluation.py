@@ -1,11 +1,8 @@
-"""Losses of networks on held-out data, and what they remember of a text.
-
-Their loss with a limited context and their recall of single tokens are observed meanwhile.
-"""
+"""Losses of networks on held-out data, of a text also with a limited context."""
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +12,6 @@ from torch import Tensor
 
 from rnn.engines import Engine
 from rnn.tasks.corpus import TokenArray, gather_windows
-from rnn.tasks.recall import ANSWERS, find_recall_positions
 from rnn.tasks.task import Batch, SequenceTask
 
 MAX_BINS = 12
@@ -49,7 +45,7 @@ def compute_eval_losses(
     stack: Engine,
     windows: TokenArray,
     on_step: Callable[[], None] = lambda: None,
-    observers: Sequence["ContextLosses | RecallAccuracy"] = (),
+    context: "ContextLosses | None" = None,
 ) -> Tensor:
     """Compute the loss of every network on each window.
 
@@ -57,9 +53,7 @@ def compute_eval_losses(
         stack: the K networks.
         windows: tokens (window_length, windows), of :func:`select_eval_windows`.
         on_step: callback after every step; an exception that it raises ends the evaluation.
-        observers: what else is computed after every step t, from the logits (K, windows, V) and the
-            losses (K, windows) of the token after token t. :class:`ContextLosses` comes last,
-            because it calls ``stack.forward``, which may overwrite the logits.
+        context: losses with a limited context, to be computed meanwhile.
 
     Returns:
         Mean cross-entropy of each window (K, windows), in nats per token.
@@ -74,8 +68,8 @@ def compute_eval_losses(
         total += losses
         for state, next_state in zip(states, next_states, strict=True):
             state.copy_(next_state)
-        for observer in observers:
-            observer.observe(t, logits, losses)
+        if context is not None:
+            context.observe(t, losses)
         on_step()
     return total / (length - 1)
 
@@ -222,7 +216,7 @@ class ContextLosses:
         self._excess = torch.zeros_like(self._long)
         self._states: list[Tensor] = []
 
-    def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
+    def observe(self, t: int, losses: Tensor) -> None:
         """Advance the streams that began in the middle, after a step of the whole windows."""
         if t < self._begin:
             return
@@ -248,43 +242,6 @@ class ContextLosses:
         """Mean loss with the short context minus that with the long one (bins, K, windows)."""
         widths = torch.tensor(np.diff([0, *self.bins]))
         return self._excess.cpu() / widths[:, None, None]
-
-
-class RecallAccuracy:
-    """Share of the recall positions at which the most probable answer is the right one.
-
-    Chance is one in eight: the most probable of the answers counts, whatever the probability of
-    letters.
-
-    Args:
-        stack: the K networks.
-        windows: bytes (window_length, windows) of the corpus ``recall:D``.
-        distance: D.
-
-    Attributes:
-        count: number of recall positions in all windows.
-    """
-
-    def __init__(self, stack: Engine, windows: TokenArray, distance: int) -> None:
-        device = stack.device
-        recalled = find_recall_positions(windows, distance)
-        self._is_recall = torch.from_numpy(recalled).to(device)
-        self._targets = torch.from_numpy(windows.astype(np.int64)).to(device)
-        self._answers = torch.from_numpy(ANSWERS.astype(np.int64)).to(device)  # (answers,)
-        self._correct = torch.zeros(len(stack.configs), dtype=torch.long, device=device)
-        self.count = int(recalled[1:].sum())
-
-    def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
-        """Count the right answers of a step."""
-        predicted = self._answers[logits[..., self._answers].argmax(-1)]  # (K, windows)
-        correct = (predicted == self._targets[t + 1]) & self._is_recall[t + 1]
-        self._correct += correct.sum(1)
-
-    @property
-    def accuracy(self) -> list[float]:
-        """The accuracy of each network, if there is a recall position."""
-        accuracy: list[float] = (self._correct / self.count).tolist()
-        return accuracy
 
 
 def list_context_bins(longest: int) -> list[int]:

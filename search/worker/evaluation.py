@@ -15,7 +15,6 @@ from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
     ContextLosses,
-    RecallAccuracy,
     compute_eval_losses,
     evaluate_sequences,
     select_eval_windows,
@@ -119,13 +118,10 @@ class Evaluator:
         evaluation, is_validation = self._config.evaluation, split == "validation"
         tokens: TokenArray = getattr(text, split)
         windows = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
-        recall, context = None, None
-        if is_validation and text.corpus.recall_distance is not None:
-            recall = RecallAccuracy(stack, windows, text.corpus.recall_distance)
+        context = None
         if is_validation and len(windows) >= MIN_CONTEXT_LENGTH:
             context = ContextLosses(stack, windows)
-        observers = [each for each in (recall, context) if each is not None]
-        losses = compute_eval_losses(stack, windows, on_step, observers).double()
+        losses = compute_eval_losses(stack, windows, on_step, context).double()
 
         def to_bits(losses: Tensor) -> Tensor:
             return to_bits_per_byte(losses, windows, text.tokenizer.token_byte_lengths)
@@ -139,8 +135,6 @@ class Evaluator:
                 stats[k][f"{split}_stderr"] = float(_stderr(bits))
             if is_validation:
                 stats[k][OBJECTIVE_ATTRIBUTES[split]] = float(losses[k].mean())
-            if recall is not None and recall.count:
-                stats[k]["recall_accuracy"] = recall.accuracy[k]
             if context is not None:
                 long, excess = to_bits(context.long), to_bits(context.excess)
                 stats[k] |= _context_stats(context.bins, long[k], excess[:, k])

@@ -54,7 +54,7 @@ def launch(runner, slurm, postgresql_url, tmp_path):
 
     def start(*arguments, gate=None, **environment):
         return runner.start(
-            "run_search.py", QUICK, "--launch=slurm", "--corpus=recall:5", "--lockstep=1",
+            "run_search.py", QUICK, "--launch=slurm", "--lockstep=1",
             *overrides, *arguments,
             cwd=tmp_path, hooks=Hooks(report=False, gate=gate), **variables | environment,
         )  # fmt: skip

@@ -65,7 +65,6 @@ def profile_attributes(decay):
         "context_excess": profile.excess.tolist(),
         "context_stderr": profile.stderr.tolist(),
         "context_loss": profile.loss,
-        "recall_accuracy": 0.5,
     }
 
 
@@ -89,7 +88,6 @@ def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path, build_
     assert "effective context (bytes)" in chart.figure.layout.legend.title.text
     name = chart.figure.data[0].name.replace("<br>", ", ")
     assert name == f"{best.context.estimate()}: 1×4 no gates", "what all have is left out"
-    assert "recall accuracy" in page.words
     write_csv([page.findings.results], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)

@@ -26,7 +26,7 @@ TASK = {"source": "tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd"
         "eval_lengths": [40, 100]}  # fmt: skip
 
 WORDS = re.compile(
-    r"\b(bytes?|bits?|corpus|text|nats?|tokens?|windows?|context|samples?|bpb|recall|undefined|nan)\b"
+    r"\b(bytes?|bits?|corpus|text|nats?|tokens?|windows?|context|samples?|bpb|undefined|nan)\b"
 )
 """Words of studies of text, and of values that are missing."""
 

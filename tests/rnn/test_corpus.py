@@ -1,4 +1,4 @@
-"""Corpora: the standard library, files, enwik8 with its download, and recall:D."""
+"""Corpora: the standard library, files, and enwik8 with its download."""
 
 import hashlib
 import http.server
@@ -16,7 +16,6 @@ import pytest
 
 from rnn.errors import CorpusError
 from rnn.tasks.corpus import MIRROR_ENV_VAR, load_corpus
-from rnn.tasks.recall import ANSWERS, find_recall_positions, generate_recall
 from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 
 
@@ -193,40 +192,3 @@ def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, cut, messa
     assert cached_files(tmp_path) == []
     serve |= {"body": zip_archive(TEXT), "cut": None}
     assert load_corpus("enwik8").text.tobytes() == TEXT
-
-
-# ------------------------------------------------------------------ recall
-
-
-def test_answers_at_recall_positions_are_the_letters_of_the_distance_before():
-    text = generate_recall(5)
-    found = find_recall_positions(text, 5)
-    places = np.flatnonzero(found)
-    assert found.mean() == pytest.approx(0.25, abs=0.01)
-    assert places[0] >= 5
-    assert (text[places] == text[places - 5] - 32).all(), "capitals"
-    others = np.flatnonzero(np.isin(text, ANSWERS) & ~found)
-    agree = np.char.upper(text[others[5:] - 5].view("S1")) == text[others[5:]].view("S1")
-    assert agree.mean() == pytest.approx(1 / len(ANSWERS), abs=0.01)
-
-
-def test_text_is_the_same_on_every_machine():
-    corpus = load_corpus("recall:08")
-    assert (corpus.name, corpus.recall_distance, len(corpus.text)) == ("recall:8", 8, 1_000_000)
-    assert corpus.sha256 == hashlib.sha256(generate_recall(8).tobytes()).hexdigest()
-    assert corpus.sha256 == "77b0a9446350fdc84b5c31750b6ab636d39cf823278ca8565c3a8a5e5df06661"
-    assert corpus.text[:24].tobytes() == b"ABecChHhdBEhcdeeDabHgeEf"
-
-
-@pytest.mark.parametrize("distance", ["", "0", "x", "-1", "1001", "٣", "1.5", "9" * 5000])
-def test_invalid_distance_is_refused_in_one_line(distance):
-    assert_refused(f"recall:{distance}", "expected a number from 1 to 1000, as in recall:8")
-
-
-def test_sequences_and_windows_must_exceed_the_distance():
-    text = TokenCorpus(load_corpus("recall:32"), ByteTokenizer())
-    text.check_min_length(33, 33)
-    with pytest.raises(CorpusError, match=r"sequence_length is 32: expected more than 32"):
-        text.check_min_length(32, 33)
-    with pytest.raises(CorpusError, match=r"window_length is 20: expected more than 32"):
-        text.check_min_length(33, 20)

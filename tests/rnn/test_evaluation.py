@@ -9,11 +9,9 @@ import torch
 
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.engines import build_network
-from rnn.tasks.recall import ANSWERS, generate_recall
 from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
     ContextLosses,
-    RecallAccuracy,
     compute_eval_losses,
     evaluate_sequences,
     list_context_bins,
@@ -67,39 +65,6 @@ class HandBuilt:
         return torch.nn.functional.cross_entropy(logits[0], targets, reduction="none")[None]
 
 
-def answer_from(distance):
-    """Return a function that expects the answer to the token that was read this long ago."""
-
-    def logits(state):
-        capital = state[..., distance - 1] - 32
-        return torch.nn.functional.one_hot(capital.clamp(0, 255), 256).float()
-
-    return logits
-
-
-@pytest.mark.parametrize("distance", [1, 5])
-def test_network_that_remembers_the_distance_recalls_every_answer(distance):
-    windows = select_eval_windows(generate_recall(distance), 64, 200)
-    accuracy = {}
-    for assumed in (distance, distance + 1):
-        network = HandBuilt(8, answer_from(assumed))
-        recall = RecallAccuracy(network, windows, distance)
-        compute_eval_losses(network, windows, observers=[recall])
-        (accuracy[assumed],) = recall.accuracy
-        assert recall.count == pytest.approx(64 * (200 - distance) / 4, rel=0.1)
-    assert accuracy[distance] == 1
-    assert accuracy[distance + 1] == pytest.approx(1 / len(ANSWERS), abs=0.03), "3,000 positions"
-
-
-def test_letters_that_are_more_probable_than_answers_do_not_count():
-    windows = select_eval_windows(generate_recall(2), 16, 100)
-    remember = answer_from(2)
-    network = HandBuilt(4, lambda state: remember(state).index_fill(2, torch.tensor([97]), 9.0))
-    recall = RecallAccuracy(network, windows, 2)
-    compute_eval_losses(network, windows, observers=[recall])
-    assert recall.accuracy == [1]
-
-
 def test_excess_loss_by_context_is_that_of_the_missing_tokens():
     """A network whose loss falls by 1/c with the number c of tokens that it has read."""
 
@@ -110,7 +75,7 @@ def test_excess_loss_by_context_is_that_of_the_missing_tokens():
     windows = np.zeros((34, 3), np.uint8)  # the target's loss is log(1 + exp(logit)) = 1/c
     network = HandBuilt(64, logits)
     context = ContextLosses(network, windows)
-    compute_eval_losses(network, windows, observers=[context])
+    compute_eval_losses(network, windows, context=context)
     assert context.bins == [1, 2, 4, 8, 16]
     loss = [1 / c for c in range(1, 17)]
     long = [1 / (17 + c) for c in range(1, 17)]
@@ -131,7 +96,7 @@ def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
     windows = select_eval_windows(TEXT, 5, 60)
     alone = compute_eval_losses(network, windows)
     context = ContextLosses(network, windows)
-    observed = compute_eval_losses(network, windows, observers=[context])
+    observed = compute_eval_losses(network, windows, context=context)
     torch.testing.assert_close(observed, alone)
     widths = torch.tensor(np.diff([0, *context.bins]))[:, None, None]
     short = context.long + (context.excess * widths).sum(0) / 29

@@ -14,7 +14,7 @@ from process_runner import wait_until
 
 from rnn.config import TrialConfig
 from rnn.engines import build_network
-from rnn.errors import CorpusError, DeviceError
+from rnn.errors import DeviceError
 from rnn.export import deserialize_model
 from rnn.network import count_parameters
 from rnn.tasks.corpus import TextData
@@ -146,16 +146,6 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
             assert (found["seed"], found["threads"], found["precision"]) == (5, 1, "bf16")
     assert {trial.params["replicate"] for trial in refined.study.trials} == {1, 2}
     assert len({trial.value for trial in refined.study.trials}) == 2, "they are other networks"
-
-
-def test_trial_on_the_recall_corpus_records_its_accuracy(sqlite_url):
-    joined, _ = work(sqlite_url, "recall:2")
-    assert joined.study.user_attrs["corpus"]["name"] == "recall:2"
-    accuracies = {trial.user_attrs["recall_accuracy"] for trial in joined.study.trials}
-    assert len(accuracies) > 1
-    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
-    with pytest.raises(CorpusError, match="expected 'bytes', in which its distance is counted"):
-        work(sqlite_url, "recall:2", ["tokenizer='bpe:300'"], name="pairs")
 
 
 @pytest.mark.parametrize(
