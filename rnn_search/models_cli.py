@@ -17,9 +17,9 @@ from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from search.cells import load_record, read_values
-from search.certification import check_networks, list_networks
+from search.contract_check import check_networks, check_task, list_networks
+from search.floors import describe_floors
 from search.models import export_trial, load_trial_model
-from search.task_check import certify_task, describe_floors
 from search.tasks import load_task_of
 from studies.cli import artifacts_option, debug_option, storage_options, study_argument
 from studies.errors import ConfigError
@@ -171,7 +171,7 @@ class _AnySource(CodeSource):
 def _check_task(source: str, options: Mapping[str, Any]) -> None:
     task = load_task_of(source, options, Path())
     count = EvaluationSettings().windows
-    floors, memory = certify_task(task, count, lambda passed: click.echo(f"passed: {passed}"))
+    floors, memory = check_task(task, count, lambda passed: click.echo(f"passed: {passed}"))
     for line in describe_floors(floors):
         click.echo(line)
     record = task.record

@@ -5,12 +5,11 @@ from typing import Any
 
 import optuna
 
-from search.certification import certify_cells
+from search.contract_check import check_cells, check_tasks
 from search.derive import add_replicates, check_count
 from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
-from search.task_check import certify_tasks
 from search.tasks import StudyTask
 from studies.attributes import (
     AUDIT_NUISANCE,
@@ -74,9 +73,9 @@ def extend(
     else:
         added = add_replicates(trials, replicates)
     check_count(len(added), config.training.steps, options.yes)
-    certify_cells(config, stored)
+    check_cells(config, stored)
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
-    floors = record.task_floors | certify_tasks(new_tasks, config.evaluation.windows)
+    floors = record.task_floors | check_tasks(new_tasks, config.evaluation.windows)
     has_more_points = config.space != stored.space
     is_larger = bool(replicates or has_more_points)
     if not (is_larger or changed or new_hypotheses):

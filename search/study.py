@@ -20,7 +20,7 @@ from rnn.tasks.task import TrainingData
 from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.devices import check_precision, supports_bf16
 from search.cells import CodeStore, check_sources, load_cells
-from search.certification import certify_cells
+from search.contract_check import check_cells, check_tasks
 from search.derive import check_count, derive_trials
 from search.extend import (
     describe_trials,
@@ -33,7 +33,6 @@ from search.grid import GridSampler, list_combinations
 from search.launch.shared_files import require_shared
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
-from search.task_check import certify_tasks
 from search.tasks import (
     ONLY,
     StudyTask,
@@ -423,8 +422,8 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
         check_count(config.grid.count(), config.training.steps, options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
-    certify_cells(config)
-    return certify_tasks(wanted.tasks, config.evaluation.windows, origin)
+    check_cells(config)
+    return check_tasks(wanted.tasks, config.evaluation.windows, origin)
 
 
 def _create(

@@ -76,7 +76,7 @@ def folder(tmp_path, text) -> Path:
 @pytest.fixture
 def few_checks(monkeypatch) -> None:
     """Check no cell in other processes, which takes seconds: tests here are about its source."""
-    monkeypatch.setattr("search.certification.check_export", lambda network: None)
+    monkeypatch.setattr("search.contract_check.check_export", lambda network: None)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""Certification of users' own cells: what a cell must do, checked on tiny networks of it.
+"""Checks of users' cells and tasks against their contracts, before networks are trained.
 
-V is the number of byte tokens, B the number of streams, T the number of time steps.
+A cell is checked on tiny networks of it, a task on batches of it and on small networks. V is the
+number of byte tokens, B the number of streams, T the number of time steps.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -29,7 +31,7 @@ from rnn.config import (
     format_value,
 )
 from rnn.engines import build_network
-from rnn.errors import CellError
+from rnn.errors import CellError, TaskError
 from rnn.export import SavedModel, export_files
 from rnn.network import (
     Network,
@@ -39,25 +41,36 @@ from rnn.network import (
     network_shapes,
     split_tensors,
 )
-from rnn.own_code import CellSource, CodeSource, describe_error
+from rnn.own_code import CellSource, CodeSource, TaskSource, describe_error, loaded_source
 from rnn.tasks.corpus import TextData
+from rnn.tasks.task import SequenceTask
 from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
+from search.floors import measure_floors, name_floors
+from search.tasks import StudyTask, load_task_of
+from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.records import CellRecord
+from studies.records import CellRecord, Floors
 from studies.space import CELL, Params
 
-STATE_SIZE = 16
+_STATE_SIZE = 16
 """State size of the networks that are checked, where a study does not say."""
 
-MAX_STATE_SIZE = 64
+_MAX_STATE_SIZE = 64
 """State size that is large enough for a check."""
 
-LAYERS, STREAMS = 2, 3
+_LAYERS = 2
+_STREAMS = 3
 
-TIMEOUT = 600
+_TASK_STREAMS = 32
+_TASK_BATCHES = 8
+"""Training batches whose sequences are compared with those of the other splits."""
+
+_TIMEOUT = 600
 """Seconds after which a new process counts as hanging; it takes a few."""
+
+# ------------------------------------------------------------------ cells
 
 
 def _build(config: CellConfig) -> Network:
@@ -71,7 +84,7 @@ def _read(module: Network, tokens: Tensor, states: Sequence[Tensor] | None = Non
     return [tensor.clone() for tensor in (logits, *after)]
 
 
-def _draw_tokens(steps: int, streams: int = STREAMS) -> Tensor:
+def _draw_tokens(steps: int, streams: int = _STREAMS) -> Tensor:
     """Return the same random tokens (steps, streams) at each call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(BYTE_VOCAB_SIZE, (steps, streams), generator=generator)
@@ -84,9 +97,10 @@ def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 def check_numbers(config: CellConfig) -> None:
     """Require the shapes and dtypes that networks need, and finite numbers."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    for precision, streams in itertools.product(precisions, (1, STREAMS)):
+    for precision, streams in itertools.product(precisions, (1, _STREAMS)):
         network = build_network([TrialConfig(config, bptt_steps=2)], 0, precision)
-        tokens, states = _draw_tokens(5, streams), network.init_training_state(streams)
+        tokens = _draw_tokens(5, streams)
+        states = network.init_training_state(streams)
         for step in range(1, len(tokens)):
             start = max(0, step - 2)
             window = Window(tokens[start:step], tokens[step : step + 1], begins=not start)
@@ -102,14 +116,17 @@ def check_numbers(config: CellConfig) -> None:
 
 def check_function(config: CellConfig) -> None:
     """Require outputs to depend on tokens and state of their own stream and the weights alone."""
-    cell, module, other = f"cell {config.cell}", _build(config), _build(config)
-    if not _are_equal(*(list(named_tensors(each).values()) for each in (module, other))):
+    cell = f"cell {config.cell}"
+    module = _build(config)
+    initial = named_tensors(_build(config))
+    if not _are_equal(list(named_tensors(module).values()), list(initial.values())):
         raise CellError(
             f"{cell}: its constructor draws random numbers that are not PyTorch's: expected "
             "initial weights that follow from torch.manual_seed"
         )
     tokens = _draw_tokens(4)
-    past, token = tokens[:3], tokens[3:]
+    past = tokens[:3]
+    token = tokens[3:]
     before = _read(module, past)
     states = [state.clone() for state in before[1:]]
     after = _read(module, token, states)
@@ -124,7 +141,7 @@ def check_function(config: CellConfig) -> None:
             f"{cell} returns other numbers for the same tokens: expected no random numbers, as in "
             "dropout or initial_state, and nothing that is kept between two calls"
         )
-    for n in range(STREAMS):
+    for n in range(_STREAMS):
         alone = _read(module, token[:, n : n + 1], [state[n : n + 1] for state in states])
         for one, all_streams in zip(alone, after, strict=True):
             if not torch.allclose(one, all_streams[n : n + 1], rtol=1e-4, atol=1e-5):
@@ -136,7 +153,6 @@ def check_function(config: CellConfig) -> None:
         raise CellError(
             f"{cell} returns other numbers after eval(): expected the same as in training"
         )
-    initial = named_tensors(other)
     for name, tensor in named_tensors(module).items():
         if name not in initial or not torch.equal(tensor, initial[name]):
             raise CellError(
@@ -147,8 +163,9 @@ def check_function(config: CellConfig) -> None:
 
 def check_gradients(config: CellConfig) -> None:
     """Require the gradient to reach every parameter within a few updates."""
-    module, tokens = _build(config), _draw_tokens(12)
-    trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
+    module = _build(config)
+    tokens = _draw_tokens(12)
+    trained = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
     missing = [name for name in trained if name.startswith("layers.")]
     for start in range(8):
         logits, _ = module(tokens[start : start + 4])
@@ -171,7 +188,7 @@ def check_resumption(config: CellConfig) -> None:
     trial = TrialConfig(config, bptt_steps=2, optimizer=OptimizerConfig(learning_rate=0.01))
     text = np.random.default_rng(0).integers(0, BYTE_VOCAB_SIZE, 50).astype(np.uint8)
     settings = TrainConfig(
-        steps=8, batch_size=STREAMS, sequence_length=7, log_every=2, smoothing=0.5, seed=0
+        steps=8, batch_size=_STREAMS, sequence_length=7, log_every=2, smoothing=0.5, seed=0
     )
 
     def train(stop: int, saved: TrainState | None = None) -> TrainState:
@@ -241,7 +258,7 @@ def check_export(config: CellConfig) -> None:
         for file, content in export_files(model).items():
             Path(folder, file).write_bytes(content)
         given = json.dumps(tokens.tolist())
-        printed = run_new_process(CellSource, config.cell, _EXPORT, given, folder)
+        printed = _run_new_process(CellSource, config.cell, _EXPORT, given, folder)
     expected = _read(module, tokens)[0]
     for logits in json.loads(printed):
         if not torch.allclose(torch.tensor(logits), expected, 1e-3, 1e-4):
@@ -250,50 +267,6 @@ def check_export(config: CellConfig) -> None:
                 "nothing that depends on hash() or the order of a set, and random numbers in "
                 "nn.Parameter or register_buffer only"
             )
-
-
-def run_new_process(
-    kind: type[CodeSource], name: str, program: str, given: str, folder: str | None = None
-) -> str:
-    """Run a program that uses a cell or a task in a new process, with another hash seed.
-
-    Args:
-        kind: whether it is a cell or a task.
-        name: its name.
-        program: the program, in Python.
-        given: its standard input.
-        folder: its working directory; None for that of this process.
-
-    Returns:
-        The last line that it prints.
-
-    Raises:
-        CellError, TaskError: if the process hangs or fails.
-    """
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=folder,
-            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-            input=given.encode(),
-            capture_output=True,
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise kind.error(
-            f"{kind.kind} {name}: a new process did not end in {TIMEOUT} s: expected a {kind.kind} "
-            "that waits for nothing"
-        ) from error
-    printed = done.stdout.decode(errors="replace").splitlines()
-    if done.returncode or not printed:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise kind.error(
-            f"{kind.kind} {name} fails in a new process ({reason[:200]}): expected a file that "
-            "needs nothing but installed packages"
-        )
-    return printed[-1]
 
 
 _HINTS = {
@@ -337,24 +310,24 @@ def _describe_options(network: CellConfig, message: str = "") -> str:
     return f" (with {options})"
 
 
-def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> None:
+def check_cells(config: StudyConfig, earlier: StudyConfig | None = None) -> None:
     """Check the cells of a study on tiny networks, with the values of options that it has.
 
     A network of one layer is built of each combination of options and sizes. Cells that have the
-    same values and sizes in the config of before an extension are not checked again.
+    same values and sizes in the config before an extension are not checked again.
 
     Raises:
         CellError: if one cannot be built, or breaks the contract of a cell.
     """
     for name, record in config.cells.items():
         built = _list_combinations(config, name, record)
-        if certified is not None and built == _list_combinations(certified, name, record):
+        if earlier is not None and built == _list_combinations(earlier, name, record):
             continue  # it may not even be loaded
         for network in built:
             network_shapes(network)
-        size = min((network.state_size for network in built), default=STATE_SIZE)
+        size = min((network.state_size for network in built), default=_STATE_SIZE)
         values = dict.fromkeys(item for network in built for item in network.options)
-        check_networks(list_networks(name, record, values, min(size, MAX_STATE_SIZE)))
+        check_networks(list_networks(name, record, values, min(size, _MAX_STATE_SIZE)))
 
 
 def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[CellConfig]:
@@ -365,7 +338,7 @@ def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> li
     elif config.refinement is not None:  # its other values were checked with its source
         trials = config.refinement.variants
     networks = (
-        _to_network(name, record, params, int(params.get("state_size", STATE_SIZE)), layers=1)
+        _to_network(name, record, params, int(params.get("state_size", _STATE_SIZE)), layers=1)
         for params in trials
     )
     return list(dict.fromkeys(networks))
@@ -375,7 +348,7 @@ def list_networks(
     name: str,
     record: CellRecord,
     values: Iterable[tuple[str, ParamValue]] = (),
-    state_size: int = STATE_SIZE,
+    state_size: int = _STATE_SIZE,
     base: Mapping[str, ParamValue] | None = None,
 ) -> list[CellConfig]:
     """Return the networks by which a cell is checked: each value of each option, one at a time.
@@ -384,15 +357,16 @@ def list_networks(
     varied have the values of ``base``, or else their defaults.
     """
     given: Params = dict(base or {})
-    start = {option: each.default for option, each in record.options.items()} | given
+    definitions = record.options.items()
+    start = {option: definition.default for option, definition in definitions} | given
     listed = [
         (option, value)
-        for option, each in record.options.items()
-        for value in each.choices or ([False, True] if each.type == "bool" else [])
+        for option, definition in definitions
+        for value in definition.choices or ([False, True] if definition.type == "bool" else [])
     ]
     changes = ({option: value} for option, value in (*listed, *values) if value != start[option])
     networks = (
-        _to_network(name, record, given | change, state_size, LAYERS) for change in ({}, *changes)
+        _to_network(name, record, given | change, state_size, _LAYERS) for change in ({}, *changes)
     )
     return list(dict.fromkeys(networks))
 
@@ -401,8 +375,201 @@ def _to_network(
     name: str, record: CellRecord, params: Mapping[str, ParamValue], size: int, layers: int
 ) -> CellConfig:
     options = tuple(
-        (option, each.convert(params[option]))
-        for option, each in record.options.items()
+        (option, definition.convert(params[option]))
+        for option, definition in record.options.items()
         if option in params
     )
     return CellConfig(name, record.sha256, options, layers, size)
+
+
+# ------------------------------------------------------------------ tasks
+
+
+def check_task(
+    task: StudyTask, count: int, on_passed: Callable[[str], None] = lambda _: None
+) -> tuple[Floors, str]:
+    """Run every check on a task, with a number of held-out sequences.
+
+    ``on_passed`` is called after each check, with what holds.
+
+    Returns:
+        Its floors, and whether it needs memory, in a sentence.
+
+    Raises:
+        TaskError: if a check fails, naming the task and what to do.
+    """
+    built = task.rebuild()
+    first = _digest(built, count)
+    on_passed("sample returns sequences of the stated sizes for each split")
+    _require_pure(built, first, count)
+    on_passed("the same sequences are drawn again, after others")
+    _require_disjoint(built, count)
+    on_passed("no sequence of the training is among those of validation or test")
+    _require_loss_by_target(built, count)
+    _require_same_in_new_process(task, first, count)
+    on_passed("the same sequences are drawn in a new process")
+    floors, memory = measure_floors(built, count)
+    _require_finite(task.record.name, floors)
+    on_passed("losses and metrics of small networks are finite")
+    return floors, memory
+
+
+def check_tasks(
+    tasks: Mapping[str, StudyTask], count: int, origin: StudyRecord | None = None
+) -> dict[str, Floors]:
+    """Check tasks, as :func:`check_task`, but those that another study has as well.
+
+    Returns:
+        Their floors by name.
+    """
+    known = origin.config.list_tasks() if origin is not None else {}
+    floors: dict[str, Floors] = {}
+    for name, task in tasks.items():
+        if origin is None or name not in known or known[name].identity() != task.record.identity():
+            floors[name], _ = check_task(task, count)
+        elif (found := origin.task_floors.get(name, origin.floors)) is not None:
+            floors[name] = found
+    return floors
+
+
+def _digest(task: SequenceTask, count: int) -> str:
+    """Return a hash of batches of all splits."""
+    drawn = [task.train_batch(0, index, 0, _TASK_STREAMS, 0) for index in (2, 0, 1)]
+    for split in ("validation", "test"):
+        drawn += [task.held_out(split, count, length) for length in (None, *task.eval_lengths)]
+    digest = hashlib.sha256()
+    for batch in drawn:
+        slices = [batch.slices[name] for name in sorted(batch.slices)]
+        for part in (*batch[:4], *slices):
+            if part is not None:
+                digest.update(f"{part.dtype} {part.shape}".encode() + part.tobytes())
+    return digest.hexdigest()
+
+
+def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
+    task.train_batch(1, 7, 0, _TASK_STREAMS + 1, 0)
+    if _digest(task, count) != expected:
+        raise TaskError(
+            f"task {task.name} draws other sequences when it is asked again: expected sequences "
+            "that depend on the arguments of sample alone; take all random numbers from rng, not "
+            "from np.random, random or torch, and keep nothing between two calls"
+        )
+
+
+def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> None:
+    record, text = task.record, None
+    if record.sha256 is not None:
+        text = loaded_source(record.name, record.sha256, TaskSource).text
+    given = json.dumps([record.source, record.values, record.folder, text, count])
+    program = "from search.contract_check import print_digest; print_digest()"
+    if _run_new_process(TaskSource, record.name, program, given) != expected:
+        raise TaskError(
+            f"task {record.name} draws other sequences in a new process: expected random numbers "
+            "from rng alone, and nothing that depends on hash(), the order of a set or the time"
+        )
+
+
+def print_digest() -> None:
+    """Print the digest of the batches of the task in standard input: the new process's program."""
+    source, values, folder, text, count = json.load(sys.stdin)
+    code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
+    print(_digest(load_task_of(source, values, Path(folder), code).build(), count))
+
+
+def _require_disjoint(task: SequenceTask, count: int) -> None:
+    indices = range(_TASK_BATCHES)
+    drawn = {
+        "train": [task.train_batch(0, index, 0, _TASK_STREAMS, 0) for index in indices],
+        "validation": [task.held_out("validation", count)],
+        "test": [task.held_out("test", count)],
+    }
+    seen: dict[bytes, str] = {}
+    for split, batches in drawn.items():
+        for batch in batches:
+            for column in range(batch.inputs.shape[1]):
+                part = batch.inputs[:, column].tobytes() + batch.targets[:, column].tobytes()
+                other = seen.setdefault(part, split)
+                if other != split:
+                    raise TaskError(
+                        f"task {task.name}: the splits {other} and {split} share a sequence: "
+                        "expected different sequences in each split, by split in sample"
+                    )
+
+
+def _require_loss_by_target(task: SequenceTask, count: int) -> None:
+    """Require that a task's own loss is a finite number for each target, by this target alone."""
+    spec = task.spec
+    if spec.loss is None:
+        return
+    batch = task.held_out("validation", count)
+    counted = torch.from_numpy(batch.weights > 0)
+    targets = torch.from_numpy(batch.targets)[counted][:_TASK_STREAMS]
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(len(targets), spec.outputs, generator=generator, requires_grad=True)
+    losses = spec.loss(outputs, targets)
+    expected = f"expected a finite differentiable number for each of {len(targets)} targets"
+    if not (losses.isfinite().all() and losses.requires_grad):
+        raise TaskError(f"loss of task {task.name} is not finite or not differentiable: {expected}")
+    half = len(targets) // 2
+    if half and not torch.allclose(spec.loss(outputs[:half], targets[:half]), losses[:half], 1e-4):
+        raise TaskError(
+            f"loss of task {task.name} depends on the other targets of a batch: {expected}, by its "
+            "own output and target alone"
+        )
+
+
+def _require_finite(name: str, floors: Floors) -> None:
+    for values in name_floors(floors).values():
+        for key, value in values.items():
+            if not np.isfinite(value):
+                raise TaskError(
+                    f"task {name}: {key} of a small network is {value}: expected a finite number; "
+                    "scale inputs and targets, or set standardize"
+                )
+
+
+# ------------------------------------------------------------------ in a new process
+
+
+def _run_new_process(
+    kind: type[CodeSource], name: str, program: str, given: str, folder: str | None = None
+) -> str:
+    """Run a program that uses a cell or a task in a new process, with another hash seed.
+
+    Args:
+        kind: whether it is a cell or a task.
+        name: its name.
+        program: the program, in Python.
+        given: its standard input.
+        folder: its working directory; None for that of this process.
+
+    Returns:
+        The last line that it prints.
+
+    Raises:
+        CellError, TaskError: if the process hangs or fails.
+    """
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            input=given.encode(),
+            capture_output=True,
+            timeout=_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise kind.error(
+            f"{kind.kind} {name}: a new process did not end in {_TIMEOUT} s: expected a "
+            f"{kind.kind} that waits for nothing"
+        ) from error
+    printed = done.stdout.decode(errors="replace").splitlines()
+    if done.returncode or not printed:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise kind.error(
+            f"{kind.kind} {name} fails in a new process ({reason[:200]}): expected a file that "
+            "needs nothing but installed packages"
+        )
+    return printed[-1]
