@@ -11,20 +11,24 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from socketserver import BaseServer, ThreadingMixIn
-from typing import Any
+from typing import Any, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
 from reports.errors import DashboardError
-from studies.artifacts import open_store
+from studies.artifacts import ArtifactFolders
+from studies.attributes import FOLDER_NAME
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
     is_debugging,
     storage_options,
 )
+from studies.errors import ArtifactsError
+from studies.files import atomic_write
 from studies.storage.open import open_storage
 
 HOST = "127.0.0.1"
@@ -66,7 +70,7 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
     """
     is_child = inherited_socket is not None
     listener = socket.socket(fileno=inherited_socket) if is_child else open_listener(port)
-    store = open_store(artifacts, storage, "artifacts")
+    store = DashboardFiles(ArtifactFolders(artifacts, storage).root("artifacts"))
     with listener, contextlib.closing(open_storage(storage)) as opened:
         from optuna_dashboard import wsgi  # slow; not needed when the port is taken
 
@@ -91,6 +95,37 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
         code = exit_codes.get()
         server.shutdown()
     return code
+
+
+class DashboardFiles:
+    """Optuna's artifact store in a folder, confined to the files of the dashboard.
+
+    A database, which others may have changed, may list any name as that of a file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from optuna.artifacts import FileSystemArtifactStore  # slow
+
+        self._folder = folder
+        self._store = FileSystemArtifactStore(folder)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open a file for reading."""
+        return self._store.open_reader(_require_name(artifact_id))
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write a file atomically."""
+        atomic_write(self._folder / _require_name(artifact_id), content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file."""
+        self._store.remove(_require_name(artifact_id))
+
+
+def _require_name(artifact_id: str) -> str:
+    if not re.fullmatch(FOLDER_NAME, artifact_id):
+        raise ArtifactsError(f"{artifact_id!r} is not the name of a file of the dashboard")
+    return artifact_id
 
 
 def _start_thread(target: Callable[[], object]) -> None:

@@ -91,8 +91,8 @@ def run(
         yes: whether to create more than 20,000 trials, which are refused otherwise.
         wait: whether to wait for trials that other workers still run.
         until: time after which to stop cleanly and return, in seconds or as in ``"45m"``.
-        artifacts: folder or ``s3://BUCKET`` of checkpoints and weights; by default
-            ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
+        artifacts: folder of checkpoints and weights; by default ``$RNN_SEARCH_ARTIFACTS``, or next
+            to the storage.
         report: whether to write the report of a finished study to ``reports/out/``, as the command
             line does.
         launch: where to start the workers: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``. On

@@ -19,9 +19,7 @@ def storage_or_default(storage: str | None) -> str:
 def artifacts_or_default(artifacts: str | Path | None) -> str | None:
     """Return a location of artifacts, or the one that the command line uses."""
     if not isinstance(artifacts, str | Path | None):
-        raise ConfigError(
-            f"artifacts is {shorten(repr(artifacts))}: expected a folder or 's3://BUCKET'"
-        )
+        raise ConfigError(f"artifacts is {shorten(repr(artifacts))}: expected a folder")
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
 
 

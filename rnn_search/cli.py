@@ -11,7 +11,7 @@ import click
 
 from search.launch.launcher import create_launcher
 from search.options import RunOptions, build_options, flag_of
-from studies.artifacts import local_folder, open_store
+from studies.artifacts import ArtifactFolders
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -188,8 +188,8 @@ def status(study: str, as_json: bool, launch: str, artifacts: str | None, storag
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
-        store = open_store(artifacts, storage, "checkpoints", read_only=True)
-        folder = local_folder(store, record.artifact_folder)
+        folders = ArtifactFolders(artifacts, storage, read_only=True)
+        folder = folders.root("checkpoints") / record.artifact_folder
         found = read_status(loaded, opened, record.config, checkpoints=folder)
         jobs = None
         if not target.is_local:

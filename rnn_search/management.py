@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
-from studies.artifacts import StudyStores
+from studies.artifacts import ArtifactFolders
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import Objective
 from studies.errors import ConfigError
@@ -35,8 +35,8 @@ def list_studies(
     """List the studies of a storage by name, damaged ones and those of plain Optuna included."""
     url = storage_or_default(storage)
     with closing(read_storage(url)) as opened:
-        stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
-        return list_stored(opened, stores)
+        folders = ArtifactFolders(artifacts_or_default(artifacts), url, read_only=True)
+        return list_stored(opened, folders)
 
 
 def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:

@@ -80,7 +80,7 @@ def rename(old: str, new: str, wait: bool, storage: str) -> None:
 @click.option("--as", "new_name", metavar="NEW", help="Name of the copy; by default the same.")
 @click.option(
     "--artifacts-to",
-    metavar="FOLDER|s3://BUCKET",
+    metavar="FOLDER",
     help="Place of the copy's files; by default that of --artifacts, or else next to its storage.",
 )
 @_wait_option

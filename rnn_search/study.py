@@ -55,8 +55,8 @@ def load(
         name: name of the study.
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
-        artifacts: folder or ``s3://BUCKET`` of its weights; by default ``$RNN_SEARCH_ARTIFACTS``,
-            or next to the storage. Relative paths are those of the working directory at this call.
+        artifacts: folder of its weights; by default ``$RNN_SEARCH_ARTIFACTS``, or next to the
+            storage. Relative paths are those of the working directory at this call.
 
     Raises:
         ConfigError: if the name is not a text.

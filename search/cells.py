@@ -8,12 +8,9 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 """
 
 import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from optuna.artifacts.exceptions import ArtifactNotFound
 
 from rnn.config import ParamValue
 from rnn.errors import CellError
@@ -25,10 +22,10 @@ from rnn.own_code import (
     loaded_source,
     read_source,
 )
-from studies.artifacts import Store, store_errors, store_location
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
+from studies.files import atomic_write
 from studies.loader import ConfigFile
 from studies.records import CellOption, CellRecord, TaskRecord, read_options
 from studies.space import cell_name
@@ -107,10 +104,9 @@ def read_values(
 
 
 class CodeStore:
-    """Copies of the source files of a study's cells and its task, in its folder of a store."""
+    """Copies of the source files of a study's cells and its task, in a folder of the study."""
 
-    def __init__(self, store: Store, folder: str) -> None:
-        self._store = store
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, cells: Mapping[str, CellRecord], tasks: Iterable[TaskRecord] = ()) -> None:
@@ -126,13 +122,12 @@ class CodeStore:
             if task.sha256 is not None:
                 sources.append(loaded_source(task.name, task.sha256, TaskSource))
         for source in sources:
-            content = io.BytesIO(source.text.encode())
             try:
-                self._store.write(self._file_name(source.kind, source.name), content)
-            except store_errors() as error:
+                atomic_write(self._path(source.kind, source.name), [source.text.encode()])
+            except OSError as error:
                 raise ArtifactsError(
                     f"the source of {source.kind} {source.name} cannot be written to "
-                    f"{self._location} ({error}): check --artifacts"
+                    f"{self._folder} ({error}): check --artifacts"
                 ) from error
 
     def load(self, cells: Mapping[str, CellRecord]) -> None:
@@ -153,16 +148,14 @@ class CodeStore:
         """
         with contextlib.suppress(kind.error):
             return loaded_source(name, sha256, kind)
-        where = f"the source of {kind.kind} {name} in {self._location}"
+        where = f"the source of {kind.kind} {name} in {self._folder}"
         try:
-            path = self._file_name(kind.kind, name)
-            with contextlib.closing(self._store.open_reader(path)) as reader:
-                content = reader.read()
-        except ArtifactNotFound as error:
+            content = self._path(kind.kind, name).read_bytes()
+        except FileNotFoundError as error:
             raise kind.error(
                 f"{where} is missing: check --artifacts, or use the study's own file"
             ) from error
-        except store_errors() as error:
+        except OSError as error:
             raise kind.error(f"{where} cannot be read ({error}): check --artifacts") from error
         source = kind(spec, name, content.decode(errors="replace"))
         if source.sha256 != sha256:
@@ -172,12 +165,8 @@ class CodeStore:
             )
         return source
 
-    @property
-    def _location(self) -> str:
-        return store_location(self._store, self._folder)
-
-    def _file_name(self, kind: str, name: str) -> str:
-        return f"{self._folder}/{kind}-{name}.py"
+    def _path(self, kind: str, name: str) -> Path:
+        return self._folder / f"{kind}-{name}.py"
 
 
 def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:

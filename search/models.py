@@ -15,8 +15,7 @@ from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import SavedModelError
 from rnn.export import SavedModel, SavedTask, deserialize_model, export_files
 from search.errors import ExportError, WeightsNotFoundError
-from search.worker.checkpoints import TrialFiles
-from studies.artifacts import open_store
+from studies.artifacts import ArtifactFolders
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
 from studies.files import remove_temporary_files_of, temporary_path
@@ -55,8 +54,8 @@ def load_trial_model(
         loaded = load_study(opened, study)
         record = read_study_record(loaded)
         config = record.config
-        store = open_store(artifacts, storage, "weights", read_only=True)
-        weights = TrialFiles(store, record.artifact_folder, "safetensors")
+        folders = ArtifactFolders(artifacts, storage, read_only=True)
+        weights = folders.trial_files(record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
     if trial is None and config.task_names:
         raise WeightsNotFoundError(

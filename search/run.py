@@ -38,13 +38,12 @@ from search.options import RunOptions, WorkerOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
-from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
-from studies.artifacts import local_folder, open_store
+from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
@@ -173,7 +172,7 @@ def run_workers(
             status = reader.read_status()
         merge_log(storage)
         if status.is_finished:
-            _remove_leftovers(handle, options)
+            _remove_leftovers(handle)
         failure = failure or _conclude(console, session, before, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
@@ -199,16 +198,13 @@ def find_device(options: RunOptions) -> torch.device:
 
 
 def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, StatusReader]:
-    place = options.artifacts, options.storage
-    checkpoints = open_store(*place, "checkpoints")  # refuses what cannot be used
-    open_store(*place, "weights")
+    ArtifactFolders(options.artifacts, options.storage)  # refuses what cannot be used
     if options.by_name:
         is_local = options.target.is_local
         handle = open_study(options.study, options.storage, options, device, is_local)
     else:
         handle = create_or_join(options, device)
-    folder = local_folder(checkpoints, handle.artifact_folder)
-    return _with_reader(handle, options.workers, folder)
+    return _with_reader(handle, options.workers, handle.folder("checkpoints"))
 
 
 def _with_reader(
@@ -312,8 +308,6 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             handle,
             session.device,
             budget,
-            open_store(options.artifacts, session.url, "checkpoints"),
-            open_store(options.artifacts, session.url, "weights"),
             query,
             session.display,
             name_worker(),
@@ -376,12 +370,10 @@ def _describe_early_stop(stop: ShutdownSignal) -> str:
     return "stopped before training began: run the same command to start"
 
 
-def _remove_leftovers(handle: StudyHandle, options: RunOptions) -> None:
+def _remove_leftovers(handle: StudyHandle) -> None:
     """Remove the checkpoints of a finished study, and temporary files of killed workers."""
-    folder, place = handle.artifact_folder, (options.artifacts, options.storage)
     try:
-        TrialFiles(open_store(*place, "checkpoints"), folder, "checkpoint").clear()
-        TrialFiles(open_store(*place, "weights"), folder, "safetensors").clear()
+        handle.folders.clear(handle.artifact_folder)
     except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
             f"warning: cannot remove checkpoints or temporary files of the finished study "

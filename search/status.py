@@ -134,7 +134,7 @@ class Status:
         workers: workers that hold trials.
         first_rung: trials at the first rung; None without pruning, and once every trial has begun
             and one is complete.
-        checkpoint_bytes: size of the checkpoints; None if it is not measured, as in a bucket.
+        checkpoint_bytes: size of the checkpoints; None if it is not measured.
         best_by_task: what is best so far in each of several tasks, by name.
     """
 

@@ -8,11 +8,9 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import optuna
 import torch
-from optuna.pruners import NopPruner
 
 from rnn.config import TaskSpec
 from rnn.tasks.corpus import Corpus
@@ -29,8 +27,9 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.grid import GridSampler, list_combinations
+from search.grid import list_combinations
 from search.launch.shared_files import require_shared
+from search.open_study import OpenStudy, require_stored
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
 from search.tasks import (
@@ -50,7 +49,7 @@ from search.tasks import (
     with_held_out,
 )
 from search.worker.checkpoints import current_versions, describe_study_mixing
-from studies.artifacts import open_store
+from studies.artifacts import ArtifactFolders
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
@@ -90,14 +89,10 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class StudyHandle:
-    """An open study.
+class StudyHandle(OpenStudy):
+    """An open study with the data that its networks are trained on.
 
     Attributes:
-        study: the Optuna study, with its sampler.
-        storage: storage that holds it.
-        config: stored config, with this worker's settings for leases, checkpoints, outages and
-            kept weights.
         corpus: corpus of the study; None in tasks other than text.
         token_corpus: the corpus under the study's tokenizer.
         tasks: tasks of the study by name, as :func:`search.tasks.load_tasks` returns them.
@@ -106,29 +101,11 @@ class StudyHandle:
             the text of a new one is hardly meant as such, or "".
     """
 
-    study: optuna.Study
-    storage: LeasedRDBStorage
-    config: StudyConfig
     corpus: Corpus | None
     token_corpus: TokenCorpus | None
     tasks: Mapping[str, StudyTask] = field(default_factory=dict)
     notice: str = ""
     warning: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the study when it was opened."""
-        return self.study.study_name
-
-    @property
-    def study_id(self) -> int:
-        """Id of the study in the storage."""
-        return self.study._study_id
-
-    @cached_property
-    def record(self) -> StudyRecord:
-        """What the study stored about itself when this was first read: before the training."""
-        return read_study_record(self.study)
 
     def spec_of(self, options: TaskOptions) -> TaskSpec:
         """Return what a trial's network reads and predicts, given its options of the task."""
@@ -144,11 +121,6 @@ class StudyHandle:
         if ONLY in self.tasks:
             return self.tasks[ONLY].build(options)
         return self.tasks[str(dict(options)[TASK])].build()
-
-    @property
-    def artifact_folder(self) -> str:
-        """Name of the study's artifact folder, unique among studies, which never changes."""
-        return self.record.artifact_folder
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
         """Return the options of a worker that is given the name of the study.
@@ -347,8 +319,8 @@ def _resolve(
 
     def open_sources() -> CodeStore:
         assert record is not None
-        store = open_store(options.artifacts, url, "cells", read_only=True)
-        return CodeStore(store, record.artifact_folder)
+        folders = ArtifactFolders(options.artifacts, url, read_only=True)
+        return CodeStore(folders.root("cells") / record.artifact_folder)
 
     file, tasks = load_tasks(file, record, open_sources)
     if record is None or file.is_stored:
@@ -373,17 +345,15 @@ def _open(
     notice: str = "",
 ) -> StudyHandle:
     """Open a stored study whose data this process has loaded."""
-    study_id, stored, corpus = study._study_id, record.config, wanted.corpus
-    wanted.check_precision(stored.precision)
-    grid_size = None if stored.grid is None else stored.grid.count()
-    identity = StudyIdentity(study_id, wanted.name, record.artifact_folder, grid_size)
-    storage.require_study(identity)
-    study.sampler, study.pruner = GridSampler(), NopPruner()
+    corpus = wanted.corpus
+    wanted.check_precision(record.config.precision)
+    stored = require_stored(study, storage, record)
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
     return StudyHandle(
         study,
         storage,
         stored.model_copy(update=local),
+        ArtifactFolders(wanted.artifacts, wanted.url),
         corpus,
         None if corpus is None else read_token_corpus(record, corpus),
         wanted.tasks,
@@ -412,7 +382,7 @@ def _check(wanted: _Wanted, options: RunOptions) -> None:
         names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
         check_trials(config, tasks, config.grid.project(names))
     if config.cells:
-        open_store(wanted.artifacts, wanted.url, "cells")  # refuses what cannot be used
+        ArtifactFolders(wanted.artifacts, wanted.url)  # refuses what cannot be used
 
 
 def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
@@ -502,8 +472,8 @@ def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     added = {name: each for name, each in stored.items() if name not in wanted.tasks}
     if not added:
         return wanted
-    store = open_store(wanted.artifacts, wanted.url, "cells", read_only=True)
-    tasks = load_recorded(added, CodeStore(store, record.artifact_folder))
+    folders = ArtifactFolders(wanted.artifacts, wanted.url, read_only=True)
+    tasks = load_recorded(added, CodeStore(folders.root("cells") / record.artifact_folder))
     return replace(wanted, tasks={**wanted.tasks, **tasks})
 
 
@@ -511,8 +481,8 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
     cells, tasks = record.config.cells, record.config.list_tasks().values()
     if cells or any(task.sha256 is not None for task in tasks):
-        store = open_store(wanted.artifacts, wanted.url, "cells")
-        sources = CodeStore(store, record.artifact_folder)
+        folders = ArtifactFolders(wanted.artifacts, wanted.url)
+        sources = CodeStore(folders.root("cells") / record.artifact_folder)
         sources.load(cells)  # one that another process added
         sources.save(cells, tasks)
 

@@ -1,6 +1,9 @@
-"""Artifact stores, in a folder or an S3-compatible bucket, and the files of a study in them.
+"""Folders and files of studies: checkpoints, weights, code, and files for the dashboard.
 
-Files and rows cannot change in one transaction. A record in the folder ``unowned`` of the store of
+All workers of a study share its folders. A file of a trial is opaque here: bytes, written whole or
+not at all.
+
+Files and rows cannot change in one transaction. A record in the folder ``unowned`` next to those of
 checkpoints says of a study's folder that no study owns it: it is written before the first file of
 a copy, and removed before the copy's rows are committed; it is written once a study's rows are
 deleted, and removed after its files. So what a killed process leaves is found, and the next process
@@ -9,29 +12,20 @@ removes it.
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
-from urllib.parse import urlsplit
+from typing import Literal, get_args
 from uuid import UUID, uuid5
 
-from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
-from optuna.artifacts.exceptions import ArtifactNotFound
-
-from studies.attributes import FOLDER_NAME
 from studies.errors import ArtifactsError
 from studies.files import (
     STALE_SECONDS,
     atomic_write,
-    open_regular,
     remove_temporary_files,
     remove_temporary_files_of,
 )
@@ -42,262 +36,252 @@ ArtifactKind = Literal["checkpoints", "artifacts", "weights", "cells"]
 """Kind of file: checkpoints of running trials, files for the dashboard, weights of the best
 networks, or source files of users' own cells and tasks."""
 
+TrialFileKind = Literal["checkpoint", "safetensors"]
+"""Kind of a trial's file, the suffix of its name: a checkpoint of an unfinished trial, the weights
+of a complete one."""
+
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
 
 UNOWNED = "unowned"
 """Folder, next to those of the studies' checkpoints, of the records of unowned folders."""
 
-_FILE_NAMES = {
-    "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+|{UNOWNED}/{FOLDER_NAME}"),
-    "weights": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
-    "artifacts": re.compile(FOLDER_NAME),
-    "cells": re.compile(rf"{FOLDER_NAME}/(cell|task)-\w+\.py"),
+_TRIAL_FILE = re.compile(r"trial-([0-9]+)\.([a-z]+)")
+
+_CODE_FILE = re.compile(r"(cell|task)-\w+\.py")
+
+_OWNERS: dict[str, ArtifactKind] = {
+    "checkpoint": "checkpoints",
+    "quarantined": "checkpoints",
+    "safetensors": "weights",
 }
-"""Names of the files in a store, by kind. They are made of what a database says, which others may
-have changed, and must not lead to other files."""
+"""Kind of the folder in which a trial's file lies, by the suffix of its name."""
 
 
-def _require_name(pattern: re.Pattern[str] | str, name: str) -> None:
-    if not re.fullmatch(pattern, name):
-        raise ArtifactsError(
-            f"{name!r} is not a valid name of an artifact: another program changed the database; "
-            "use another study"
-        )
-
-
-class AtomicFileStore(FileSystemArtifactStore):
-    """Optuna's file system store with atomic writes, confined to its folder.
+class TrialFiles:
+    """Files of one kind, one for each trial of a study, in a folder that the workers share.
 
     Args:
-        path: folder of the store; created by the first write.
-        kind: kind of the files, which determines their names.
-        remove_when_empty: whether to remove the folder when it becomes empty.
-    """
-
-    def __init__(self, path: Path, kind: ArtifactKind, remove_when_empty: bool = False) -> None:
-        super().__init__(path)
-        self.path = path
-        self.remove_when_empty = remove_when_empty
-        self._names = _FILE_NAMES[kind]
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact atomically; remove old temporary files of killed writers."""
-        path = self._locate(artifact_id)
-        self.remove_temporary_files(artifact_id.rpartition("/")[0] or None, STALE_SECONDS)
-        atomic_write(path, content_body)
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open an artifact for reading; a pipe or a device in its place is refused."""
-        try:
-            return open_regular(self._locate(artifact_id))
-        except FileNotFoundError as error:
-            raise ArtifactNotFound("not found") from error
-
-    def remove(self, artifact_id: str) -> None:
-        """Remove an artifact and the temporary files that killed writers left."""
-        remove_temporary_files_of(self._locate(artifact_id), min_age=None)
-        super().remove(artifact_id)
-
-    def list_names(self, folder: str) -> list[str]:
-        """Return the names of the files in a subfolder."""
-        inside = self._locate(folder, FOLDER_NAME)
-        return [path.name for path in inside.iterdir()] if inside.is_dir() else []
-
-    def remove_temporary_files(self, folder: str | None, min_age: float | None = None) -> None:
-        """Remove the temporary files of killed writers from a subfolder, or from the folder itself.
-
-        Files younger than ``min_age`` seconds are kept.
-        """
-        inside = self.path if folder is None else self._locate(folder, FOLDER_NAME)
-        prefix = "" if folder is None else f"{folder}/"
-        remove_temporary_files(inside, lambda file: self._names.fullmatch(prefix + file), min_age)
-
-    def purge(self, folder: str, suffix: str) -> None:
-        """Remove trials' files with a suffix and all temporary files from a subfolder.
-
-        The subfolder is removed if it becomes empty.
-        """
-        self.remove_temporary_files(folder)
-        for name in self.list_names(folder):
-            if name.endswith(suffix) and self._names.fullmatch(f"{folder}/{name}"):
-                with contextlib.suppress(ArtifactNotFound):  # removed by another process
-                    self.remove(f"{folder}/{name}")
-        self.remove_if_empty(folder)
-
-    def remove_if_empty(self, folder: str | None = None) -> None:
-        """Remove a subfolder, and with it the folder of the store, if they are empty."""
-        with contextlib.suppress(OSError):  # missing or not empty
-            if folder is not None:
-                self._locate(folder, FOLDER_NAME).rmdir()
-            if self.remove_when_empty:
-                self.path.rmdir()
-
-    def age(self, artifact_id: str) -> float:
-        """Return the seconds since an artifact was written."""
-        return time.time() - self._locate(artifact_id).stat().st_mtime
-
-    def _locate(self, name: str, pattern: str | None = None) -> Path:
-        _require_name(pattern or self._names, name)
-        path = self.path / name
-        try:
-            resolved = path.resolve()
-        except RuntimeError:  # a loop of links
-            resolved = None
-        if resolved is None or not resolved.is_relative_to(self.path.resolve()):
-            raise ArtifactsError(
-                f"{path} is a link that leads out of {self.path}: remove it, or move what it links "
-                "to there"
-            )
-        return path
-
-
-class BucketStore(Boto3ArtifactStore):
-    """Optuna's store in an S3-compatible bucket, confined to the names of its files.
-
-    Args:
-        bucket: name of the bucket.
-        client: client of the service.
-        kind: kind of the files, which determines their names.
-    """
-
-    def __init__(self, bucket: str, client: Any, kind: ArtifactKind) -> None:
-        super().__init__(bucket, client)
-        self._names = _FILE_NAMES[kind]
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open an artifact for reading."""
-        _require_name(self._names, artifact_id)
-        return super().open_reader(artifact_id)
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact."""
-        _require_name(self._names, artifact_id)
-        super().write(artifact_id, content_body)
-
-    def remove(self, artifact_id: str) -> None:
-        """Remove an artifact."""
-        _require_name(self._names, artifact_id)
-        super().remove(artifact_id)
-
-    def list_names(self, folder: str) -> list[str]:
-        """Return the names of the files in a folder."""
-        _require_name(FOLDER_NAME, folder)
-        prefix = f"{folder}/"
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix
-        )
-        return [
-            file["Key"].removeprefix(prefix) for page in pages for file in page.get("Contents", ())
-        ]
-
-    def age(self, artifact_id: str) -> float:
-        """Return the seconds since an artifact was written, by the clock of the service."""
-        _require_name(self._names, artifact_id)
-        answer = self.client.head_object(Bucket=self.bucket, Key=artifact_id)
-        sent = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
-        seconds: float = (parsedate_to_datetime(sent) - answer["LastModified"]).total_seconds()
-        return seconds
-
-
-Store = AtomicFileStore | BucketStore
-"""An artifact store, also usable by Optuna and its dashboard."""
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """Return what stores raise if a folder or a bucket cannot be used or lacks a file."""
-    errors = (ArtifactNotFound, ArtifactsError, OSError)
-    if "boto3" not in sys.modules:
-        return errors
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return (*errors, Boto3Error, BotoCoreError, ClientError)
-
-
-def local_folder(store: Store, name: str) -> Path | None:
-    """Return a folder of a store; None in a bucket."""
-    return store.path / name if isinstance(store, AtomicFileStore) else None
-
-
-def store_location(store: Store, name: str) -> str:
-    """Return the location of a file or folder of a store: a path or ``s3://BUCKET/NAME``."""
-    if isinstance(store, AtomicFileStore):
-        return str(store.path / name)
-    return f"s3://{store.bucket}/{name}"
-
-
-def open_store(
-    artifacts: str | None, storage: str, kind: ArtifactKind, read_only: bool = False
-) -> Store:
-    """Open the artifact store for files of a kind, without creating anything.
-
-    Args:
-        artifacts: a folder or ``s3://BUCKET`` for all kinds; None for one folder per kind, next to
-            the SQLite file, or in :data:`DEFAULT_PARENT` for studies on a server.
-        storage: URL of the storage.
+        folder: folder of the files; created by the first write.
         kind: kind of the files.
-        read_only: whether the store need not be writable.
+    """
+
+    def __init__(self, folder: Path, kind: TrialFileKind) -> None:
+        self.folder = folder
+        self.kind = kind
+
+    def write(self, number: int, content: bytes) -> None:
+        """Write or replace a trial's file; remove old temporary files of killed writers.
+
+        Raises:
+            OSError: if it cannot be written; the previous file is kept.
+        """
+        remove_temporary_files(self.folder, _TRIAL_FILE.fullmatch, STALE_SECONDS)
+        atomic_write(self._path(number), [content])
+
+    def read(self, number: int, max_bytes: int = -1) -> bytes | None:
+        """Return the content of a trial's file, at most so many bytes; None if there is none.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        try:
+            with self._path(number).open("rb") as file:
+                return file.read(max_bytes)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, number: int) -> None:
+        """Remove a trial's file, if there is one, and what killed writers of it left."""
+        path = self._path(number)
+        remove_temporary_files_of(path, min_age=None)
+        path.unlink(missing_ok=True)
+
+    def quarantine(self, number: int) -> Path:
+        """Rename a damaged file, so that it is never read; return its new path."""
+        path = self._path(number)
+        return path.replace(path.with_suffix(".quarantined"))
+
+    def list_trials(self) -> set[int]:
+        """Return the numbers of the trials that have a file."""
+        matches = map(_TRIAL_FILE.fullmatch, _list_names(self.folder))
+        return {int(match[1]) for match in matches if match and match[2] == self.kind}
+
+    def evict(self, ranking: Sequence[int], count: int) -> None:
+        """Remove the files of ranked trials, the best first, but the first ``count``."""
+        for number in self.list_trials().intersection(ranking[count:]):
+            self.remove(number)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"trial-{number}.{self.kind}"
+
+
+class ArtifactFolders:
+    """The folders of a storage's studies.
+
+    Args:
+        artifacts: folder for all kinds of files; None for one folder a kind, next to the SQLite
+            file, or in :data:`DEFAULT_PARENT` for studies on a server.
+        storage: URL of the storage.
+        read_only: whether the folders need not be writable.
 
     Raises:
-        ArtifactsError: if it cannot be used.
+        ArtifactsError: if the folder cannot be used; nothing is created.
     """
-    if artifacts is None:
+
+    def __init__(self, artifacts: str | None, storage: str, read_only: bool = False) -> None:
+        self._shared: Path | None = None
+        if artifacts is not None:
+            _require_usable(artifacts, read_only)
+            self._shared = Path(artifacts)
+            return
         url = parse_url(storage)
         is_file = url.get_backend_name() == "sqlite"
-        default = Path(f"{url.database}.{kind}") if is_file else DEFAULT_PARENT / kind
-        return AtomicFileStore(default, kind, remove_when_empty=True)
-    parts = urlsplit(artifacts)
-    if parts.scheme == "s3":
-        return _open_bucket(artifacts, parts.netloc, parts.path, kind)
-    path = existing = Path(artifacts)
-    try:
-        try:
-            path.lstat()
-        except FileNotFoundError:
-            existing = path.parent
-        is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
-    except OSError:  # a name too long, a folder without permission
-        is_writable = False
-    if "://" in artifacts or not is_writable:
-        raise ArtifactsError(
-            f"--artifacts {artifacts} is not writable: expected a folder, a new folder in an "
-            "existing one, or s3://BUCKET"
-        )
-    return AtomicFileStore(path, kind)
+        self._default = f"{url.database}." if is_file else f"{DEFAULT_PARENT}/"
 
+    def root(self, kind: ArtifactKind) -> Path:
+        """Return the folder of the files of a kind, which has one folder for each study."""
+        return self._shared or Path(f"{self._default}{kind}")
 
-def _open_bucket(artifacts: str, bucket: str, path: str, kind: ArtifactKind) -> BucketStore:
-    if not bucket or path.strip("/"):
-        raise ArtifactsError(f"--artifacts {artifacts} is not a bucket: expected s3://BUCKET")
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError as error:
-        raise ArtifactsError(
-            f"--artifacts {artifacts} needs boto3; install it with pip install boto3"
-        ) from error
-    # Short timeouts, so that a worker can shut down while the bucket does not answer.
-    config = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
-    try:
-        client = boto3.client("s3", config=config)
-        client.head_bucket(Bucket=bucket)
-    except (BotoCoreError, ClientError) as error:
-        raise ArtifactsError(
-            f"--artifacts {artifacts} cannot be used ({error}): expected an existing, writable "
-            "bucket; check the name, AWS_ENDPOINT_URL and the credentials"
-        ) from error
-    return BucketStore(bucket, client, kind)
+    def trial_files(self, folder: str, kind: TrialFileKind) -> TrialFiles:
+        """Return the trials' files of a kind of the study that has an artifact folder."""
+        return TrialFiles(self.root(_OWNERS[kind]) / folder, kind)
 
+    def list_files(self, owned: OwnedFiles) -> Iterator[tuple[ArtifactKind, str]]:
+        """Yield kind and name of a study's files; of the dashboard's, those that it lists."""
+        if owned.folder is not None:
+            for kind in get_args(ArtifactKind):
+                for name in sorted(_list_names(self.root(kind) / owned.folder)):
+                    if _find_kind(name) == kind:
+                        yield kind, f"{owned.folder}/{name}"
+        for name in owned.artifact_ids:
+            yield "artifacts", name
 
-# ------------------------------------------------------------------ the files of a study
+    def measure(self, folder: str) -> int:
+        """Return the bytes of the checkpoints, weights and cells of a study."""
+        size = 0
+        for kind, name in self.list_files(OwnedFiles(folder, ())):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                size += (self.root(kind) / name).stat().st_size
+        return size
 
-_CHUNK_BYTES = 2**20
+    def clear(self, folder: str) -> None:
+        """Remove what a finished study does not need: checkpoints, and what killed writers left."""
+        checkpoints = self.trial_files(folder, "checkpoint")
+        for number in checkpoints.list_trials():
+            checkpoints.remove(number)
+        self._remove_temporary_files(folder)
+        self._remove_if_empty("checkpoints", folder)
+
+    def remove_files(self, owned: OwnedFiles) -> None:
+        """Remove the files of a study, those that killed writers left included."""
+        for kind, name in self.list_files(owned):
+            (self.root(kind) / name).unlink(missing_ok=True)
+        if owned.folder is None:
+            return
+        self._remove_temporary_files(owned.folder)
+        for kind in get_args(ArtifactKind):
+            self._remove_if_empty(kind, owned.folder)
+
+    def _remove_temporary_files(self, folder: str) -> None:
+        for kind in get_args(ArtifactKind):
+            remove_temporary_files(self.root(kind) / folder, _find_kind, min_age=None)
+
+    def _remove_if_empty(self, kind: ArtifactKind, folder: str) -> None:
+        """Remove the folder of a study and a default folder, if they are empty."""
+        with contextlib.suppress(OSError):  # missing or not empty
+            (self.root(kind) / folder).rmdir()
+        if self._shared is None:
+            with contextlib.suppress(OSError):
+                self.root(kind).rmdir()
+
+    # ------------------------------------------------------------------ copies
+
+    def copy_files(
+        self, owned: OwnedFiles, target: "ArtifactFolders", folder: str, on_file: Callable[[], None]
+    ) -> "CopiedFiles":
+        """Copy a study's files, and compare the SHA-256 of each with that of its copy.
+
+        Args:
+            owned: files of the study.
+            target: folders to copy them to.
+            folder: artifact folder of the copy.
+            on_file: called before each file.
+
+        Raises:
+            ArtifactsError: if a file cannot be copied, or changes meanwhile.
+        """
+        names = map_artifact_ids(owned, folder)
+        count = size = missing = 0
+        for kind, name in self.list_files(owned):
+            on_file()
+            new_name = names.get(name) or f"{folder}/{name.partition('/')[2]}"
+            source = self.root(kind) / name
+            copy = target.root(kind) / new_name
+            try:
+                with source.open("rb") as content:
+                    atomic_write(copy, content)
+                if _digest(source) != _digest(copy):
+                    raise ArtifactsError("it changed, or its copy is damaged")
+            except FileNotFoundError as error:
+                if kind != "artifacts":
+                    raise ArtifactsError(f"{name} disappeared while it was copied") from error
+                missing += 1
+                continue
+            except (ArtifactsError, OSError) as error:
+                raise ArtifactsError(f"cannot copy {name} ({error})") from error
+            count += 1
+            size += copy.stat().st_size
+        return CopiedFiles(count, size, missing)
+
+    # ------------------------------------------------------------------ folders without a study
+
+    def mark_unowned(self, owned: OwnedFiles, copy: str | None = None) -> None:
+        """Record that no study owns a folder.
+
+        Args:
+            owned: the folder, and the names of the files for the dashboard.
+            copy: of a copy that is under way: what is copied to where.
+        """
+        record = {"artifacts": list(owned.artifact_ids), "copy": copy}
+        assert owned.folder is not None
+        atomic_write(self._unowned / owned.folder, [json.dumps(record).encode()])
+
+    def is_marked_unowned(self, folder: str) -> bool:
+        """Return whether a folder is recorded as one that no study owns."""
+        return (self._unowned / folder).exists()
+
+    def unmark(self, folder: str) -> None:
+        """Remove the record of a folder, if there is one."""
+        (self._unowned / folder).unlink(missing_ok=True)
+        self._remove_if_empty("checkpoints", UNOWNED)
+
+    def list_unowned(self, copy: str | None = None) -> list[OwnedFiles]:
+        """List the folders that killed processes left without a study.
+
+        Args:
+            copy: copy that is about to begin: an earlier attempt at it has ended. Those of others
+                are listed if they are an hour old; a copy renews its record.
+        """
+        found = []
+        for folder in _list_names(self._unowned):
+            path = self._unowned / folder
+            try:
+                record = json.loads(path.read_bytes())
+                of_copy, artifact_ids = record["copy"], tuple(map(str, record["artifacts"]))
+                age = time.time() - path.stat().st_mtime
+            except (KeyError, OSError, TypeError, ValueError):
+                continue  # removed meanwhile, or not a record
+            if of_copy in (None, copy) or age > STALE_SECONDS:
+                found.append(OwnedFiles(folder, artifact_ids))
+        return found
+
+    @property
+    def _unowned(self) -> Path:
+        return self.root("checkpoints") / UNOWNED
+
 
 _NAMESPACE = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
-
-_MAX_RECORD_BYTES = 2**24
 
 
 def map_artifact_ids(owned: OwnedFiles, folder: str) -> dict[str, str]:
@@ -319,150 +303,36 @@ class CopiedFiles:
     missing: int = 0
 
 
-class StudyStores:
-    """The artifact stores of a storage.
-
-    Args:
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-        storage: URL of the storage.
-        read_only: whether the stores need not be writable.
-    """
-
-    def __init__(self, artifacts: str | None, storage: str, read_only: bool = False) -> None:
-        self._stores: Mapping[ArtifactKind, Store] = {
-            kind: open_store(artifacts, storage, kind, read_only) for kind in get_args(ArtifactKind)
-        }
-
-    def list_files(self, owned: OwnedFiles) -> Iterator[tuple[ArtifactKind, str]]:
-        """Yield kind and name of a study's files; of the dashboard's, those that it lists."""
-        if owned.folder is not None:
-            for kind in ("checkpoints", "weights", "cells"):
-                for name in sorted(self._stores[kind].list_names(owned.folder)):
-                    if _kind(name) == kind:
-                        yield kind, f"{owned.folder}/{name}"
-        for name in owned.artifact_ids:
-            yield "artifacts", name
-
-    def measure(self, folder: str) -> int | None:
-        """Return the bytes of checkpoints, weights and cells; None where that is not cheap."""
-        if isinstance(self._stores["checkpoints"], BucketStore):
-            return None
-        size = 0
-        for kind, name in self.list_files(OwnedFiles(folder, ())):
-            with contextlib.suppress(OSError):  # removed meanwhile
-                size += Path(store_location(self._stores[kind], name)).stat().st_size
-        return size
-
-    def copy_files(
-        self, owned: OwnedFiles, target: "StudyStores", folder: str, on_file: Callable[[], None]
-    ) -> CopiedFiles:
-        """Copy a study's files, and compare the SHA-256 of each with that of its copy.
-
-        Args:
-            owned: files of the study.
-            target: stores to copy them to.
-            folder: artifact folder of the copy.
-            on_file: called before each file.
-
-        Raises:
-            ArtifactsError: if a file cannot be copied, or changes meanwhile.
-        """
-        names = map_artifact_ids(owned, folder)
-        count = size = missing = 0
-        for kind, name in self.list_files(owned):
-            on_file()
-            new_name = names.get(name) or f"{folder}/{name.partition('/')[2]}"
-            try:
-                with contextlib.closing(self._stores[kind].open_reader(name)) as content:
-                    target._stores[kind].write(new_name, content)
-                copied = _digest(target._stores[kind], new_name)
-                if _digest(self._stores[kind], name) != copied:
-                    raise ArtifactsError("it changed, or its copy is damaged")
-            except ArtifactNotFound as error:
-                if kind != "artifacts":
-                    raise ArtifactsError(f"{name} disappeared while it was copied") from error
-                missing += 1
-                continue
-            except store_errors() as error:
-                raise ArtifactsError(f"cannot copy {name} ({error})") from error
-            count, size = count + 1, size + copied[0]
-        return CopiedFiles(count, size, missing)
-
-    def remove_files(self, owned: OwnedFiles) -> None:
-        """Remove the files of a study, those that killed writers left included."""
-        for kind, name in self.list_files(owned):
-            with contextlib.suppress(ArtifactNotFound):
-                self._stores[kind].remove(name)
-        for kind, store in self._stores.items():
-            if isinstance(store, AtomicFileStore):
-                folder = None if kind == "artifacts" else owned.folder
-                if folder is not None:
-                    store.remove_temporary_files(folder)
-                store.remove_if_empty(folder)
-
-    # ------------------------------------------------------------------ folders without a study
-
-    def mark_unowned(self, owned: OwnedFiles, copy: str | None = None) -> None:
-        """Record that no study owns a folder.
-
-        Args:
-            owned: the folder, and the names of the files for the dashboard.
-            copy: of a copy that is under way: what is copied to where.
-        """
-        record = {"artifacts": list(owned.artifact_ids), "copy": copy}
-        content = io.BytesIO(json.dumps(record).encode())
-        self._stores["checkpoints"].write(f"{UNOWNED}/{owned.folder}", content)
-
-    def is_marked_unowned(self, folder: str) -> bool:
-        """Return whether a folder is recorded as one that no study owns."""
-        return folder in self._stores["checkpoints"].list_names(UNOWNED)
-
-    def unmark(self, folder: str) -> None:
-        """Remove the record of a folder, if there is one."""
-        store = self._stores["checkpoints"]
-        with contextlib.suppress(ArtifactNotFound):
-            store.remove(f"{UNOWNED}/{folder}")
-        if isinstance(store, AtomicFileStore):
-            store.remove_if_empty(UNOWNED)
-
-    def list_unowned(self, copy: str | None = None) -> list[OwnedFiles]:
-        """List the folders that killed processes left without a study.
-
-        Args:
-            copy: copy that is about to begin: an earlier attempt at it has ended. Those of others
-                are listed if they are an hour old; a copy renews its record.
-        """
-        store = self._stores["checkpoints"]
-        found = []
-        for folder in store.list_names(UNOWNED):
-            name = f"{UNOWNED}/{folder}"
-            try:
-                with contextlib.closing(store.open_reader(name)) as reader:
-                    record = json.loads(reader.read(_MAX_RECORD_BYTES))
-                of_copy, artifact_ids = record["copy"], tuple(map(str, record["artifacts"]))
-                is_left = of_copy in (None, copy) or store.age(name) > STALE_SECONDS
-            except (ArtifactNotFound, ArtifactsError, KeyError, OSError, TypeError, ValueError):
-                continue  # removed meanwhile, or not a record
-            if is_left:
-                found.append(OwnedFiles(folder, artifact_ids))
-        return found
+def _require_usable(artifacts: str, read_only: bool) -> None:
+    """Refuse a folder that neither exists nor can be created in an existing one."""
+    path = existing = Path(artifacts)
+    try:
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            existing = path.parent
+        is_usable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
+    except OSError:  # a name too long, a folder without permission
+        is_usable = False
+    if "://" in artifacts or not is_usable:
+        raise ArtifactsError(
+            f"--artifacts {artifacts} is not writable: expected a folder, or a new folder in an "
+            "existing one"
+        )
 
 
-def _kind(name: str) -> ArtifactKind | None:
+def _list_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _find_kind(name: str) -> ArtifactKind | None:
     """Return the kind of a file in a study's folder, which all kinds may share."""
-    if name.startswith(("cell-", "task-")) and name.endswith(".py"):
+    if _CODE_FILE.fullmatch(name):
         return "cells"
-    if not name.startswith("trial-") or name.endswith(".part"):
-        return None
-    return "weights" if name.endswith(".safetensors") else "checkpoints"
+    match = _TRIAL_FILE.fullmatch(name)
+    return _OWNERS.get(match[2]) if match else None
 
 
-def _digest(store: Store, name: str) -> tuple[int, str]:
-    """Return size and SHA-256 of a file."""
-    size, digest = 0, hashlib.sha256()
-    reader: BinaryIO | Any = store.open_reader(name)
-    with contextlib.closing(reader):
-        while chunk := reader.read(_CHUNK_BYTES):
-            size += len(chunk)
-            digest.update(chunk)
-    return size, digest.hexdigest()
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

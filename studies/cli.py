@@ -13,7 +13,7 @@ import click
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
-from studies.errors import StorageUnavailableError
+from studies.errors import ArtifactsError, StorageUnavailableError
 from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
 from studies.storage.engine import database_error, error_message, is_transient
 from studies.storage.open import DEFAULT_STORAGE
@@ -96,10 +96,10 @@ studies_argument = click.argument(
 
 artifacts_option = click.option(
     "--artifacts",
-    metavar="FOLDER|s3://BUCKET",
+    metavar="FOLDER",
     envvar=ARTIFACTS_VARIABLE,
     show_envvar=True,
-    help="Folder or bucket for checkpoints, weights and files of the dashboard; by default next to "
+    help="Folder for checkpoints, weights and files of the dashboard; by default next to "
     "the SQLite file, or in studies/ if the storage is a server.",
 )
 
@@ -200,16 +200,14 @@ def _exit(message: str, code: int) -> NoReturn:
 def is_bug(error: BaseException, expected: tuple[type[Exception], ...]) -> bool:
     """Return whether an exception is a bug of this program, to be shown with its traceback.
 
-    Others have their cause in the input, in a database, a disk or a bucket that fails, or in too
+    Others have their cause in the input, in a database or a disk that fails, or in too
     little memory.
 
     Args:
         error: the exception.
         expected: exceptions that stand for invalid input.
     """
-    from studies.artifacts import store_errors  # slow: imports boto3
-
-    if isinstance(error, (*expected, *store_errors(), MemoryError)) or is_transient(error):
+    if isinstance(error, (*expected, ArtifactsError, OSError, MemoryError)) or is_transient(error):
         return False
     error = database_error(error)
     cause = getattr(error, "orig", None)

@@ -14,7 +14,7 @@
     ├── StudyFileError               a study file that cannot be read or written
     ├── TableError                   a table of results that cannot be imported
     ├── ConfigMismatchError          a worker's config that differs from its study's
-    ├── ArtifactsError               an artifact folder or bucket that cannot be used
+    ├── ArtifactsError               an artifact folder that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
         └── StorageLostError         a storage that was deleted or replaced during a search

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from studies.artifacts import CopiedFiles, StudyStores, map_artifact_ids
+from studies.artifacts import ArtifactFolders, CopiedFiles, map_artifact_ids
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
 from studies.errors import ConfigError, StorageError, StudiesError, StudyHeldError
@@ -97,12 +97,12 @@ class StudyManager:
 
     Attributes:
         storage: URL of the storage, which must exist.
-        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.ArtifactFolders`.
         wait: whether to wait while workers hold trials; trials of dead ones are requeued then.
         print_line: prints what is waited for.
 
     Methods raise ``StudyNotFoundError``, ``StudyHeldError`` and the errors of
-    :func:`studies.storage.open.open_storage` and :func:`studies.artifacts.open_store`.
+    :func:`studies.storage.open.open_storage` and :func:`studies.artifacts.ArtifactFolders`.
     """
 
     storage: str
@@ -134,11 +134,11 @@ class StudyManager:
             StudiesError: if others derive from it.
             ArtifactsError, OSError: if files cannot be removed; the next deletion tries again.
         """
-        stores = StudyStores(self.artifacts, self.storage)
+        folders = ArtifactFolders(self.artifacts, self.storage)
         with self.open() as storage:
-            remove_unowned(storage, stores)
+            remove_unowned(storage, folders)
             owned = self.when_unheld(storage, name, lambda: delete_study(storage, name, force))
-        remove_files(stores, owned)
+        remove_files(folders, owned)
 
     def retry(self, name: str, kinds: Collection[str]) -> dict[str, int]:
         """Set failed trials waiting again; see :func:`studies.storage.failed_trials.retry_trials`.
@@ -173,7 +173,7 @@ class StudyManager:
             )
         copied_name, target_url = new_name or name, to or self.storage
         check_study_name(copied_name)
-        stores = StudyStores(self.artifacts, self.storage, read_only=True)
+        folders = ArtifactFolders(self.artifacts, self.storage, read_only=True)
         with closing(_open_source(self.storage)) as source:
             with source.reading() as connection:
                 owned = read_owned_files(connection, find_study(connection, name))
@@ -184,11 +184,11 @@ class StudyManager:
                     read_fingerprint(connection, name)
 
             self.when_unheld(source, name, require_unheld)  # before the target is created
-            target_stores = StudyStores(artifacts_to or self.artifacts, target_url)
+            target_folders = ArtifactFolders(artifacts_to or self.artifacts, target_url)
             with closing(open_storage(target_url)) as target:
                 with target.reading() as connection:
                     require_free_name(connection, copied_name)
-                copier = _Copier(source, stores, owned, target, target_stores, name, copied_name)
+                copier = _Copier(source, folders, owned, target, target_folders, name, copied_name)
                 rows, files = self.when_unheld(source, name, copier.run)
                 merge_log(target)
                 names = list_study_names(target)
@@ -236,33 +236,35 @@ class StudyManager:
             wait_until_unheld(storage, name, self.print_line)
 
 
-def remove_files(stores: StudyStores, owned: OwnedFiles) -> None:
+def remove_files(folders: ArtifactFolders, owned: OwnedFiles) -> None:
     """Remove the files of a folder that no study owns; a killed process leaves a record of it."""
     if owned.folder is None:
-        stores.remove_files(owned)
+        folders.remove_files(owned)
         return
-    stores.mark_unowned(owned)
-    stores.remove_files(owned)
-    stores.unmark(owned.folder)
+    folders.mark_unowned(owned)
+    folders.remove_files(owned)
+    folders.unmark(owned.folder)
 
 
-def remove_unowned(storage: LeasedRDBStorage, stores: StudyStores, copy: str | None = None) -> None:
+def remove_unowned(
+    storage: LeasedRDBStorage, folders: ArtifactFolders, copy: str | None = None
+) -> None:
     """Remove the files that killed processes left without a study.
 
     Args:
         storage: storage of the studies.
-        stores: its artifact stores.
-        copy: copy that is about to begin, see :meth:`StudyStores.list_unowned`.
+        folders: its artifact folders.
+        copy: copy that is about to begin, see :meth:`ArtifactFolders.list_unowned`.
     """
-    for owned in stores.list_unowned(copy):
+    for owned in folders.list_unowned(copy):
         assert owned.folder is not None
         # A copy that still runs finds its record gone in the transaction that ends it.
         with storage.transaction() as connection:
             lock_copies(connection)
             is_left = not is_owned(connection, owned.folder)
-            stores.unmark(owned.folder)
+            folders.unmark(owned.folder)
         if is_left:
-            remove_files(stores, owned)
+            remove_files(folders, owned)
 
 
 # ------------------------------------------------------------------ copy
@@ -273,10 +275,10 @@ class _Copier:
     """One attempt at a copy; see :meth:`StudyManager.copy`."""
 
     source: LeasedRDBStorage
-    stores: StudyStores
+    folders: ArtifactFolders
     owned: OwnedFiles
     target: LeasedRDBStorage
-    target_stores: StudyStores
+    target_folders: ArtifactFolders
     name: str
     new_name: str
 
@@ -287,7 +289,7 @@ class _Copier:
         new_files = OwnedFiles(folder, tuple(ids.values()))
         where = redact(self.target.engine.url)
         label = f"{self.owned.folder} to {self.new_name} in {where}"
-        remove_unowned(self.target, self.target_stores, label)
+        remove_unowned(self.target, self.target_folders, label)
         with self.source.snapshot() as connection:
             before = read_fingerprint(connection, self.name)
         renewed = -math.inf
@@ -295,12 +297,12 @@ class _Copier:
         def mark() -> None:
             nonlocal renewed
             if time.monotonic() - renewed > _RENEWAL_SECONDS:
-                self.target_stores.mark_unowned(new_files, label)
+                self.target_folders.mark_unowned(new_files, label)
                 renewed = time.monotonic()
 
         mark()
         try:
-            files = self.stores.copy_files(self.owned, self.target_stores, folder, mark)
+            files = self.folders.copy_files(self.owned, self.target_folders, folder, mark)
             return self._copy_rows(folder, ids, before), files
         except BaseException:
             is_stored = True  # if that is unknown, its files stay
@@ -308,7 +310,7 @@ class _Copier:
             with unreadable, self.target.reading() as connection:
                 is_stored = is_owned(connection, folder)  # it may have been committed
             if not is_stored:
-                remove_files(self.target_stores, new_files)
+                remove_files(self.target_folders, new_files)
             raise
 
     def _copy_rows(
@@ -324,12 +326,12 @@ class _Copier:
                 )
             study = read_study(self.source, self.name).with_files(artifact_ids)
             rows = store_study(target, replace(study, name=self.new_name), folder)
-            if not self.target_stores.is_marked_unowned(folder):
+            if not self.target_folders.is_marked_unowned(folder):
                 raise StudiesError(
                     f"another process began the same copy of study {self.name!r} and removed the "
                     "files of this one: nothing was copied"
                 )
-            self.target_stores.unmark(folder)
+            self.target_folders.unmark(folder)
         return rows
 
 
@@ -393,7 +395,7 @@ class ListedStudy:
         workers: workers that hold its trials.
         started: time at which its first trial was started, UTC, by the worker's clock.
         changed: time at which a trial was last started or finished.
-        artifact_bytes: size of checkpoints, weights and cells; None in a bucket.
+        artifact_bytes: size of checkpoints, weights and cells.
         problem: what is damaged; "" for nothing.
     """
 
@@ -427,17 +429,17 @@ class ListedStudy:
         }
 
 
-def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedStudy]:
+def list_studies(storage: LeasedRDBStorage, folders: ArtifactFolders) -> list[ListedStudy]:
     """List the studies of a storage, by name.
 
     Args:
         storage: the storage.
-        stores: its artifact stores.
+        folders: its artifact folders.
     """
     listed = []
     for name in list_study_names(storage):
         try:
-            listed.append(_read_study(storage, stores, name))
+            listed.append(_read_study(storage, folders, name))
         except (KeyError, StudiesError) as error:
             if name not in list_study_names(storage):  # it was deleted meanwhile
                 continue
@@ -447,7 +449,7 @@ def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedS
     return listed
 
 
-def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> ListedStudy:
+def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) -> ListedStudy:
     study = load_study(storage, name)
     study_id, version = study._study_id, study.user_attrs.get("schema_version")
     kind, record, problem = f"schema {version}", None, ""
@@ -476,7 +478,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         workers,
         started,
         changed,
-        stores.measure(folder) if folder else 0,
+        folders.measure(folder) if folder else 0,
         problem,
     )
 

@@ -3,10 +3,7 @@
 import contextlib
 import logging
 import shutil
-import signal
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,8 +14,8 @@ import pytest
 from helpers import NO_SYNC, TEXT
 from hooks import HANG_TIMEOUT
 from invocation import invoke_command
-from process_runner import ProcessRunner, wait_until
-from services import PostgreSQL, free_port, report_missing
+from process_runner import ProcessRunner
+from services import PostgreSQL, report_missing
 from slurm_service import Slurm
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,40 +104,6 @@ def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slu
     yield slurm_cluster
     slurm_cluster.end_jobs()
     slurm_cluster.resume_nodes()
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Address of an S3-compatible service."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-            return True
-        return False
-
-    wait_until(answers)
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGTERM)
-    process.wait(HANG_TIMEOUT)
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Empty bucket of that service, as ``--artifacts`` names it."""
-    boto3 = pytest.importorskip("boto3")
-
-    keys = {"ACCESS_KEY_ID": "tester", "SECRET_ACCESS_KEY": "s3cret"}
-    for name, value in (keys | {"ENDPOINT_URL": s3_server, "DEFAULT_REGION": "us-east-1"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="networks")
-    for item in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
-        client.delete_object(Bucket="networks", Key=item["Key"])
-    return "s3://networks"
 
 
 # ------------------------------------------------------------------ pages

@@ -248,7 +248,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
         ({"trial": 1}, "trial is one of a stored study: expected its name, not settings"),
         ({"workers": True}, "workers is True: input should be a valid integer"),
-        ({"artifacts": 5}, "artifacts is 5: expected a folder or 's3://BUCKET'"),
+        ({"artifacts": 5}, "artifacts is 5: expected a folder"),
         ({"until": -1}, "until is -1: expected seconds, or a duration"),
         ({"study": None}, "study is None: expected a name, a path or a dict"),
         ({"overrides": ["training.steps=4"]}, "overrides is .*: expected a dict such as"),
@@ -370,7 +370,7 @@ def test_package_is_imported_without_slow_libraries():
         import sys, rnn_search, rnn_search.console
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
         import reports.cli, reports.page.page
-        assert not {"torch", "boto3"} & sys.modules.keys()
+        assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -60,8 +60,8 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             "command that submitted them"
         )
     require_server(options.storage)
-    if folder := find_checkpoints(options.artifacts, options.storage):
-        require_shared(folder, "folder of checkpoints", ARTIFACTS_REMEDY)
+    folder = find_checkpoints(options.artifacts, options.storage)
+    require_shared(folder, "folder of checkpoints", ARTIFACTS_REMEDY)
     if launcher.log_folder is not None:
         require_shared(launcher.log_folder, "folder of logs", "expected a shared working directory")
     launcher.check()

@@ -32,8 +32,8 @@ ANSWER_SECONDS = 60.0
 CLIENT_PORT = 10001
 """Port of ``ray://`` addresses without one."""
 
-_PASSED_ON = ("RNN_SEARCH_", "PG", "AWS_")
-"""Prefixes of the environment variables that reach the workers: the storage's and a bucket's."""
+_PASSED_ON = ("RNN_SEARCH_", "PG")
+"""Prefixes of the environment variables that reach the workers: the storage's."""
 
 _PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 

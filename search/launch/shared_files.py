@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from search.errors import LaunchError
 from search.launch.launcher import Marker
-from studies.artifacts import AtomicFileStore, open_store
+from studies.artifacts import ArtifactFolders
 from studies.storage.engine import parse_url, redact
 
 SHARED_VARIABLE = "RNN_SEARCH_SHARED"
@@ -19,7 +19,7 @@ Needed only for those on a disk of this machine, as on the server of a network f
 MARKER_PREFIX = ".shared-"
 """Start of the random name of a file by which workers recognize the folder of checkpoints."""
 
-ARTIFACTS_REMEDY = "expected --artifacts with a shared folder or s3://BUCKET"
+ARTIFACTS_REMEDY = "expected --artifacts with a shared folder"
 
 
 def require_server(storage: str) -> None:
@@ -52,17 +52,15 @@ def warn_of_loopback(storage: str) -> str:
     return f"storage {redact(url)} is reached by workers on this machine only: name its host"
 
 
-def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
-    """Return the marker in the folder of checkpoints, created by the first call; None for a bucket.
+def mark_artifacts(artifacts: str | None, storage: str) -> Marker:
+    """Return the marker in the folder of checkpoints, created by the first call.
 
     A type of file system does not say whether other machines have mounted the same folder.
 
     Raises:
         LaunchError: if it cannot be written.
     """
-    if not (folder := find_checkpoints(artifacts, storage)):
-        return None
-    folder = folder.resolve()
+    folder = find_checkpoints(artifacts, storage).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = next(folder.glob(f"{MARKER_PREFIX}*"), folder / f"{MARKER_PREFIX}{uuid4().hex}")
@@ -73,14 +71,13 @@ def mark_artifacts(artifacts: str | None, storage: str) -> Marker | None:
     return Marker(str(path), message)
 
 
-def find_checkpoints(artifacts: str | None, storage: str) -> Path | None:
-    """Return the folder of checkpoints; None if they are in a bucket.
+def find_checkpoints(artifacts: str | None, storage: str) -> Path:
+    """Return the folder of checkpoints.
 
     Raises:
-        ArtifactsError: if they cannot be written.
+        ArtifactsError: if it cannot be used.
     """
-    store = open_store(artifacts, storage, "checkpoints", read_only=True)
-    return store.path if isinstance(store, AtomicFileStore) else None
+    return ArtifactFolders(artifacts, storage, read_only=True).root("checkpoints")
 
 
 def require_shared(path: Path, what: str, remedy: str = "expected a shared file system") -> None:

@@ -4,18 +4,15 @@ No failure to read, write or remove one ends a training.
 """
 
 import contextlib
-import io
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import tenacity
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
 from rnn.config import CellConfig, OptimizerConfig, TrialConfig
@@ -29,9 +26,9 @@ from rnn.training.checkpoint import (
     serialize_checkpoint,
 )
 from rnn.training.loop import TrainConfig
+from search.open_study import OpenStudy
 from search.worker.claims import Claim
 from search.worker.lockstep import to_train_config
-from studies.artifacts import AtomicFileStore, Store, store_errors, store_location
 from studies.attributes import (
     CHECKPOINTED,
     EARLIER_CODE,
@@ -53,16 +50,12 @@ from studies.text import format_trials
 if TYPE_CHECKING:  # it warns of other versions, and finds the checkpoints of a study's end
     from search.study import StudyHandle
 
-Kind = Literal["checkpoint", "safetensors"]
-"""Kind of a file, which is the suffix of its name: a checkpoint of an unfinished trial, the weights
-of a complete one."""
-
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
 
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
-    "with it, or name the folder or bucket with --artifacts"
+    "with it, or name the folder with --artifacts"
 )
 _KILLED = "none was written before the worker was killed or cut off; training restarts from step 0"
 _KILLED_EARLY = (
@@ -96,74 +89,6 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
-class TrialFiles:
-    """Files of one kind, one for each trial of a study, in its folder of an artifact store."""
-
-    def __init__(self, store: Store, folder: str, kind: Kind) -> None:
-        self.kind = kind
-        self._store = store
-        self._folder = folder
-
-    @property
-    def location(self) -> str:
-        """Folder of the files, as a path or as part of a bucket."""
-        return store_location(self._store, self._folder)
-
-    def write(self, number: int, content: bytes) -> None:
-        """Write or replace a trial's file.
-
-        Raises:
-            OSError, Exception: error of the store; the previous file is kept.
-        """
-        self._store.write(self._name(number), io.BytesIO(content))
-
-    def read(self, number: int, max_bytes: int | None = None) -> bytes | None:
-        """Return the content of a trial's file, at most so many bytes; None if there is none."""
-        try:
-            with contextlib.closing(self._store.open_reader(self._name(number))) as reader:
-                return reader.read() if max_bytes is None else reader.read(max_bytes)
-        except ArtifactNotFound:
-            return None
-
-    def remove(self, number: int) -> None:
-        """Remove a trial's file, if there is one."""
-        with contextlib.suppress(ArtifactNotFound):
-            self._store.remove(self._name(number))
-
-    def quarantine(self, number: int, content: bytes) -> str:
-        """Move a damaged file to a name that is never read; return that name."""
-        name = f"{self._folder}/trial-{number}.quarantined"
-        self._store.write(name, io.BytesIO(content))
-        self.remove(number)
-        return name
-
-    def list_trials(self) -> set[int]:
-        """Return the numbers of the trials that have a file."""
-        pattern = re.compile(rf"trial-(\d+)\.{self.kind}")
-        names = map(pattern.fullmatch, self._store.list_names(self._folder))
-        return {int(name[1]) for name in names if name}
-
-    def evict(self, ranking: Sequence[int], count: int) -> None:
-        """Remove the files of ranked trials, the best first, but the first ``count``."""
-        for number in self.list_trials().intersection(ranking[count:]):
-            self.remove(number)
-
-    def clear(self) -> None:
-        """Remove what a finished study does not need: checkpoints, and what killed writers left.
-
-        A bucket has nothing left.
-        """
-        if not isinstance(self._store, AtomicFileStore):
-            return
-        if self.kind == "checkpoint":
-            self._store.purge(self._folder, f".{self.kind}")
-        else:
-            self._store.remove_temporary_files(self._folder)
-
-    def _name(self, number: int) -> str:
-        return f"{self._folder}/trial-{number}.{self.kind}"
-
-
 class BestWeights:
     """Writes the weights of the best trials, and evicts those of trials that no longer are.
 
@@ -177,13 +102,12 @@ class BestWeights:
     as many files are kept of each.
 
     Args:
-        handle: the study.
-        files: files of the weights; the setting ``keep_weights`` says of how many trials.
+        handle: the study; its setting ``keep_weights`` says of how many trials.
         query: runs queries.
     """
 
-    def __init__(self, handle: "StudyHandle", files: TrialFiles, query: StorageQuery) -> None:
-        self._files = files
+    def __init__(self, handle: OpenStudy, query: StorageQuery) -> None:
+        self._files = handle.trial_files("safetensors")
         self._handle = handle
         self._query = query
         stored = handle.record.config
@@ -265,9 +189,9 @@ class BestWeights:
 class CheckpointManager:
     """Resumes trials from their checkpoints, and writes these."""
 
-    def __init__(self, handle: "StudyHandle", checkpoints: TrialFiles) -> None:
+    def __init__(self, handle: "StudyHandle") -> None:
         self._handle = handle
-        self._checkpoints = checkpoints
+        self._checkpoints = handle.trial_files("checkpoint")
         self._has_warned = bool(handle.warning)
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
@@ -319,10 +243,10 @@ class CheckpointManager:
             try:
                 return deserialize_checkpoint(self._identity(claim), content)
             except CheckpointError as error:
-                self._quarantine(number, content, error)
+                self._quarantine(number, error)
         except CellError:
             pass  # the trial fails with it when its network is built
-        except store_errors() as error:
+        except (ArtifactsError, OSError) as error:
             _logger.warning(
                 f"cannot read the checkpoint of trial {number} ({error}); it restarts from step 0"
             )
@@ -336,7 +260,7 @@ class CheckpointManager:
             return
         reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
         _logger.warning(
-            f"no checkpoint of {listed} in {self._checkpoints.location}, though {reached} was "
+            f"no checkpoint of {listed} in {self._checkpoints.folder}, though {reached} was "
             f"recorded: {reason}"
         )
 
@@ -352,11 +276,11 @@ class CheckpointManager:
             self._has_warned = True
             _logger.warning(f"{format_trials(numbers)}: trained with {mixing}")
 
-    def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
+    def _quarantine(self, number: int, error: CheckpointError) -> None:
         """Move a damaged checkpoint out of the way."""
         try:
-            location = f"moved to {self._checkpoints.quarantine(number, content)}"
-        except store_errors() as failed:
+            location = f"moved to {self._checkpoints.quarantine(number)}"
+        except OSError as failed:
             location = f"it cannot be moved away ({failed})"
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 

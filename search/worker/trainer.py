@@ -31,7 +31,6 @@ from search.worker.checkpoints import (
     BestWeights,
     CheckpointManager,
     StorageQuery,
-    TrialFiles,
     current_versions,
     earlier_versions,
     warn_of_errors,
@@ -41,7 +40,6 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluation import Evaluator
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.worker import PrunerCallback, TrialResult
-from studies.artifacts import Store
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
 from studies.text import to_printable
@@ -63,8 +61,6 @@ class Trainer:
         handle: the study.
         device: device to train on.
         budget: entered thread budget.
-        checkpoints: store of the trials' checkpoints.
-        weights: store of the weights of the best trials.
         query: runs a query of the storage; see :class:`BestWeights`.
         callbacks: display of the running trials.
         worker: name of this worker.
@@ -81,8 +77,6 @@ class Trainer:
         handle: StudyHandle,
         device: torch.device,
         budget: ThreadBudget,
-        checkpoints: Store,
-        weights: Store,
         query: StorageQuery,
         callbacks: QuietDisplay,
         worker: str,
@@ -100,11 +94,8 @@ class Trainer:
         self._precision: Precision = config.precision
         self._handle = handle
         self._evaluator = Evaluator(handle)
-        folder = handle.artifact_folder
-        files = TrialFiles(weights, folder, "safetensors")
-        self._best_weights = BestWeights(handle, files, query)
-        files = TrialFiles(checkpoints, folder, "checkpoint")
-        self._checkpoints = CheckpointManager(handle, files)
+        self._best_weights = BestWeights(handle, query)
+        self._checkpoints = CheckpointManager(handle)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()

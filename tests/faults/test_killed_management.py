@@ -99,7 +99,7 @@ def test_killed_deletion_changes_nothing_or_leaves_files_that_the_next_one_remov
     rows = StatementGate(tmp_path / "rows", "DELETE FROM studies")
     end("delete", "made", *common, statements=rows)
     assert (dump(url), list_files(artifacts)) == (before, files)
-    removal = CallGate(tmp_path / "files", "studies.artifacts:StudyStores.mark_unowned")
+    removal = CallGate(tmp_path / "files", "studies.artifacts:ArtifactFolders.mark_unowned")
     end("delete", "made", *common, calls=removal)
     assert query(url, "SELECT study_name FROM studies") == [("other",)]
     assert "made-folder/trial-1.checkpoint" in list_files(artifacts)

@@ -140,7 +140,7 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
     options = [f"--set={key}={value}" for key, value in settings.items()]
     options += [f"--corpus={text}", "--lockstep=1", "--no-report"]
     script = script.replace("postgresql+psycopg://me@database.example/studies", postgresql_url)
-    script = script.replace("s3://BUCKET", f"{tmp_path}/artifacts")
+    script = script.replace("/shared/artifacts", f"{tmp_path}/artifacts")
     script = script.replace("--workers 50", f"--workers 1 {shlex.join(options)}")
     variables = cluster.environment | Hooks(report=False, gate=gate).environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 
-import boto3
 import pytest
 from hooks import HANG_TIMEOUT
 from process_runner import CURVES, query, wait_until
@@ -27,51 +26,36 @@ SELDOM = ONE | {"checkpoint_seconds": 1000}
 
 @pytest.fixture
 def list_names(artifacts):
-    """Function that lists the files of a study in a folder, or in the bucket."""
-
-    def list_names(place=str(artifacts)):
-        if place == str(artifacts):
-            return [path.name for path in artifacts.glob("*/*")]
-        listed = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
-        return [entry["Key"].split("/")[1] for entry in listed]
-
-    return list_names
-
-
-OTHERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    """Function that lists the files of a study."""
+    return lambda: [path.name for path in artifacts.glob("*/*")]
 
 
 @pytest.mark.parametrize(
-    ("fixture", "numbers"),
+    "numbers",
     [
-        ("artifacts", (signal.SIGTERM,)),
-        pytest.param("bucket", OTHERS, marks=pytest.mark.extended),
+        (signal.SIGTERM,),
+        pytest.param((signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2), marks=pytest.mark.extended),
     ],
 )
-def test_trial_stopped_by_a_signal_resumes_from_a_folder_or_bucket(
-    request, held, search, show_status, new_gate, sqlite_url, reference_curves, list_names,
-    fixture, numbers,
-):  # fmt: skip
-    """With checkpoints in a folder, and in a bucket after several signals."""
-    place = str(request.getfixturevalue(fixture))
-    aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+def test_trial_stopped_by_signals_resumes(
+    held, search, show_status, new_gate, sqlite_url, reference_curves, list_names, numbers
+):
     output = ""
     for step, number in zip(range(20, 200, 20), numbers, strict=False):
-        worker = held(f"--artifacts={place}", gate=new_gate(step), environment=aws, **SELDOM)
+        worker = held(gate=new_gate(step), **SELDOM)
         stop(worker, number)
         assert "requeued" in worker.output
         assert query(sqlite_url, STATES) == [("WAITING",)]
         assert max(recorded for _, recorded, _ in query(sqlite_url, CURVES)) == step
-        assert list_names(place) == ["trial-0.checkpoint"]
+        assert list_names() == ["trial-0.checkpoint"]
         output += worker.output
     status = finish(show_status())
     assert "waiting   1\n" in status
     assert f"requeued  {len(numbers)} interrupted\n" in status
-    output += finish(search(f"--artifacts={place}", environment=aws, **ONE))
+    output += finish(search(**ONE))
     assert output.count("trial 0 resumes from step ") == len(numbers)
     assert f"trial 0 resumes from step {step}" in output
-    assert "s3cret" not in output
-    assert list_names(place) == []
+    assert list_names() == []
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
     assert query(sqlite_url, RETRIES) == [(f'{{"interrupted": {len(numbers)}}}',)]
 

@@ -1,6 +1,7 @@
 """optuna-dashboard during a search and afterwards: whom it answers, and when it ends."""
 
 import http.client
+import io
 import json
 import signal
 import socket
@@ -16,9 +17,11 @@ from hooks import HANG_TIMEOUT, Gate, Hooks
 from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 
-from reports.dashboard import open_listener, same_origin_only
+from reports.dashboard import DashboardFiles, open_listener, same_origin_only
 from reports.errors import DashboardError
 from rnn_search.api import serve_dashboard
+from studies.artifacts import ArtifactFolders
+from studies.errors import ArtifactsError
 
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"
 LINK = {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"}
@@ -44,6 +47,24 @@ REFUSED = {
     "no address": {"HOST": "[::1"},
     "no host": {"HOST": ""},
 } | {place: LINK | {"SEC_FETCH_DEST": place} for place in ("iframe", "frame", "embed", "object")}
+
+
+def test_dashboard_cannot_reach_the_files_of_trials(tmp_path):
+    """All kinds of files may share a folder, and a database may list any name as an artifact."""
+    folders = ArtifactFolders(str(tmp_path), "sqlite:///none.db")
+    weights = folders.trial_files("s-1", "safetensors")
+    weights.write(1, b"weights")
+    files = DashboardFiles(folders.root("artifacts"))
+    for act in (files.open_reader, files.remove):
+        with pytest.raises(ArtifactsError, match="is not the name of a file of the dashboard"):
+            act("s-1/trial-1.safetensors")
+    name = "8f14e45f-ceea-467f-a34d-0d1f2c3b4a59"
+    files.write(name, io.BytesIO(b"file"))
+    with files.open_reader(name) as file:
+        assert file.read() == b"file"
+    files.remove(name)
+    assert not (tmp_path / name).exists()
+    assert weights.read(1) == b"weights"
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

@@ -1,6 +1,4 @@
-"""Checkpoints and weights in folders and buckets: atomic writes, quarantine, eviction, removal."""
-
-import io
+"""Checkpoints and weights in folders: atomic writes, quarantine, eviction, removal."""
 
 import numpy as np
 import pytest
@@ -9,112 +7,41 @@ from invocation import refused
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
-from search.worker.checkpoints import TrialFiles, checkpoint_identity
-from studies.artifacts import AtomicFileStore, open_store
+from search.worker.checkpoints import checkpoint_identity
+from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def artifacts(request, tmp_path):
-    if request.param == "folder":
-        return str(tmp_path / "artifacts")
-    return request.getfixturevalue("bucket")
-
-
 @pytest.fixture
-def store(artifacts):
-    return open_store(artifacts, "sqlite:///none.db", "checkpoints")
+def folders(tmp_path):
+    return ArtifactFolders(str(tmp_path / "artifacts"), "sqlite:///none.db")
 
 
-def checkpoints_in(store, folder="quick-1"):
-    return TrialFiles(store, folder, "checkpoint")
-
-
-def weights_in(store, folder="quick-1"):
-    return TrialFiles(store, folder, "safetensors")
-
-
-def test_checkpoint_is_read_as_written_until_removed(store):
-    checkpoints, others = checkpoints_in(store), checkpoints_in(store, "quick-2")
+def test_checkpoint_is_read_as_written_until_removed(folders):
+    checkpoints = folders.trial_files("quick-1", "checkpoint")
+    others = folders.trial_files("quick-2", "checkpoint")
     assert checkpoints.read(3) is None
     checkpoints.remove(3)
     for number, content in ((3, b"first"), (3, b"second"), (4, b"another")):
         checkpoints.write(number, content)
     others.write(3, b"of another study")
     assert checkpoints.read(3) == b"second"
+    assert checkpoints.read(3, 4) == b"seco"
     checkpoints.remove(3)
     assert (checkpoints.read(3), checkpoints.read(4)) == (None, b"another")
-    place = checkpoints.quarantine(4, b"damaged")
+    path = checkpoints.quarantine(4)
     assert checkpoints.read(4) is None
-    assert store.open_reader(place).read() == b"damaged"
+    assert path.read_bytes() == b"another"
     assert others.read(3) == b"of another study"
 
 
-def acts_on(checkpoints):
-    """Return what can be done to a checkpoint."""
-    return (
-        lambda: checkpoints.write(1, b"new"),
-        lambda: checkpoints.read(1),
-        lambda: checkpoints.remove(1),
-        lambda: checkpoints.quarantine(1, b"new"),
-    )
-
-
-def test_folder_that_leads_elsewhere_is_refused(store):
-    for folder in ("../victim", "/victim", "s-1/..", "..", "", "s\0"):
-        checkpoints, weights = checkpoints_in(store, folder), weights_in(store, folder)
-        acts = [*acts_on(checkpoints), weights.list_trials, lambda each=weights: each.evict([1], 0)]
-        for act in (*acts, *([weights.clear] if isinstance(store, AtomicFileStore) else [])):
-            with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
-                act()
-
-
-def test_dashboard_cannot_reach_the_files_of_trials(artifacts):
-    """All kinds of files may share a place, and a database may list any name as an artifact."""
-    weights = weights_in(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
-    weights.write(1, b"weights")
-    store = open_store(artifacts, "sqlite:///none.db", "artifacts")
-    for act in (store.open_reader, store.remove):
-        with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
-            act("s-1/trial-1.safetensors")
-    store.write("8f14e45f-ceea-467f-a34d-0d1f2c3b4a59", io.BytesIO(b"file"))
-    store.remove("8f14e45f-ceea-467f-a34d-0d1f2c3b4a59")
-    assert weights.read(1) == b"weights"
-
-
-@pytest.mark.parametrize("link", ["folder", "file"])
-def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
-    victim = tmp_path / "victim" / "trial-1.checkpoint"
-    victim.parent.mkdir()
-    victim.write_bytes(b"of another program")
-    folder = tmp_path / "artifacts" / "s-1"
-    if link == "folder":
-        folder.parent.mkdir()
-        folder.symlink_to(victim.parent)
-    else:
-        folder.mkdir(parents=True)
-        (folder / victim.name).symlink_to(victim)
-    store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
-    checkpoints = checkpoints_in(store, "s-1")
-    for act in (*acts_on(checkpoints), checkpoints.clear):
-        with pytest.raises(ArtifactsError, match="is a link that leads out of"):
-            act()
-    if link == "folder":
-        with pytest.raises(ArtifactsError, match="is a link that leads out of"):
-            weights_in(store, "s-1").list_trials()
-    assert victim.read_bytes() == b"of another program"
-    assert [path.name for path in victim.parent.iterdir()] == [victim.name]
-
-
-@pytest.mark.parametrize(
-    "place", ["/no/such/folder", "{tmp}/file", "ftp://host/x", "s3://", "s3://networks/in/it"]
-)
-def test_unusable_store_is_refused_and_nothing_created(tmp_path, place):
+@pytest.mark.parametrize("place", ["/no/such/folder", "{tmp}/file", "ftp://host/x", "s3://"])
+def test_unusable_folder_is_refused_and_nothing_created(tmp_path, place):
     (tmp_path / "file").write_text("a file")
     place = place.format(tmp=tmp_path)
     with refused(ArtifactsError, place, tmp_path):
-        open_store(place, "sqlite:///none.db", "checkpoints")
+        ArtifactFolders(place, "sqlite:///none.db")
 
 
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
@@ -134,8 +61,9 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
     )
 
 
-def test_eviction_keeps_the_weights_of_the_best_trials(store):
-    weights, others = weights_in(store), weights_in(store, "quick-10")
+def test_eviction_keeps_the_weights_of_the_best_trials(folders):
+    weights = folders.trial_files("quick-1", "safetensors")
+    others = folders.trial_files("quick-10", "safetensors")
     assert weights.list_trials() == set()
     weights.evict([3, 1], 1)  # nothing to remove
     for number in (1, 2, 3, 11, 12):

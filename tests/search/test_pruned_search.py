@@ -15,9 +15,9 @@ from test_worker import RecordingCallbacks, create_study, work
 from search.errors import UnfinishedSourceError
 from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
-from search.worker.checkpoints import TrialFiles
 from search.worker.shutdown import ShutdownSignal
 from search.worker.worker import Worker
+from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigMismatchError, StudiesError

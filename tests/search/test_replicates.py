@@ -14,8 +14,8 @@ from rnn_search import export_study, import_study
 from search.errors import WeightsNotFoundError
 from search.models import load_trial_model
 from search.study import StudyHandle
-from search.worker.checkpoints import BestWeights, TrialFiles
-from studies.artifacts import open_store
+from search.worker.checkpoints import BestWeights
+from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
 from studies.errors import StudiesError
 from studies.loader import read_study_record
@@ -60,10 +60,11 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     config = derived(replicates=2).model_copy(update={"keep_weights": 1})
     storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
     create_study(storage, "s", "", study_attributes(config), space, [*map(StoredTrial, params)])
-    handle = StudyHandle(load_study(storage, "s"), storage, config, None, None)
-    store, kept = open_store(None, sqlite_url, "weights"), []
-    weights = TrialFiles(store, "made-1", "safetensors")
-    files = BestWeights(handle, weights, lambda query: query())
+    folders = ArtifactFolders(None, sqlite_url)
+    handle = StudyHandle(load_study(storage, "s"), storage, config, folders, None, None)
+    kept = []
+    weights = folders.trial_files("made-1", "safetensors")
+    files = BestWeights(handle, lambda query: query())
     for number, value in enumerate((1.0, 3.0, 1.4, 1.5)):
         trial_id = storage.claim(handle.study_id, "me")
         for selected in files.select({number: value}):

@@ -22,8 +22,7 @@ from rnn_search.models_cli import export, sample
 from search.errors import ExportError, WeightsNotFoundError
 from search.models import load_trial_model, write_folder
 from search.tasks import StudyTask, load_task_of
-from search.worker.checkpoints import TrialFiles
-from studies.artifacts import open_store
+from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError, StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
@@ -55,7 +54,7 @@ def make_study(
     choices, planned = distributions(config.grid.search_space), map(StoredTrial, combinations)
     create_study(storage, "made", "validation loss", attributes, choices, [*planned])
     study_id = storage.get_study_id_from_name("made")
-    weights = TrialFiles(open_store(artifacts, url, "weights"), "made-1", "safetensors")
+    weights = ArtifactFolders(artifacts, url).trial_files("made-1", "safetensors")
     tokenizer = train_tokenizer(config.tokenizer, PROSE)
     learnt = SavedTask.from_task(task.build()) if task else tokenizer
     for number, value in enumerate(VALUES[: len(combinations)]):

@@ -26,13 +26,12 @@ from search.options import RunOptions, WorkerOptions
 from search.run import run_workers
 from search.status import estimate_seconds_left
 from search.study import open_study
-from search.worker.checkpoints import TrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import to_train_config
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
-from studies.artifacts import open_store
+from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
 from studies.errors import StorageUnavailableError
@@ -171,8 +170,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text):
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    store = open_store(None, sqlite_url, "weights")
-    weights = TrialFiles(store, joined.artifact_folder, "safetensors")
+    weights = ArtifactFolders(None, sqlite_url).trial_files(joined.artifact_folder, "safetensors")
     assert weights.list_trials() == {trial.number for trial in best[:2]}
     held_out = select_eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
@@ -282,7 +280,7 @@ def test_missing_checkpoints_of_a_moved_database_are_reported_in_one_line(
     assert line == (
         f"warning: no checkpoint of trials 0-1 in {place}, though step 4 was recorded: training "
         "restarts from step 0; if the database was moved, move its checkpoint folder along with "
-        "it, or name the folder or bucket with --artifacts"
+        "it, or name the folder with --artifacts"
     )
     assert said.count("complete") == 6
 

@@ -11,7 +11,7 @@ import tomli_w
 from optuna.trial import TrialState
 
 from rnn_search import import_results, load
-from studies.artifacts import StudyStores
+from studies.artifacts import ArtifactFolders
 from studies.errors import (
     ConfigError,
     ImportedStudyError,
@@ -97,7 +97,7 @@ def test_highest_value_is_the_best_if_it_is_maximized(table, target):
     study_id = load_study(storage, "table")._study_id
     assert read_best_trial(storage, study_id).number == 2
     assert top_trials(storage, study_id, 2) == [(2, 0.7), (3, 0.6)]
-    (listed,) = list_studies(storage, StudyStores(None, target, read_only=True))
+    (listed,) = list_studies(storage, ArtifactFolders(None, target, read_only=True))
     assert (listed.kind, listed.best) == ("imported", 0.7)
 
 

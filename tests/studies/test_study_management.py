@@ -14,7 +14,7 @@ from process_runner import query
 
 from search.status import read_status
 from studies import errors
-from studies.artifacts import StudyStores
+from studies.artifacts import ArtifactFolders
 from studies.attributes import EARLIER_FAILURES
 from studies.files import atomic_write
 from studies.loader import read_study_record
@@ -75,7 +75,7 @@ def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, kind, re
 
 
 def change_trial(monkeypatch, url):
-    copy_files = StudyStores.copy_files
+    copy_files = ArtifactFolders.copy_files
 
     def change_meanwhile(*args):
         with closing(open_storage(url)) as storage:
@@ -83,7 +83,7 @@ def change_trial(monkeypatch, url):
             storage.pause(4, "w/2/v", {}, {150: 1.0})
         return copy_files(*args)
 
-    monkeypatch.setattr(StudyStores, "copy_files", change_meanwhile)
+    monkeypatch.setattr(ArtifactFolders, "copy_files", change_meanwhile)
 
 
 def damage_file(monkeypatch, url):
@@ -123,22 +123,6 @@ def test_copy_that_is_not_whole_is_undone(
         manager.copy("made", postgresql_url, None, copies)
     assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
     assert list_files(copies) == {}
-
-
-@pytest.mark.extended
-def test_copies_to_and_from_a_bucket(manager, url, bucket, tmp_path):
-    target = f"sqlite:///{tmp_path}/copies.db"
-    assert manager.copy("made", target, None, bucket).files.count == 7
-    there = StudyManager(target, bucket)
-    result = there.copy("made", target, "again", str(tmp_path / "again"))
-    assert result.files.count == 7
-    there.delete("made")
-    with closing(open_storage(target)) as storage:
-        (left,) = list_studies(storage, StudyStores(str(tmp_path / "again"), target))
-    assert left.name == "again"
-    import boto3
-
-    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="networks")
 
 
 def test_renamed_study_is_found_by_the_studies_that_derive_from_it(manager, url, folder):
@@ -278,7 +262,7 @@ def test_study_that_is_deleted_meanwhile_is_not_listed(url, folder, monkeypatch)
 
     monkeypatch.setattr("studies.management.load_study", load_and_delete)
     with closing(open_storage(url)) as storage:
-        assert list_studies(storage, StudyStores(str(folder), url)) == []
+        assert list_studies(storage, ArtifactFolders(str(folder), url)) == []
 
 
 def test_list_shows_each_study_and_its_workers(manager, url, folder):
@@ -289,7 +273,9 @@ def test_list_shows_each_study_and_its_workers(manager, url, folder):
         storage.claim(1, "node1/17/token", paused_ids=[4])
         study_id = load_study(storage, "broken")._study_id
         storage.set_study_user_attr(study_id, "config", {"space": 3})
-        listed = {each.name: each for each in list_studies(storage, StudyStores(str(folder), url))}
+        listed = {
+            each.name: each for each in list_studies(storage, ArtifactFolders(str(folder), url))
+        }
     assert list(listed) == ["broken", "derived", "made", "plain"]
     kinds = [each.kind for each in listed.values()]
     assert kinds == ["damaged", "replicates of 'made'", "grid", "plain Optuna"]

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from search.models import write_folder
-from search.worker.checkpoints import TrialFiles
-from studies.artifacts import AtomicFileStore
+from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.files import STALE_SECONDS, atomic_write
 from studies.storage.open import open_storage
 
 RANDOM = "0123456789abcdef" * 2
+
+KINDS = ("checkpoint", "safetensors")
 
 # Names that are not those of temporary files of ``studies.db``.
 FOREIGN = (
@@ -87,7 +88,7 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
 
 def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_left(tmp_path):
     """Also if that is of another trial, because the same one may not be written again."""
-    checkpoints = TrialFiles(AtomicFileStore(tmp_path, "checkpoints"), "s", "checkpoint")
+    checkpoints = TrialFiles(tmp_path / "s", "checkpoint")
     checkpoints.write(1, b"whole")
     run_until_killed("replace", checkpoints.write, 1, b"new")
     assert checkpoints.read(1) == b"whole"
@@ -101,15 +102,13 @@ def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_l
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
     kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint", "trial-3.quarantined"}
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
+    kept.add("trial-4.safetensors")
+    left = {"trial-2.checkpoint", *(f"trial-1.{kind}.{RANDOM}.part" for kind in KINDS)}
     (tmp_path / "s").mkdir()
-    for clear in (
-        TrialFiles(AtomicFileStore(tmp_path, "checkpoints"), "s", "checkpoint").clear,
-        TrialFiles(AtomicFileStore(tmp_path, "weights"), "s", "safetensors").clear,
-    ):
-        for name in (*kept, f"trial-1.checkpoint.{RANDOM}.part"):
-            (tmp_path / "s" / name).touch()
-        clear()
-        assert {*names(tmp_path / "s")} == kept
+    for name in kept | left:
+        (tmp_path / "s" / name).touch()
+    ArtifactFolders(str(tmp_path), "sqlite:///none.db").clear("s")
+    assert {*names(tmp_path / "s")} == kept
 
 
 @pytest.mark.parametrize(
