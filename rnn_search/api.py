@@ -26,7 +26,6 @@ from search.run import RunResult, run_workers
 from search.study import StudyHandle
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.errors import ConfigError
-from studies.files import MAX_DEPTH
 from studies.text import check_study_name, shorten
 
 
@@ -263,21 +262,14 @@ def _start_dashboard(storage: str, artifacts: str | None, port: int) -> "subproc
         )
 
 
-def _to_plain(key: str, value: Any, depth: int = 0) -> Any:
+def _to_plain(key: str, value: Any) -> Any:
     """Convert a setting to the types that TOML has; tuples, arrays and NumPy's numbers included."""
-    if depth > MAX_DEPTH:
-        raise ConfigError(
-            f"{shorten(key)} is nested too deeply: expected at most {MAX_DEPTH} nested dicts and "
-            "lists"
-        )
     if isinstance(value, Mapping):
-        return {
-            str(name): _to_plain(f"{key}.{name}", each, depth + 1) for name, each in value.items()
-        }
+        return {str(name): _to_plain(f"{key}.{name}", inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _to_plain(key, value.tolist(), depth)
+        return _to_plain(key, value.tolist())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_to_plain(key, each, depth + 1) for each in value]
+        return [_to_plain(key, item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):

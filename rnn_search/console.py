@@ -6,7 +6,6 @@ from importlib import import_module
 import click
 
 import rnn_search
-from studies.interrupts import exit_on_interrupt
 
 _SUBCOMMANDS = {
     "run": ("rnn_search.cli:run_search", "Create or join a study and run its trials"),
@@ -41,11 +40,9 @@ class _LazyGroup(click.Group):
         """Import a subcommand."""
         if cmd_name not in _SUBCOMMANDS:
             return None
-        from studies.cli import require_text  # slow to import
-
         module, _, attribute = _SUBCOMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return require_text(command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without importing them."""
@@ -71,7 +68,6 @@ def main(*words: str) -> None:
     Args:
         words: words before those of the command line, such as the name of a subcommand.
     """
-    exit_on_interrupt()  # the imports take seconds
     from rnn_search.errors import USER_ERRORS
     from studies.cli import run_with_exit_code
 

@@ -1,7 +1,6 @@
 """The commands that check a user's cell or task, and that use a trained model."""
 
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,9 +58,7 @@ def _model_options(command: _F) -> _F:
 
 @click.command
 @study_argument
-@click.option(
-    "--prompt", metavar="TEXT", type=click.UNPROCESSED, default="", help="Text to continue."
-)
+@click.option("--prompt", metavar="TEXT", default="", help="Text to continue.")
 @click.option(
     "--length",
     type=click.IntRange(min=1),
@@ -102,7 +99,7 @@ def sample(
     if math.isnan(temperature):  # click accepts NaN in any range
         raise click.BadParameter("--temperature is nan: expected 0 or more")
     model = load_trial_model(study, trial, storage, artifacts).model
-    start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
+    start = prompt.encode()
     text = to_printable(start + generate(model, start, length, temperature, top_k, seed))
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
 

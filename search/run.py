@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,9 +46,8 @@ from search.worker.trainer import Trainer
 from search.worker.worker import Worker
 from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord
-from studies.cli import EXIT_FAILURE, print_bug, run_with_exit_code
+from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
-from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_interrupts
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
@@ -396,7 +396,8 @@ def run_worker_process(name: str, url: str, options: WorkerOptions) -> None:
         options: what this worker chooses for itself.
     """
     # The parent reports an interrupt and ends the workers that are not ready for signals.
-    ignore_interrupts()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def main() -> int:
         console, stop = SafeConsole(), ShutdownSignal(with_parent=True)
@@ -424,6 +425,17 @@ def run_worker_process(name: str, url: str, options: WorkerOptions) -> None:
     run_with_exit_code(main, USER_ERRORS)
 
 
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Block Ctrl-C in processes that are spawned meanwhile, which import PyTorch first."""
+    resource_tracker.ensure_running()  # its start would unblock Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run_processes(session: _Session, options: RunOptions) -> int:
     """Start worker processes and wait for them; return the number of those that failed."""
     reader, stop = session.reader, session.stop
@@ -440,7 +452,7 @@ def _run_processes(session: _Session, options: RunOptions) -> int:
     ]
     warned: set[BaseProcess] = set()
     try:
-        with _hidden_main_program(), blocked_interrupts():
+        with _hidden_main_program(), _blocked_interrupts():
             for process in processes:
                 process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:

@@ -1,6 +1,5 @@
 """Options, arguments and error handling that all commands share."""
 
-import copy
 import logging
 import sqlite3
 import sys
@@ -14,7 +13,6 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
 from studies.errors import ArtifactsError, StorageUnavailableError
-from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
 from studies.storage.engine import database_error, error_message, is_transient
 from studies.storage.open import DEFAULT_STORAGE
 from studies.text import shorten, to_line
@@ -45,8 +43,14 @@ _WARNINGS = _WarningHandler(logging.WARNING)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-EXIT_USAGE, EXIT_FAILURE = 2, 1
-"""Exit codes for invalid input and for failures at run time."""
+EXIT_FAILURE = 1
+"""Exit code for failures at run time."""
+
+EXIT_USAGE = 2
+"""Exit code for invalid input."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 _MAX_MESSAGE = 4000
 """Number of characters after which an error message, which may repeat input, is cut."""
@@ -112,43 +116,6 @@ dashboard_port_option = click.option(
 )
 
 
-def require_text(command: click.Command) -> click.Command:
-    """Return a command that may be interrupted, and rejects arguments that are not valid UTF-8.
-
-    Parameters of the type ``click.UNPROCESSED`` accept any bytes.
-    """
-    callback = command.callback
-    assert callback is not None
-    binary = [param.name for param in command.params if param.type is click.UNPROCESSED]
-
-    def run(**params: Any) -> Any:
-        raise_on_interrupt()  # all imports are done
-        for name, value in params.items():
-            if name not in binary:
-                _require_text(name, value)
-        try:
-            return callback(**params)
-        except KeyboardInterrupt as interrupt:  # for which Click prints an empty line
-            raise click.Abort from interrupt
-
-    checked = copy.copy(command)
-    checked.callback = run
-    return checked
-
-
-def _require_text(name: str, value: Any) -> None:
-    """Reject arguments that are not valid UTF-8: neither storages nor messages can hold them."""
-    for each in value if isinstance(value, tuple) else (value,):
-        if not isinstance(each, str | Path):
-            continue
-        try:
-            str(each).encode()
-        except UnicodeEncodeError as error:
-            raise click.BadParameter(
-                f"{name.replace('_', '-')} is not valid UTF-8: expected text, not {str(each)!r}"
-            ) from error
-
-
 def run_with_exit_code(
     main: Callable[[], int | None], bad_input: tuple[type[Exception], ...]
 ) -> None:
@@ -166,7 +133,6 @@ def run_with_exit_code(
     except click.ClickException as error:
         _exit(error.format_message().replace("\n", " "), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
-        exit_silently_on_interrupt()
         _exit("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if is_bug(error, bad_input):
@@ -185,8 +151,6 @@ def run_with_exit_code(
             )
         reason = str(error) or type(error).__name__
         _exit(f"{reason}; recorded results are kept: fix this and run again", EXIT_FAILURE)
-    finally:
-        exit_silently_on_interrupt()
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from studies.attributes import NOTE
 from studies.files import default_report
 from studies.storage.changes import update_system_attributes
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import escape_markdown, to_line
+from studies.text import escape_markdown
 
 _VERSION = "dashboard:note_ver"
 _PIECE = "dashboard:note_str:"
@@ -43,14 +43,14 @@ def write_text(
         parts.append("\n".join(f"- {escape_markdown(line)}" for line in answer))
     # Indented lines are code: nothing in them has to be escaped.
     if commands:
-        parts.append(f"    {to_line(commands[0])}")
+        parts.append(f"    {commands[0]}")
     if report is None:
         command = shlex.join(["rnn-search", "report", name])
-        parts += [f"    {to_line(command)}", "writes the report:"]
+        parts += [f"    {command}", "writes the report:"]
         report = default_report([name])
     else:
         parts.append("The report:")
-    parts.append(f"    {to_line(str(report))}")
+    parts.append(f"    {report}")
     return "\n\n".join(parts)
 
 

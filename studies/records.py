@@ -226,7 +226,7 @@ class TaskSettings(StrictModel):
     @field_validator("source")
     @classmethod
     def _check_source(cls, source: str) -> str:
-        if not source or not source.isprintable():
+        if not source:
             raise ValueError(
                 "expected text, a built-in task such as adding:50, or the class of a task of your "
                 "own, as in my_task.py:Adding"

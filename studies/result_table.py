@@ -27,7 +27,6 @@ from optuna.trial import TrialState
 
 from studies.attributes import FAILURE, RESULT_NAMES, Failure
 from studies.errors import TableError
-from studies.files import open_regular
 from studies.space import REPLICATE
 from studies.storage.trials import StoredTrial
 from studies.text import shorten, to_line
@@ -227,7 +226,7 @@ def read_table(path: Path, options: "ImportOptions") -> ImportedRuns:
     """
     name = to_line(path.name)
     try:
-        with open_regular(path) as file:
+        with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
             for opener in (_OPENERS[each] for each in _OPENERS if content.startswith(each)):
                 file.seek(0)

@@ -108,13 +108,6 @@ class Refinement(StrictModel):
             raise ValueError("trial runs one trial as it was: expected no variants or replicates")
         return self
 
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: str) -> str:
-        if not source.isprintable():  # a database cannot look up every other text
-            raise ValueError("expected the name of a study, of printable characters")
-        return source
-
     @field_validator("variants")
     @classmethod
     def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:

@@ -134,7 +134,7 @@ def cell_name(spec: str) -> str:
     if spec in BUILT_IN_CELLS:
         return spec
     source, colon, name = spec.rpartition(":")
-    if not colon or not source or not name.isidentifier() or not spec.isprintable():
+    if not colon or not source or not name.isidentifier():
         raise ValueError(
             f"{spec[:80]!r} is no cell: expected {', '.join(BUILT_IN_CELLS)}, or the class of a "
             "cell of your own, as in my_cells.py:MinGRU"
@@ -155,7 +155,7 @@ def task_name(spec: str) -> str:
     Raises:
         ValueError: if the task cannot be one of several.
     """
-    if not spec or not spec.isprintable():
+    if not spec:
         raise ValueError("expected tasks such as copy:10, or my_task.py:Adding")
     if spec == TEXT:
         raise ValueError("text cannot be one of several tasks: expected a study of its own for it")

@@ -58,7 +58,7 @@ from studies.errors import (
     StudyFileError,
     StudyFormatError,
 )
-from studies.files import atomic_write, compress, open_regular, require_regular
+from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes, parse_record
 from studies.note import to_attributes, write_text
 from studies.space import contains_exact
@@ -498,7 +498,7 @@ def change_objective(study: WholeStudy, objective: Objective) -> WholeStudy:
 @contextmanager
 def _open_lines(path: Path) -> Iterator[Iterator[str]]:
     try:
-        file = open_regular(path)
+        file = path.open("rb")
     except OSError as error:
         reason = error.strerror or str(error)
         raise StudyFileError(f"{path} cannot be read ({reason}): expected a study file") from error

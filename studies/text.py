@@ -48,13 +48,8 @@ def expect_one_of(known: Iterable[str], name: str) -> str:
 
 
 def to_line(text: str) -> str:
-    """Return text as one printable line, with escapes for line breaks and control characters.
-
-    A terminal would obey escape sequences in a name, and an encoder would reject lone surrogates.
-    """
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
+    """Return text as one line."""
+    return " ".join(text.splitlines())
 
 
 def escape_markdown(text: object) -> str:
@@ -98,10 +93,10 @@ MAX_NAME_LENGTH = 200
 
 
 def check_study_name(name: str) -> None:
-    """Require a name that a storage can hold, and that messages and terminals can show.
+    """Require a name that a storage can hold.
 
     Raises:
-        ConfigError: if it is no text, too long, blank or not printable, or would name a file.
+        ConfigError: if it is no text, too long or blank, or would name a study file.
     """
     if not isinstance(name, str):
         raise ConfigError(f"study name is {shorten(repr(name))}: expected a text")
@@ -110,9 +105,7 @@ def check_study_name(name: str) -> None:
             f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
         )
     if not name.strip():
-        raise ConfigError(f"study name {name!r} is blank: expected printable characters")
-    if not name.isprintable():
-        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
+        raise ConfigError(f"study name {name!r} is blank: expected some characters")
     if name.endswith(".toml"):
         raise ConfigError(
             f"study name {name!r} ends in .toml, as the names of study files do: expected another"

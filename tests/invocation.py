@@ -111,7 +111,8 @@ def _read_content(folder: Path) -> dict[str, object]:
 def restored_process() -> Iterator[None]:
     """Restore what a command changes in its process."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    argv, hook, variables = sys.argv, sys.unraisablehook, dict(os.environ)
+    argv = sys.argv
+    variables = dict(os.environ)
     threads, finalize = torch.get_num_threads(), reports.cli.finalize_search
     reported, DamagedTrials._reported = DamagedTrials._reported, {}
     loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
@@ -121,7 +122,7 @@ def restored_process() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        sys.argv, sys.unraisablehook = argv, hook
+        sys.argv = argv
         os.environ.clear()
         os.environ.update(variables)
         torch.set_num_threads(threads)

@@ -338,7 +338,19 @@ def test_duration_is_a_sum_of_units_up_to_ten_years():
             parse_duration(text)
 
 
-# ------------------------------------------------------------------ bugs
+# ------------------------------------------------------------------ interrupts and bugs
+
+
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupt_ends_a_command_with_one_line(search, invoke, sqlite_url, monkeypatch):
+    search()
+    monkeypatch.setattr("search.status.read_status", interrupt)
+    done = invoke("status", "quick", "--storage", sqlite_url)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "error: interrupted"
 
 
 def read_wrong_column(*arguments: object, **options: object) -> None:
@@ -418,9 +430,3 @@ def test_files_of_a_clone_are_aliases(monkeypatch, capsys, file, name):
     with restored_process(), pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / file), run_name="__main__")
     assert capsys.readouterr().out.startswith(f"Usage: rnn-search {name} ")
-
-
-def test_prompt_need_not_be_text(search, invoke, sqlite_url):
-    search()
-    done = invoke("sample", "quick", "--storage", sqlite_url, "--prompt", "\udcff")
-    assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,5 @@
 """Every command refuses invalid input in one line with exit code 2, and changes nothing."""
 
-import os
 import shlex
 
 import pytest
@@ -18,14 +17,11 @@ INVALID = {
     "refine quick": "'quick' has no [refinement]",
     "run no/such.toml": "'no/such.toml' not found",
     "run {tmp}/malformed.toml": "is not valid TOML",
-    "run {tmp}/pipe.toml": "pipe.toml cannot be read: not a regular file",
-    "run {tmp}/escapes.toml": r"unknown key a\nb\x1b[2J: expected one of",
-    "run quick --name 'a\nb'": r"'a\nb' has control characters",
+    "run {tmp}/folder.toml": "folder.toml cannot be read: Is a directory",
     # Its settings.
     "run quick --set training.steps": "KEY=VALUE",
     "run quick --set training=5": "training is 5: expected a table of settings",
     "run quick --trial 0 --extend": "--trial runs a trial once more as it was: expected no --ext",
-    r"""refine quick-refined --set 'refinement.source="a\u0000"'""": "printable",
     # The corpus.
     "run quick --corpus {tmp}/missing": "missing' not found",
     "run quick --corpus {tmp}/empty": "is empty",
@@ -49,25 +45,20 @@ INVALID = {
     "refine quick-refined": MISSING,
     "run quick --storage sqlite:////no/folder/s.db": "/no/folder",
     "run quick --storage sqlite:///{tmp}/notes.db": "cannot be opened",
-    "run quick --storage sqlite:///{tmp}/pipe.toml": "not a regular file",
-    "status quick --storage sqlite:///{tmp}/pipe.toml": "not a regular file",
+    "run quick --storage sqlite:///{tmp}/folder.toml": "Is a directory",
+    "status quick --storage sqlite:///{tmp}/folder.toml": "Is a directory",
     f"status quick --storage sqlite:///{LONG}": "too long",
     "run quick --storage mysql://me:s3cret@host/db": "mysql://me:***@host",
     "run quick --storage postgresql+psycopg://me:p@s3cret@host/db": "expected %40",
     "status quick --storage postgresql://me:s3cret@127.0.0.1:1/d": "be opened",
     "status quick --storage postgresql://m@127.0.0.1:1/d?sslpassword=s3cret": "cannot be opened",
     f"run quick --artifacts {LONG}": "is not writable",
-    # Text that is not UTF-8.
-    "run a\udcff": r"study is not valid UTF-8: expected text, not 'a\udcff'",
-    "run quick --name a\udcff": "name is not valid UTF-8: expected text",
-    "run quick --storage sqlite:///\udcff": "storage is not valid UTF-8",
-    "report quick --output \udcff": "output is not valid UTF-8",
     # Other commands.
     "report quick": MISSING,
     "report": "STUDY",
     "dashboard --port 0": "--port",
-    "import {tmp}/rows.csv --hypotheses {tmp}/pipe.toml": "not a regular file",
-    "import {tmp}/rows.csv --hypotheses {tmp}/deep.toml": "32 nested tables",
+    "import {tmp}/rows.csv --hypotheses {tmp}/folder.toml": "Is a directory",
+    "import {tmp}/rows.csv --hypotheses {tmp}/malformed.toml": "is not valid TOML",
     "backup {tmp}/copy.db --storage sqlite:///{tmp}/notes.db": "cannot be opened",
     "backup {tmp}/copy.db --storage postgresql://me:s3cret@host/db": (
         "postgresql+psycopg://me:***@host/db is not an SQLite file: copy it with pg_dump"
@@ -86,10 +77,7 @@ INVALID = {
 def test_invalid_input_is_refused(invoke, tmp_path, line):
     (tmp_path / "malformed.toml").write_text("[space\n")
     (tmp_path / "empty").touch()
-    (tmp_path / "deep.toml").write_text(f"a = {'[' * 100_000}\n")
-    (tmp_path / "escapes.toml").write_text('"a\\nb\\u001b[2J" = 1\n')
     (tmp_path / "folder.toml").mkdir()
-    os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "short").write_bytes(b"short" * 100)
     (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
     (tmp_path / "rows.csv").write_text("lr,value\n1,2\n2,3\n")

@@ -3,11 +3,9 @@
 import json
 import re
 import shutil
-from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
-import optuna
 import pytest
 from click.testing import CliRunner
 from helpers import ROOT, TINY
@@ -17,7 +15,6 @@ from managed_studies import create, create_with_everything, list_files
 import rnn_search
 from rnn_search import studies_cli
 from rnn_search.errors import ConfigError
-from studies.storage.open import open_storage
 
 
 @pytest.fixture
@@ -60,13 +57,6 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
     assert command("list", *made).stdout == f"no study in {sqlite_url}\n"
     assert command("delete", "my study", "--yes", *target).returncode == 0
     assert list_files(artifacts) == {}
-
-
-def test_name_of_a_study_of_plain_optuna_cannot_control_the_terminal(command, sqlite_url):
-    with closing(open_storage(sqlite_url)) as storage:
-        optuna.create_study(storage=storage, study_name="a\x1b[2Jb\nc")
-    _, line = command("list", "--storage", sqlite_url).stdout.splitlines()
-    assert line.startswith(r"a\x1b[2Jb\nc  plain Optuna")
 
 
 @pytest.mark.extended

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from helpers import ROOT, copy_checkout
 
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
 from docs.generator.tables import escape_pipes, make_table
-from studies.files import read_toml
 from studies.study_file import export_study
 
 NAV = re.findall(
@@ -138,7 +138,7 @@ def test_gallery_describes_each_of_its_studies():
         name = path.name.removesuffix(ENDING)
         section = page.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
         assert f"]({path.name})" in section
-    pages = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
+    pages = SharedPages.model_validate(tomllib.loads((DATA / "pages.toml").read_text()))
     assert [page.file for page in pages.report]
 
 

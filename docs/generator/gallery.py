@@ -1,6 +1,7 @@
 """Gallery of the site: the reports of the studies in ``docs/gallery``, written from their data."""
 
 import tempfile
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,6 @@ from pydantic import Field
 from docs.generator.source_pages import ROOT
 from reports.page.page import write_report
 from studies.config import Objective
-from studies.files import read_toml
 from studies.records import StrictModel
 from studies.study_file import import_studies
 
@@ -91,7 +91,7 @@ def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]
         _write_study(storage, folder, path.name.removesuffix(ENDING), [name], name)
         for path, name in zip(paths, names, strict=True)
     ]
-    shared = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
+    shared = SharedPages.model_validate(tomllib.loads((DATA / "pages.toml").read_text()))
     for page in _available(shared.report, names):
         studies = page.studies
         if page.objective:

@@ -199,7 +199,7 @@ class SequenceTask:
                     f"task {name} has the metric {metric}, the name of another result: rename it"
                 )
         self.loss_unit = getattr(definition, "loss_unit", "")
-        if not isinstance(self.loss_unit, str) or not self.loss_unit.isprintable():
+        if not isinstance(self.loss_unit, str):
             raise TaskError(
                 f"task {name} has loss_unit {self.loss_unit!r:.40}: expected a text, such as '°C²'"
             )

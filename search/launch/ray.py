@@ -21,7 +21,7 @@ from search.errors import LaunchError
 from search.launch.launcher import PROJECT, Job, WorkerCommand, parse_job
 from search.launch.ray_node import WorkerStoppedError, run_worker, stop_jobs
 from studies.storage.counts import ActiveWorker
-from studies.text import shorten, to_line
+from studies.text import shorten
 
 STOP_SECONDS = 60.0
 """How long workers may take to stop; this command's end would stop them as well."""
@@ -208,7 +208,7 @@ def _describe(error: Exception) -> str:
     text = str(getattr(error, "cause", None) or error).strip()
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1]
-    return to_line(shorten(" ".join(text.split()), 400))
+    return shorten(" ".join(text.split()), 400)
 
 
 def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:

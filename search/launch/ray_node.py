@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search.launch.launcher import JOB_VARIABLE, WorkerCommand
-from studies.text import shorten, to_line
+from studies.text import shorten
 
 POLL_SECONDS = 0.2
 """Interval between checks of the worker: Ray cancels a task between two statements of Python."""
@@ -80,7 +80,7 @@ def _last_error(start: int) -> str:
         log.seek(start)
         lines = log.read().decode(errors="replace").split("\n")
     lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks
-    return f": {to_line(shorten(lines[-1], 300))}" if lines else ""
+    return f": {shorten(lines[-1], 300)}" if lines else ""
 
 
 def stop_jobs(dashboard: str, prefix: str) -> Sequence[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from search.errors import LaunchError
 from search.launch.launcher import JOB_VARIABLE, PROJECT, Job, WorkerCommand, count_states
 from studies.storage.counts import ActiveWorker
-from studies.text import shorten, to_line
+from studies.text import shorten
 
 LOG_PARENT = Path("studies/jobs")
 """Parent of the folders of logs, relative to the working directory."""
@@ -132,6 +132,6 @@ def _run(*command: str, script: str | None = None) -> str:
         ) from error
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = to_line(shorten(lines[-1] if lines else "no message", 300))
+        reason = shorten(lines[-1] if lines else "no message", 300)
         raise LaunchError(f"{command[0]} failed: {reason}")
     return done.stdout

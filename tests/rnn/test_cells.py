@@ -1,7 +1,6 @@
 """Sources of users' own cells: what is read, executed and refused."""
 
 import inspect
-import os
 import pickle
 import sys
 import textwrap
@@ -102,12 +101,9 @@ def test_malformed_spec_is_refused(spec, tmp_path):
 
 
 def test_file_that_cannot_be_the_source_of_a_cell_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "latin.py").write_bytes(b"# \xe4")
     for name, expected in {
         "missing": f"expected a file {tmp_path}/missing.py; check the path",
-        "pipe": f"expected a file {tmp_path}/pipe.py; check the path",
-        "nu\0ll": "not found: expected a file",
         "latin": "can't decode byte 0xe4 in position 2: unexpected end of data): expected a f",
         "a" * 300: "File name too long",
     }.items():

@@ -1,6 +1,5 @@
 """Models of complete trials: which one a command loads, samples from and exports."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import study_attributes
-from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
 from rnn.engines import build_network
-from rnn.errors import SavedModelError, TaskError
+from rnn.errors import TaskError
 from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
-from rnn_search.models_cli import export, sample
+from rnn_search.models_cli import sample
 from search.errors import ExportError, WeightsNotFoundError
 from search.models import load_trial_model, write_folder
 from search.tasks import StudyTask, load_task_of
@@ -142,18 +140,6 @@ def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, tmp_path):
     assert draw(*prompt, *greedy) == draw(*prompt, "--top-k", "1") != first
     with pytest.raises(TaskError, match="study 'made' learns a text: use sample"):
         load("made", storage=sqlite_url, artifacts=artifacts).best.predict([1, 2])
-
-
-def test_pipe_in_place_of_weights_is_refused_in_one_line(sqlite_url, tmp_path):
-    make_study(sqlite_url, {1, 2})
-    (weights,) = tmp_path.glob("studies.db.weights/*/trial-1.safetensors")
-    weights.unlink()
-    os.mkfifo(weights)
-    line = "the weights of trial 1 cannot be read (not a regular file)"
-    for command, words in ((sample, ["made"]), (export, ["made", str(tmp_path / "out")])):
-        with refused((SavedModelError, WeightsNotFoundError), line):
-            command.main([*words, "--trial", "1", "--storage", sqlite_url], standalone_mode=False)
-    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------ exports

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import zlib
 from contextlib import closing
 
@@ -243,9 +242,7 @@ def test_bad_file_is_refused_in_one_line(file, tmp_path, other_url):
         content = edit(file.read_text())
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         require_refused(other_url, [file, path], message)
-    os.mkfifo(tmp_path / "pipe")
-    for name, message in (("", "cannot be read"), ("pipe", "not a regular file")):
-        require_refused(other_url, [tmp_path / name], message)
+    require_refused(other_url, [tmp_path], "cannot be read")
 
 
 def test_line_that_unpacks_to_more_than_the_bound_is_not_unpacked(file, other_url):

@@ -160,7 +160,7 @@ def test_operation_that_is_refused_changes_nothing(manager, url, folder, tmp_pat
         with pytest.raises(errors.StudyExistsError):
             operation("other", "made")
         with pytest.raises(errors.ConfigError):
-            operation("other", "\x1b[1m")
+            operation("other", " ")
     with pytest.raises(errors.ArtifactsError, match="is not writable"):
         manager.copy("other", target, None, str(tmp_path / "no" / "folder"))
     with pytest.raises(errors.StudyFormatError, match="no schema version"):
