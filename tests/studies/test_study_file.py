@@ -179,13 +179,19 @@ def require_refused(url, paths, message):
 
 
 FIELDS = [
-    ({"number": "x"}, "line 4: number: input should be a valid integer"),
+    ({"number": "x"}, "line 4: number is 'x': input should be a valid integer"),
     ({"number": 0}, "line 4: number: 0, expected one above 1"),
-    ({"state": "RUNNING"}, "line 4: state: input should be 'COMPLETE', 'PRUNED', 'FAIL' or 'WAI"),
+    (
+        {"state": "RUNNING"},
+        "line 4: state is 'RUNNING': input should be 'COMPLETE', 'PRUNED', 'FAIL' or 'WAI",
+    ),
     ({"state": "COMPLETE"}, "line 4: value: expected a number because"),
     ({"state": "COMPLETE", "value": "nan"}, "line 4: value: expected a number because"),
-    ({"datetime_start": "2026-11-27T12:00:00+05:00"}, "datetime_start: input should not have time"),
-    ({"datetime_start": "today"}, "line 4: datetime_start: input should be a valid datetime"),
+    ({"datetime_start": "2026-11-27T12:00:00+05:00"}, "+05:00': input should not have time"),
+    (
+        {"datetime_start": "today"},
+        "line 4: datetime_start is 'today': input should be a valid datetime",
+    ),
     ({"params": {"layers": 9}}, "line 4: params.layers: 9, expected one of Categorical"),
     ({"params": {"layers": True}}, "line 4: params.layers: True, expected one of Categorical"),
     ({"params": {"width": 9}}, "line 4: params: 'width' has no distribution"),
@@ -194,9 +200,12 @@ FIELDS = [
     ({"user_attrs": {"mine": 1}}, "line 4: attribute mine: it is not known"),
     ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system attribute audit: "),
     ({"system_attrs": {}}, "line 4: system attribute grid_trial: None"),
-    ({"intermediate_values": {"5": "1_0"}}, "line 4: intermediate_values.5: input should be a val"),
-    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x.[key]: input should be"),
-    ({"extra": 1}, "line 4: extra: extra inputs are not permitted"),
+    (
+        {"intermediate_values": {"5": "1_0"}},
+        "line 4: intermediate_values.5 is '1_0': input should be a val",
+    ),
+    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x is 'x': input should be"),
+    ({"extra": 1}, "line 4: extra is 1: extra inputs are not permitted"),
 ]
 
 
