@@ -103,15 +103,15 @@ def import_results(
     """Make a study of the results of another program, as ``rnn-search import`` does.
 
     Args:
-        source: path of a table as CSV; a DataFrame; a study of Optuna; or the URL of a
-            storage of Optuna, which is only read.
+        source: path of a table (``.csv``, ``.jsonl``, ``.parquet``); a DataFrame; a study of
+            Optuna; or the URL of a storage of Optuna, which is only read.
         study: name of the study in that storage; None if it has one only.
         name: name of the new study; None for that of the file or of Optuna's study.
         storage: URL of the storage to write, which is created if it does not exist.
         dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
         options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
-            ``parameters``, ``ignore``, ``replicate``, ``curve``, ``nuisance``, ``threshold`` and
-            ``hypotheses``, as those of the command; several names are a list.
+            ``parameters``, ``replicate``, ``nuisance``, ``threshold`` and ``hypotheses``, as those
+            of the command; several names are a list.
     """
     known = [each.name for each in fields(ImportOptions)]
     if unknown := [each for each in options if each not in known]:

@@ -260,9 +260,10 @@ def import_command(
 ) -> None:
     """Create a study from finished results, without training.
 
-    SOURCE is a file that export-study wrote; any table of parameters and values, as CSV;
-    or the URL of a storage that has a study of plain Optuna, which is only read. Several exported
-    files are imported together, all or none; tables and Optuna studies are imported one at a time.
+    SOURCE is a file that export-study wrote; a table of parameters and values (.csv, .jsonl,
+    .parquet); or the URL of a storage that has a study of plain Optuna, which is only read. Several
+    exported files are imported together, all or none; tables and Optuna studies are imported one at
+    a time.
     """
     others = [each for each in sources if _is_url(each) or not is_exported_study(Path(each))]
     if not others:
@@ -287,16 +288,11 @@ def import_command(
             problem = "does not exist: expected a file of a table"
         raise click.UsageError(f"{to_line(others[0])} {problem}")
     imported = import_results(
-        storage,
-        others[0],
-        ImportOptions(**columns),
-        study=study,
-        name=name,
-        command=_format_command(),
-        dry_run=dry_run,
+        storage, others[0], ImportOptions(**columns), study=study, name=name, dry_run=dry_run
     )
     for line in imported.roles:
         click.echo(to_line(line))
+    click.echo(f"the same, each role named: {to_line(imported.command)}")
     done = "would import" if dry_run else "imported"
     click.echo(f"{done} study {imported.name!r} from {imported.source}: {imported.counts}")
     for note in imported.notes:
@@ -325,25 +321,6 @@ def _is_url(source: str) -> bool:
 def _is_given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source is ParameterSource.COMMANDLINE
-
-
-def _format_command() -> str:
-    """Return this command line, without passwords and without the storage it writes to."""
-    context = click.get_current_context()
-    words = ["rnn-search", "import"]
-    for source in context.params["sources"]:
-        words.append(redact(parse_url(source).set(password=None)) if _is_url(source) else source)
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if isinstance(parameter, click.Argument) or name in ("storage", "debug", "dry_run"):
-            continue
-        if _is_given(name):
-            value, option = context.params[name], parameter.opts[0]
-            if isinstance(value, bool):
-                words.append(option if value else parameter.secondary_opts[0])
-            else:
-                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
-    return shlex.join(words)
 
 
 # ------------------------------------------------------------------ formatting

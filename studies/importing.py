@@ -1,9 +1,17 @@
-"""Studies of results that other programs recorded: tables, and studies of plain Optuna."""
+"""Studies of results that other programs recorded: what their columns are, and their runs.
 
+Roles of columns are guessed by name and by two rules of values: a column with one value was not
+varied, and one with another value in most rows names the rows or is a result. Where these do not
+decide, nothing is imported until the parameters are named.
+"""
+
+import math
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,39 +23,75 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from studies.attributes import IS_GRID_TRIAL, StudyRecord
+from studies.attributes import FAILURE, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, register
 from studies.loader import describe_mistakes, load_hypotheses, parse_hypotheses
 from studies.note import to_attributes, write_text
-from studies.result_table import ImportedRuns, read_frame, read_table, strip_prefix
+from studies.result_table import (
+    PARAMETER_PREFIXES,
+    Table,
+    join_names,
+    read_file,
+    read_frame,
+    read_study,
+    strip_prefix,
+)
 from studies.settings import ImportedResults
 from studies.space import REPLICATE
 from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
+from studies.storage.trials import StoredTrial
 from studies.storage.whole_study import new_folder
-from studies.text import check_study_name, shorten, to_line
+from studies.text import check_study_name, format_count, shorten, to_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_PARAMETERS = 100
-"""Number of parameters above which results are refused."""
+_REPLICATE_NAMES = ("replicate", "seed", "random_seed", "random_state")
+"""Columns that number repeated runs, unless a user names another."""
 
-_SUFFIXES = (".gz", ".bz2", ".xz", ".csv", ".tsv", ".txt")
+_STATES = {
+    **dict.fromkeys(("complete", "completed", "finished", "terminated"), TrialState.COMPLETE),
+    "pruned": TrialState.PRUNED,
+    **dict.fromkeys(("fail", "failed", "crashed", "killed", "error"), TrialState.FAIL),
+    **dict.fromkeys(("running", "waiting", "pending", "scheduled"), TrialState.RUNNING),
+}
+"""States of Optuna, W&B, MLflow and Ray; a column that has another word has no states."""
+
+_RESULT = re.compile(
+    r"(.*[\W_])?(loss|acc|accuracy|auc|f1|score|error|perplexity|ppl|mse|mae|runtime|elapsed)|"
+    r"(.*[\W_])?(duration|wall_?clock|flops|mem|memory)|value|values_\d+|epoch|best[._].*|"
+    r"(n|num)_param(eter)?s|param(eter)?s?_(count|total)|(final|last)_(epoch|step)|"
+    r"((run|wall|epoch|step|train|training|fit|eval|total|elapsed)[\W_]?)?(time|seconds)(_m?s)?",
+    re.IGNORECASE,
+)
+"""Names of what a program measures. Not every time is one: ``decay_time`` may be a parameter."""
+
+_BOOKKEEPING = re.compile(
+    r"_.*|Name|Notes|User|Tags|Created|Updated|Runtime|Sweep|ID|Group|Commit|Hostname|Agent|"
+    r"Job Type|Description|Github.*|GPU (Count|Type)|(Start|End) Time|Relative Time .*|"
+    r"[Ss]tat(e|us)|index|idx|id|number|row|run|trial|experiment|job|date|timestamp|pid|host|(run|trial)_id"
+)
+"""Columns that W&B and other programs write next to parameters and results."""
+
+_HIGHER_IS_BETTER = re.compile(
+    r"(.*[\W_])?(acc|accuracy|auc|score|f1|bleu|reward|return|r2|precision|recall)([\W_\d].*)?",
+    re.IGNORECASE,
+)
 
 Hypotheses = str | Path | Sequence[Hypothesis | Mapping[str, Any]]
 """The path of a file of hypotheses, or the hypotheses."""
 
 
-def _option(metavar: str | None, default: Any, *text: str) -> Any:
-    return field(default=default, metadata={"metavar": metavar, "help": " ".join(text)})
+def _option(metavar: str | None, default: Any, text: str) -> Any:
+    return field(default=default, metadata={"metavar": metavar, "help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +108,7 @@ class ImportOptions:
         "COLUMN", None, "Column of the results, or objective of a study; by default value."
     )
     maximize: bool | None = _option(
-        None,
-        None,
-        "Whether a higher value is better; by default as the study says, or a lower one.",
+        None, None, "Whether a higher value is better; by default as its name or the study says."
     )
     metric: str = _option("NAME", "", "Name of the value, for the report.")
     unit: str = _option("TEXT", "", "Unit of the value, for the report.")
@@ -74,14 +116,8 @@ class ImportOptions:
     parameters: Sequence[str] = _option(
         "A,B,…", (), "Columns that are parameters; by default a guess, which is printed."
     )
-    ignore: Sequence[str] = _option("A,B,…", (), "Columns that are neither parameters nor results.")
     replicate: str | None = _option(
-        "COLUMN",
-        None,
-        "Column that numbers runs of equal parameters; by default replicate or seed.",
-    )
-    curve: str = _option(
-        "PREFIX", "loss_", "Prefix of the columns of a curve: loss_50 is the value at step 50."
+        "COLUMN", None, "Column that numbers repeated runs; by default replicate or seed."
     )
     nuisance: Sequence[str] = _option(
         "A,B,…", (), "Parameters at whose best values each configuration is judged."
@@ -94,8 +130,9 @@ class ImportOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("parameters", "ignore", "nuisance"):
-            if isinstance(given := getattr(self, name), str):
+        for name in ("parameters", "nuisance"):
+            given = getattr(self, name)
+            if isinstance(given, str):
                 raise ConfigError(f"{name}={given!r} is a text: expected a list of names")
 
 
@@ -109,7 +146,8 @@ class ImportedStudy:
         counts: number of runs by state, for a reader.
         parameters: names of its parameters.
         roles: what the columns are, one line for each role.
-        notes: what was decided or is doubtful, one sentence each.
+        notes: what was decided, one sentence each.
+        command: command that imports the same and names each role; "" for a DataFrame.
     """
 
     name: str
@@ -118,6 +156,7 @@ class ImportedStudy:
     parameters: list[str]
     roles: list[str]
     notes: list[str]
+    command: str
 
 
 def import_results(
@@ -127,7 +166,6 @@ def import_results(
     *,
     study: str | None = None,
     name: str | None = None,
-    command: str = "",
     dry_run: bool = False,
 ) -> ImportedStudy:
     """Make a study of results that another program recorded.
@@ -138,121 +176,254 @@ def import_results(
         options: what the columns are.
         study: name of the study in the storage ``source``.
         name: name of the new study.
-        command: command that imports it, for the report.
         dry_run: whether to write nothing.
 
     Raises:
         StudiesError: if it cannot be imported; nothing is written. About a table the message names
             the row and the column.
     """
-    url = source if isinstance(source, str) and "://" in source else None
-    if study is not None and url is None:
+    is_url = isinstance(source, str) and "://" in source
+    if study is not None and not is_url:
         given = to_line(shorten(str(source)))
         raise ConfigError(f"study={study!r} is for the URL of a storage: {given} is none")
-    default_name = ""
-    if url is not None:
-        where = redact(parse_url(url))
-        with closing(read_storage(url)) as opened:
-            names = list_study_names(opened)
-            if study is None and len(names) != 1:
-                raise ConfigError(
-                    f"storage {where} has {len(names)} studies: choose one with --study, of "
-                    f"{', '.join(map(to_line, names)) or 'none'}"
-                )
-            default_name = study or names[0]
-            runs = _read_study(load_study(opened, default_name), f" of {where}", options)
-    elif isinstance(source, optuna.Study):
-        default_name = source.study_name
-        runs = _read_study(source, "", options)
+    words = [str(source)]
+    if is_url:
+        words, table = _open_study(str(source), study, options)
+        default_name = words[-1]
     elif isinstance(source, str | Path):
-        default_name = Path(source).name
-        while Path(default_name).suffix in _SUFFIXES and Path(default_name).stem:
-            default_name = Path(default_name).stem
-        runs = read_table(Path(source), options)
-    elif not hasattr(source, "columns"):
+        table = read_file(Path(source))
+        default_name = Path(source).stem
+    elif isinstance(source, optuna.Study):
+        table = read_study(source, "", options.value)
+        default_name = source.study_name
+    elif hasattr(source, "columns"):
+        if name is None:
+            raise ConfigError("a DataFrame has no name: expected name=…")
+        table = read_frame(source, "DataFrame")
+        default_name = name
+    else:
         raise ConfigError(
             f"cannot import a {type(source).__name__}: expected the path of a table, a DataFrame, "
             "a study of Optuna or the URL of its storage"
         )
-    else:
-        runs = read_frame("DataFrame", source, options)
-    if name is None and not default_name:
-        raise ConfigError("a DataFrame has no name: expected name=…")
     name = default_name if name is None else name
     check_study_name(name)
-    return _store(storage, name, runs, options, command, dry_run)
+    roles = _find_roles(table, options)
+    command = ""
+    if isinstance(source, str | Path):
+        words += [] if name == default_name else ["--name", name]
+        command = _format_command(words, roles, options)
+    return _store(storage, name, table, roles, options, command, dry_run)
 
 
-# ------------------------------------------------------------------ studies of plain Optuna
+def _open_study(url: str, study: str | None, options: ImportOptions) -> tuple[list[str], Table]:
+    """Read a study of a storage; return the words of a command that name it, and its table."""
+    where = redact(parse_url(url).set(password=None))
+    with closing(read_storage(url)) as opened:
+        names = list_study_names(opened)
+        if study is None and len(names) != 1:
+            raise ConfigError(
+                f"storage {where} has {len(names)} studies: choose one with --study, of "
+                f"{', '.join(map(to_line, names)) or 'none'}"
+            )
+        name = study or names[0]
+        table = read_study(load_study(opened, name), f" of {where}", options.value)
+    return [where, "--study", name], table
 
 
-def _read_study(study: optuna.Study, where: str, options: ImportOptions) -> ImportedRuns:
-    """Read the results of a study of plain Optuna, as the table that Optuna would write."""
-    import pandas as pd
+def _format_command(source: Sequence[str], roles: "_Roles", options: ImportOptions) -> str:
+    """Return the command that imports the same, with an option for each role."""
+    named = asdict(options) | {
+        "value": options.value or roles.value,
+        "maximize": roles.maximize,
+        "parameters": list(roles.parameters),
+        "replicate": roles.replicate,
+    }
+    words = ["rnn-search", "import", *source]
+    for option, value in named.items():
+        if isinstance(value, bool):
+            words.append("--maximize" if value else "--minimize")
+        elif value and isinstance(value, list | tuple):
+            words += [f"--{option}", ",".join(map(str, value))]
+        elif value not in (None, "", ()):
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
 
-    trials, source = study.get_trials(deepcopy=False), f"study {to_line(study.study_name)}{where}"
-    if any(IS_GRID_TRIAL in trial.system_attrs for trial in trials):
-        raise ConfigError(
-            f"{source} is one of this program: copy it with rnn-search copy {study.study_name} "
-            "--to URL"
+
+# ------------------------------------------------------------------ roles of columns
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """What the columns of a table are.
+
+    Attributes:
+        parameters: name of the parameter of each column.
+        curve: step of each column.
+        left_out: columns that are nothing, by the reason.
+        is_sure: whether the user or a prefix says which columns are parameters.
+    """
+
+    value: str
+    metric: str
+    maximize: bool
+    parameters: dict[str, str]
+    replicate: str | None
+    states: str | None
+    curve: dict[str, int]
+    left_out: dict[str, list[str]]
+    is_sure: bool
+
+    def describe(self) -> list[str]:
+        """Return a line for each role."""
+        roles = {
+            "value": f"{self.metric} ({'higher' if self.maximize else 'lower'} is better)",
+            "parameters": join_names(self.parameters.values(), 100),
+            "replicates": self.replicate,
+            "states": self.states,
+            "curve": join_names(self.curve, 3),
+        }
+        lines = [f"{role}: {text}" for role, text in roles.items() if text]
+        for reason, names in self.left_out.items():
+            lines.append(f"left out: {join_names(names)}, because {reason}")
+        return lines
+
+
+def _find_roles(table: Table, options: ImportOptions) -> _Roles:
+    """Find what the columns of a table are.
+
+    Raises:
+        TableError: if a column that is named is not there, or it is unsure which are parameters.
+    """
+    # The table of a study of Optuna has one objective.
+    value = "value" if table.metric else table.find(options.value or "value", "--value")
+    metric = options.metric or table.metric or strip_prefix(value)
+    maximize = table.maximize if options.maximize is None else options.maximize
+    if maximize is None:
+        maximize = _HIGHER_IS_BETTER.fullmatch(metric) is not None
+    chosen = [table.find(name, "--parameters") for name in options.parameters]
+    if options.replicate is None:
+        replicate = _find_replicate(table, [value, *chosen])
+    else:
+        replicate = table.find(options.replicate, "--replicate")
+    states = _find_states(table)
+    curve = _find_curve(table, value)
+    names = [name for name in table.columns if name not in (value, replicate, states, *curve)]
+    left_out: dict[str, list[str]] = {}
+    if not chosen:
+        chosen = _guess_parameters(table, names, replicate, left_out)
+    elif not set(chosen) <= set(names):
+        raise TableError(
+            f"{table.source}: --parameters names the value, the replicate, the state or the curve: "
+            f"expected some of {join_names(names, 30)}"
         )
-    if not any(trial.state.is_finished() for trial in trials):
-        raise ConfigError(f"{source} has no finished trial: expected one or more")
-    place = _find_objective(study, source, options)
-    rows = [
-        {f"params_{name}": _to_scalar(value) for name, value in trial.params.items()}
-        | {"state": trial.state.name, "value": trial.values[place] if trial.values else None}
-        for trial in trials
-    ]
-    frame = pd.DataFrame(rows, [trial.number for trial in trials], dtype=object)
-    is_maximized = study.directions[place] == StudyDirection.MAXIMIZE
-    options = replace(
-        options,
-        value="value",
-        maximize=is_maximized if options.maximize is None else options.maximize,
-        metric=options.metric or (study.metric_names[place] if study.metric_names else "value"),
+    elif others := [name for name in names if name not in chosen]:
+        left_out["--parameters does not name them"] = others
+    if not chosen:
+        raise TableError(f"{table.source} has no parameters: expected columns that vary")
+    return _Roles(
+        value=value,
+        metric=metric,
+        maximize=maximize,
+        parameters=_name_parameters(chosen),
+        replicate=replicate,
+        states=states,
+        curve=curve,
+        left_out=left_out,
+        is_sure=bool(options.parameters) or any(map(_has_prefix, chosen)),
     )
-    runs = read_frame(source, frame, options, row_name="trial")
-    kept = [trial for trial in trials if trial.state.is_finished()]
-    for trial, stored in zip(kept, runs.trials, strict=True):
-        stored.curve = dict(trial.intermediate_values)
-        stored.started, stored.completed = trial.datetime_start, trial.datetime_complete
-    runs.is_adaptive = not all("grid_id" in trial.system_attrs for trial in kept)
-    runs.distributions = _find_distributions(kept)
-    return runs
 
 
-def _find_objective(study: optuna.Study, source: str, options: ImportOptions) -> int:
-    """Return the place of the objective to import."""
-    count, names = len(study.directions), list(study.metric_names or ())
-    known = [*(f"values_{place}" for place in range(count)), *names]
-    if count == 1 and options.value in (None, "value"):
-        return 0
-    if options.value not in known:
-        problem = f"{count} objectives" if count > 1 else f"no objective {options.value!r}"
-        raise ConfigError(
-            f"{source} has {problem}: choose one with --value, of {', '.join(map(to_line, known))}"
+def _find_replicate(table: Table, taken: Sequence[str]) -> str | None:
+    """Return the column that is called as if it numbered repeated runs, if it varies."""
+    for name, cells in table.columns.items():
+        is_named = strip_prefix(name).lower() in _REPLICATE_NAMES
+        if is_named and name not in taken and len(set(cells)) > 1:
+            return name
+    return None
+
+
+def _find_states(table: Table) -> str | None:
+    """Return the column whose cells are all states of runs; None without one."""
+    for name, cells in table.columns.items():
+        words = {_to_word(cell) for cell in cells if cell is not None}
+        if name.lower() in ("state", "status") and words <= _STATES.keys():
+            return name
+    return None
+
+
+def _to_word(cell: Any) -> str:
+    return str(cell).rpartition(".")[2].lower()  # Optuna writes TrialState.COMPLETE
+
+
+def _find_curve(table: Table, value: str) -> dict[str, int]:
+    """Return the step of each column of the curve: ``loss_50``, or that of the value's name."""
+    for prefix in (value, "loss"):
+        pattern = re.compile(re.escape(prefix) + r"_(\d{1,9})")
+        matches = {name: pattern.fullmatch(name) for name in table.columns}
+        if any(matches.values()):
+            return {name: int(match[1]) for name, match in matches.items() if match}
+    return {}
+
+
+def _guess_parameters(
+    table: Table, names: Sequence[str], replicate: str | None, left_out: dict[str, list[str]]
+) -> list[str]:
+    """Return the columns that are parameters, and add the others to those left out.
+
+    Raises:
+        TableError: if names and values do not say which are.
+    """
+    has_prefix = any(map(_has_prefix, names))
+    candidates = []
+    for name in names:
+        if has_prefix and not _has_prefix(name):
+            reason = "they have no prefix, and parameters have"
+        elif len(set(table.columns[name])) == 1 < len(table.rows):
+            reason = "they have one value"
+        elif not has_prefix and (_RESULT.fullmatch(name) or _BOOKKEEPING.fullmatch(name)):
+            reason = "their names are those of results or bookkeeping"
+        else:
+            candidates.append(name)
+            continue
+        left_out.setdefault(reason, []).append(name)
+    keys = [] if replicate is None else [replicate]
+    if has_prefix or len(candidates) < 2 or _is_grid(table, [*candidates, *keys]):
+        return candidates
+    half = max(2, len(table.rows) / 2)
+    scattered = [name for name in candidates if len(set(table.columns[name])) > half]
+    others = [name for name in candidates if name not in scattered]
+    if scattered and not _is_grid(table, [*others, *keys]):
+        raise TableError(
+            f"{table.source}: {join_names(scattered)} may be parameters or results, with another "
+            "value in most rows: name the parameters with --parameters, of "
+            f"{','.join(map(to_line, candidates))}"
         )
-    return known.index(options.value) % count
+    if scattered:
+        left_out["they have another value in most rows, as results and names have"] = scattered
+    return others
 
 
-def _to_scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def _is_grid(table: Table, names: Sequence[str]) -> bool:
+    """Return whether the rows are each combination of the values of some columns, once."""
+    combinations = set(zip(*(table.columns[name] for name in names), strict=True))
+    product = math.prod(len(set(table.columns[name])) for name in names)
+    return product == len(combinations) == len(table.rows)
 
 
-def _find_distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """Return the distribution of each parameter that has the same in all trials."""
-    found: dict[str, BaseDistribution] = {}
-    for name in {name for trial in trials for name in trial.params}:
-        first, *others = [t.distributions[name] for t in trials if name in t.distributions]
-        if isinstance(first, CategoricalDistribution):
-            choices = list(dict.fromkeys(map(_to_scalar, first.choices)))
-            if len({type(each) for each in choices}) > 1:  # they are stored as texts
-                continue
-            found[name] = CategoricalDistribution(choices)
-        elif all(each == first for each in others):
-            found[name] = first
-    return found
+def _has_prefix(name: str) -> bool:
+    return name.startswith(tuple(PARAMETER_PREFIXES)) and not _RESULT.fullmatch(name)
+
+
+def _name_parameters(columns: Iterable[str]) -> dict[str, str]:
+    """Return the name of the parameter of each column; reports have columns of their own."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = to_line(strip_prefix(column))
+        while name in RESULT_NAMES or name in names.values():
+            name += "_"
+        names[column] = name
+    return names
 
 
 # ------------------------------------------------------------------ the study
@@ -261,145 +432,165 @@ def _find_distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribu
 def _store(
     storage: str,
     name: str,
-    runs: ImportedRuns,
+    table: Table,
+    roles: _Roles,
     options: ImportOptions,
     command: str,
     dry_run: bool,
 ) -> ImportedStudy:
-    """Check results, and store them as a study in one transaction."""
-    trials = runs.trials
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    parameters = [name for name in names if name != REPLICATE]
-    if not parameters or len(parameters) > MAX_PARAMETERS:
-        raise TableError(
-            f"{runs.source}: {len(parameters) or 'no'} parameters: expected 1 to "
-            f"{MAX_PARAMETERS}; choose them with --parameters"
-        )
+    """Read the runs of a table, and store them as a study in one transaction."""
+    trials = _read_trials(table, roles)
     if not any(trial.state is TrialState.COMPLETE for trial in trials):
         raise TableError(
-            f"{runs.source}: no row is complete, with a finite value: expected one or more"
+            f"{table.source}: no row is complete, with a finite value: expected one or more"
         )
-    _check_repeats(runs)
-    values: dict[str, list[Any]] = {}
-    for trial in trials:
-        for key, value in trial.params.items():
-            values.setdefault(key, []).append(value)
-    config = _build_config(runs, options, values)
-    count = len(trials)
+    notes = _number_repeats(table.source, roles, trials)
+    if left_out := len(table.rows) - len(trials):
+        notes.append(f"Runs that are not finished were left out: {left_out:,}.")
+    config = _build_config(table, roles, options, notes)
     record = StudyRecord(
         config=config,
         commands=[command] if command else [],
         artifact_folder=new_folder(name),
-        hypotheses=register([], config.hypothesis, count),
+        hypotheses=register([], config.hypothesis, len(trials)),
     )
     if not dry_run:
-        direction = StudyDirection.MAXIMIZE if runs.maximize else StudyDirection.MINIMIZE
-        distributions = {
-            key: runs.distributions.get(key) or _find_distribution(each)
-            for key, each in values.items()
-        }
         with closing(open_storage(storage)) as opened:
-            if not create_study(
+            is_new = create_study(
                 opened,
                 name,
-                runs.metric,
+                roles.metric,
                 record.attributes(),
-                distributions,
+                _find_distributions(trials),
                 trials,
-                direction,
+                StudyDirection.MAXIMIZE if roles.maximize else StudyDirection.MINIMIZE,
                 to_attributes(write_text(name, config.question, record.commands)),
-            ):
+            )
+            if not is_new:
                 raise StudyExistsError(
                     f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
                     "--name, or delete it first"
                 )
     counts = asdict(count_statuses(Counter(trial.status for trial in trials)))
     described = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    return ImportedStudy(name, runs.source, described, parameters, runs.roles, runs.notes)
+    parameters = list(roles.parameters.values())
+    return ImportedStudy(
+        name, table.source, described, parameters, roles.describe(), notes, command
+    )
+
+
+def _read_trials(table: Table, roles: _Roles) -> list[StoredTrial]:
+    """Return the finished runs of a table."""
+    values = table.read_numbers(roles.value)
+    curve = {step: table.read_numbers(name) for name, step in roles.curve.items()}
+    params = {name: table.columns[column] for column, name in roles.parameters.items()}
+    if roles.replicate is not None:
+        params[REPLICATE] = _number_replicates(table.columns[roles.replicate])
+    trials = []
+    for place, value in enumerate(values):
+        cell = None if roles.states is None else table.columns[roles.states][place]
+        state = TrialState.COMPLETE if cell is None else _STATES[_to_word(cell)]
+        if state is TrialState.RUNNING:
+            continue
+        attributes: dict[str, Any] = {}
+        if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
+            state = TrialState.FAIL
+            attributes = {} if value is None else {FAILURE: Failure.DIVERGED}
+        trial = StoredTrial(attributes=attributes, state=state, is_imported=True)
+        trial.value = value if state is TrialState.COMPLETE else None
+        trial.params = _keep_known(params, place)
+        trial.curve = _keep_known(curve, place)
+        trials.append(trial)
+    return trials
+
+
+def _keep_known(columns: Mapping[Any, Sequence[Any]], place: int) -> dict[Any, Any]:
+    """Return the cells of a row that are there; NaN differs from itself."""
+    cells = {name: column[place] for name, column in columns.items()}
+    return {name: cell for name, cell in cells.items() if cell is not None and cell == cell}
+
+
+def _number_replicates(cells: Sequence[Any]) -> list[int]:
+    """Return the number of each row's replicate; texts are numbered in their order."""
+    if all(type(cell) is int and 0 <= cell < 2**31 for cell in cells):
+        return list(cells)
+    distinct = list(dict.fromkeys(cells))
+    return [distinct.index(cell) + 1 for cell in cells]
+
+
+def _number_repeats(source: str, roles: _Roles, trials: Sequence[StoredTrial]) -> list[str]:
+    """Number all runs if some repeat the parameters of an earlier one; return a note about it.
+
+    Raises:
+        TableError: if the parameters were guessed, or a column numbers the runs already.
+    """
+    # In Python true equals 1, which is another value.
+    typed = [{(name, type(v), v) for name, v in trial.params.items()} for trial in trials]
+    repeats = len(trials) - len(set(map(frozenset, typed)))
+    if not repeats:
+        return []
+    repeated = f"{format_count(repeats, 'run repeats', 'runs repeat')} the parameters"
+    if roles.replicate is not None or not roles.is_sure:
+        same = "" if roles.replicate is None else " and the replicate"
+        raise TableError(
+            f"{source}: {repeated}{same} of an earlier one: name the parameters with --parameters, "
+            "or with --replicate the column that numbers repeated runs"
+        )
+    for number, trial in enumerate(trials):  # no two runs of different parameters belong together
+        trial.params[REPLICATE] = number
+    return [f"{repeated} of an earlier one: they count as replicates."]
 
 
 def _build_config(
-    runs: ImportedRuns, options: ImportOptions, values: Mapping[str, Sequence[Any]]
+    table: Table, roles: _Roles, options: ImportOptions, notes: Sequence[str]
 ) -> StudyConfig:
     """Build the config of the study; what the options name has to be in the runs."""
-    hypotheses = _read_hypotheses(options)
-    names = [each for each in values if each != REPLICATE]
+    hypotheses: list[Hypothesis] = []
+    if isinstance(options.hypotheses, str | Path):
+        hypotheses = load_hypotheses(Path(options.hypotheses))
+    elif options.hypotheses is not None:
+        hypotheses = parse_hypotheses({"hypothesis": list(options.hypotheses)}, "hypotheses")
+    parameters = list(roles.parameters.values())
+    is_adaptive = table.is_adaptive
+    if is_adaptive is None:  # a table that Optuna wrote does not say it
+        is_adaptive = any(name.startswith("params_") for name in roles.parameters)
     try:
         config = StudyConfig(
             question=options.question,
             report_threshold=options.threshold,
-            nuisance=[strip_prefix(each) for each in options.nuisance],
+            nuisance=[strip_prefix(name) for name in options.nuisance],
             hypothesis=hypotheses,
             results=ImportedResults(
-                source=runs.source,
-                metric=runs.metric,
+                source=table.source,
+                metric=roles.metric,
                 unit=options.unit,
-                direction="maximize" if runs.maximize else "minimize",
-                parameters=names,
-                notes=[*runs.roles[2:], *runs.notes],
-                is_adaptive=runs.is_adaptive,
+                direction="maximize" if roles.maximize else "minimize",
+                parameters=parameters,
+                notes=[*roles.describe()[2:], *notes],
+                is_adaptive=is_adaptive,
             ),
         )
-    except ValidationError as error:
-        raise ConfigError(f"{runs.source}: {describe_mistakes(error)}") from error
     except ValueError as error:
-        raise ConfigError(f"{runs.source}: {error}") from error
-    if set(names) <= set(config.nuisance):
-        raise ConfigError(f"{runs.source}: nuisance names all parameters: expected others")
-    tuned, judged = (
-        {
-            frozenset((name, each) for name, each in trial.params.items() if name not in left_out)
-            for trial in runs.trials
-        }
-        for left_out in ([REPLICATE], [REPLICATE, *config.nuisance])
-    )
-    if config.nuisance and len(judged) == len(tuned):
-        raise ConfigError(
-            f"{runs.source}: nuisance names {config.nuisance[0]!r}, which has one value for each "
-            "configuration: expected several values for the same other parameters"
-        )
+        mistake = describe_mistakes(error) if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(f"{table.source}: {mistake}") from error
+    if set(parameters) <= set(config.nuisance):
+        raise ConfigError(f"{table.source}: nuisance names all parameters: expected others")
     return config
 
 
-def _read_hypotheses(options: ImportOptions) -> list[Hypothesis]:
-    if isinstance(options.hypotheses, str | Path):
-        return load_hypotheses(Path(options.hypotheses))
-    if options.hypotheses is None:
-        return []
-    return parse_hypotheses({"hypothesis": list(options.hypotheses)}, "hypotheses")
-
-
-def _check_repeats(runs: ImportedRuns) -> None:
-    """Distinguish runs of equal parameters by a replicate, or refuse them."""
-    seen: dict[Any, str] = {}
-    repeats = 0
-    for place, trial in zip(runs.places, runs.trials, strict=True):
-        # In Python true equals 1, which is another value.
-        key = frozenset((name, type(each) is bool, each) for name, each in trial.params.items())
-        if key in seen and not runs.numbers_repeats:
-            same = " and the same replicate" if REPLICATE in trial.params else ""
-            raise TableError(
-                f"{runs.source}: {seen[key]} and {place} have the same parameters{same}: "
-                "expected rows that differ; name the column that numbers repeated runs with "
-                "--replicate, or more --parameters"
-            )
-        repeats += key in seen
-        seen.setdefault(key, place)
-    if repeats:
-        # A number of its own for each run: no two runs of different parameters belong together.
-        for number, trial in enumerate(runs.trials):
-            trial.params[REPLICATE] = number
-        repeat = "run repeats" if repeats == 1 else "runs repeat"
-        runs.notes.append(
-            f"{repeats:,} {repeat} the parameters of an earlier one: they count as replicates."
-        )
-
-
-def _find_distribution(values: Iterable[Any]) -> BaseDistribution:
-    """Return the distribution from which values may be: a range of numbers, or categories."""
-    found = list(dict.fromkeys(values))
-    if all(type(value) is int for value in found):
-        return IntDistribution(min(found), max(found))
-    if all(type(value) in (int, float) for value in found):
-        return FloatDistribution(float(min(found)), float(max(found)))
-    return CategoricalDistribution(found)
+def _find_distributions(trials: Iterable[StoredTrial]) -> dict[str, BaseDistribution]:
+    """Return what each parameter is drawn from: a range of numbers, or categories."""
+    values: dict[str, dict[Any, None]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            values.setdefault(name, {})[value] = None
+    distributions: dict[str, BaseDistribution] = {}
+    for name, found in values.items():
+        kinds = set(map(type, found))
+        if kinds == {int}:
+            distributions[name] = IntDistribution(min(found), max(found))
+        elif kinds == {float} and all(map(math.isfinite, found)):
+            distributions[name] = FloatDistribution(min(found), max(found))
+        else:
+            distributions[name] = CategoricalDistribution(list(found))
+    return distributions

@@ -412,8 +412,8 @@ def import_studies(
 
 
 def is_exported_study(path: Path) -> bool:
-    """Return whether the name or the beginning of a file says that it is a study."""
-    if path.name.endswith(SUFFIXES):
+    """Return whether the beginning of a file says that it is a study; a table is not compressed."""
+    if path.name.endswith(".gz"):
         return True
     try:
         with _open_lines(path) as lines:

@@ -52,7 +52,11 @@ def search_at_random() -> StudyFindings:
     with TemporaryDirectory(prefix="golden-") as folder:
         storage = f"sqlite:///{folder}/studies.db"
         import_results(
-            pd.DataFrame(rows), storage=storage, name="random", value="accuracy", maximize=True
+            pd.DataFrame(rows),
+            storage=storage,
+            name="random",
+            value="accuracy",
+            parameters=["rate", "norm"],
         )
         with closing(read_storage(storage)) as opened:
             return StudyFindings(read_results(opened, "random"))

@@ -103,9 +103,9 @@ def _import_studies() -> TemporaryDirectory[str]:
     *exported, sweep = STUDIES
     for name in exported:
         import_study(INPUTS / f"{name}.jsonl", storage=storage)
-    others = ["f1", "gpu_hours"]
+    parameters = ["optimizer", "width", "dropout", "warmup"]
     import_results(
-        INPUTS / f"{sweep}.csv", storage=storage, value="accuracy", maximize=True, ignore=others
+        INPUTS / f"{sweep}.csv", storage=storage, value="accuracy", parameters=parameters
     )
     return folder
 

@@ -88,7 +88,7 @@ def test_effect_that_is_not_identified_has_a_reason(column, count, reason):
 def test_imported_sweep_has_effects_and_says_what_they_assume(sqlite_url):
     columns, values = draw_sweep(2)
     frame = pd.DataFrame(columns).assign(value=values)
-    import_results(sqlite_url, frame, ImportOptions(), name="sweep")
+    import_results(sqlite_url, frame, ImportOptions(parameters=list(columns)), name="sweep")
     page = build_from(read_results(read_storage(sqlite_url), "sweep"))
     assert page.words.count(ASSUMPTION) == 1
     assert page.words.count(to_sentence(ASSUMPTION)) == 1

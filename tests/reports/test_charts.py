@@ -44,7 +44,8 @@ def import_sweep(url, count):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(train, n_trials=count)
     rows = [trial.params | {"value": trial.value} for trial in study.trials]
-    import_results(url, pd.DataFrame(rows), ImportOptions(), name="sweep")
+    options = ImportOptions(parameters=["cell", "is_on", "rate", "gain"])
+    import_results(url, pd.DataFrame(rows), options, name="sweep")
     return results_of(url, "sweep")
 
 

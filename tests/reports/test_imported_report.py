@@ -44,8 +44,9 @@ def results_of(tmp_path):
 
     def read(rows: list[dict], name: str = "table", **options):
         url = f"sqlite:///{tmp_path}/studies.db"
-        source, said = pd.DataFrame(rows), "rnn-search import table.csv"
-        import_results(url, source, ImportOptions(**options), name=name, command=said)
+        source = tmp_path / f"{name}.csv"
+        pd.DataFrame(rows).to_csv(source, index=False)
+        import_results(url, source, ImportOptions(**options))
         return read_results(read_storage(url), name, drawn_only=True)
 
     return read
@@ -144,7 +145,8 @@ def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
     page = build_from(grid)
     text = text_of(page)
     assert "What makes it accurate?" in text
-    assert "rnn-search import table.csv" in text
+    command = f"rnn-search import {tmp_path}/table.csv --value accuracy --maximize --question"
+    assert command in text
     assert list(page.sections) == ["effects", "interactions", "leaderboard", "setup"]
     url = f"sqlite:///{tmp_path}/studies.db"
     study = load("table", storage=url)

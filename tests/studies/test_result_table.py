@@ -1,8 +1,8 @@
 """Tables of results that other programs wrote: formats, types, and what the columns are."""
 
-import bz2
-import gzip
+import json
 import random
+import shlex
 import struct
 from pathlib import Path
 
@@ -32,12 +32,6 @@ def test_dry_run_says_what_the_columns_are_and_writes_nothing(tmp_path, target):
     assert not (tmp_path / "studies.db").exists()
 
 
-def test_table_too_large_to_read_is_refused(table, monkeypatch):
-    monkeypatch.setattr("studies.result_table.MAX_ROWS", 3)
-    with pytest.raises(TableError, match="more than 3 rows"):
-        table(GRID)
-
-
 EXPORTED = {
     "wandb": ("val_loss", False, "depth, lr, optimizer", "State", "11 complete, 1 failed"),
     "mlflow": ("val_accuracy", True, "lr, hidden_units", "status", "11 complete, 1 failed"),
@@ -48,54 +42,74 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("program", EXPORTED)
-def test_export_of_a_program_needs_the_value_alone(target, program):
+def test_export_of_a_program_needs_the_value_alone(invoke, target, program):
     value, maximize, parameters, states, counts = EXPORTED[program]
     file = EXPORTS / f"{program}.csv"
-    imported = import_results(file, storage=target, value=value, maximize=maximize)
+    imported = import_results(file, storage=target, value=value)
     better = "higher" if maximize else "lower"
     roles = [f"value: {value} ({better} is better)", f"parameters: {parameters}"]
     roles += ["replicates: params.seed"] * (program == "mlflow")
-    roles += [f"states: {states}"] * bool(states and states != "state")
-    assert [each for each in imported.roles if "left out" not in each] == roles
+    roles += [f"states: {states}"] * bool(states)
+    assert [line for line in imported.roles if "left out" not in line] == roles
     assert imported.counts == counts
     assert load(program, storage=target).best.value is not None
+    _, *words = shlex.split(imported.command)
+    done = invoke(*words, "--name", "again", "--storage", target)
+    assert f"the same, each role named: {imported.command} --name again" not in done.stderr
+    assert done.stdout.splitlines()[: len(roles)] == roles
+    again = optuna.load_study(study_name="again", storage=target).trials
+    first = optuna.load_study(study_name=program, storage=target).trials
+    for trial, other in zip(first, again, strict=True):
+        assert (trial.params, trial.value, trial.state) == (other.params, other.value, other.state)
 
 
 def test_values_have_the_type_of_their_column_and_missing_ones_are_no_results(table):
     rows = "1,0.5,True,a,1\n2,1,false,2,2\n3,1,true,,nan\n4,1,true,a,\n5,1,true,a,inf\n"
-    trials, imported = table("n,x,flag,label,value\n" + rows)
+    parameters = ["n", "x", "flag", "label"]
+    trials, imported = table("n,x,flag,label,value\n" + rows, parameters=parameters)
     params = [trial.params for trial in trials]
     assert repr(params[0]) == "{'n': 1, 'x': 0.5, 'flag': True, 'label_': 'a'}"
     assert repr(params[1]) == "{'n': 2, 'x': 1.0, 'flag': False, 'label_': '2'}"
     assert repr(params[2]) == "{'n': 3, 'x': 1.0, 'flag': True}"
     assert imported.counts == "2 complete, 2 diverged, 1 failed"
-    assert any("label_" in note for note in imported.notes), "a column of results has its name"
+    assert imported.parameters[-1] == "label_", "a column of results has its name"
 
 
-def test_table_reads_alike_from_every_program(table, target, tmp_path):
-    decimal_commas = GRID.replace(",", ";").replace(".", ",")
-    utf_16 = GRID.replace(",", "\t").encode("utf-16")
-    for content in (
-        GRID,
-        "\ufeff" + GRID.replace("\n", "\r\n"),
-        GRID.replace(",", "\t"),
-        decimal_commas,
-        utf_16,
-        gzip.compress(GRID.encode(), mtime=0),
-        bz2.compress(GRID.encode()),
-    ):
-        trials, imported = table(content)
-        assert trials[0].params == {"lr": 0.1, "act": "relu"}
-        assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
+def test_every_format_of_a_table_reads_alike(target, tmp_path, monkeypatch):
+    (tmp_path / "table.csv").write_text(GRID)
+    (tmp_path / "excel.csv").write_text("\ufeff" + GRID.replace("\n", "\r\n") + "\r\n")
+    frame = pd.read_csv(tmp_path / "table.csv")
+    frame.to_json(tmp_path / "table.jsonl", orient="records", lines=True)
+    nested = ({"config": {"lr": r.lr, "act": r.act}, "value": r.value} for r in frame.itertuples())
+    (tmp_path / "nested.jsonl").write_text("\n".join(map(json.dumps, nested)))
+    # As if pyarrow were installed.
+    monkeypatch.setattr(pd, "read_parquet", lambda path: pd.read_csv(path.with_suffix(".csv")))
+    names = ["table.csv", "excel.csv", "table.jsonl", "nested.jsonl", "table.parquet"]
+    frames = [frame, frame.convert_dtypes(), frame.set_index(["lr", "act"])]
+    for source in (*(tmp_path / name for name in names), *frames):
+        imported = import_results(source, name="table", storage=target)
         assert imported.counts == "4 complete"
+        trials = optuna.load_study(study_name="table", storage=target).trials
+        assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
+        assert [trial.params["lr"] for trial in trials] == [0.1, 0.1, 0.2, 0.2]
+        assert trials[0].params == {"lr": 0.1, "act": "relu"}
         StudyManager(target).delete("table")
-    frame = pd.read_csv(tmp_path / "table.csv", compression="bz2").convert_dtypes()
-    for source in (frame, frame.set_index(["lr", "act"])):
-        import_results(source, name="table", storage=target)
-        study = optuna.load_study(study_name="table", storage=target)
-        assert [trial.params for trial in study.trials] == [trial.params for trial in trials]
-        assert [trial.value for trial in study.trials] == [0.5, 0.4, 0.7, 0.6]
-        StudyManager(target).delete("table")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    def fail(path):
+        raise ImportError("Missing optional dependency 'pyarrow'.")
+
+    monkeypatch.setattr(pd, "read_parquet", fail)
+    with pytest.raises(TableError, match=r"table\.parquet needs pyarrow to be read: pip"):
+        import_results(tmp_path / "table.parquet", dry_run=True)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"a": 1\n'), ("b.jsonl", "[1, 2]\n")])
+def test_lines_that_are_no_objects_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TableError, match=f"{name} is not CSV in UTF-8, JSON lines"):
+        import_results(tmp_path / name, dry_run=True)
 
 
 def test_numbers_are_exact(table):
@@ -113,7 +127,7 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     runs = (0.1, 7, 0.9), (0.1, 8, 0.1), (0.2, 7, 0.6), (0.2, 8, 0.6)
     rows = [f"{lr},{seed},{value},x,0.9," for lr, seed, value in runs]
     content = "\n".join(["config/lr,config/seed,mean_loss,trial_id,loss_10,loss_20", *rows])
-    trials, _ = table(content, value="mean_loss", metric="accuracy", maximize=True)
+    trials, _ = table(content, value="mean_loss", metric="accuracy")
     assert trials[1].params == {"lr": 0.1, "replicate": 8}
     assert [trial.intermediate_values for trial in trials] == 4 * [{10: 0.9}]
     loaded = load("table", storage=target)
@@ -125,34 +139,61 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
         table(content, value="mean_loss")
 
 
+def make_table(header, row):
+    rows = [",".join(map(str, (*row(i), i))) for i in range(12)]
+    return "\n".join([f"{header},value", *rows])
+
+
 RESULTS = [
     (
-        "epoch,time,depth,STATE,RUNTIME,val/loss,best_epoch,power",
-        lambda i: (*divmod(i // 3, 2), i % 3, "ok" * (i % 2), 9 + i, i or "", i % 5, 0.3 * i),
-        "epoch,time,depth",
-        "left out: RUNTIME, val/loss, best_epoch, power, because they are results, judged by names "
-        "and values (--parameters keeps them)",
+        "drop,depth,state,RUNTIME,val/loss,best_epoch",
+        lambda i: (i // 3, i % 3, "ok" * (i % 2), 9 + i, i or "", i % 5),
+        "drop,depth",
+        "left out: state, RUNTIME, val/loss, best_epoch, because their names are those of results "
+        "or bookkeeping",
     ),
     (
-        "lr,drop,depth,bits,seed",
-        lambda i: (*divmod(i // 3, 2), i % 3, i % 7, 1 + i % 2),
-        "lr,drop,depth,bits",
-        "If bits is a result, add --ignore bits.",
+        "tied,depth,watts",
+        lambda i: (i // 3, i % 3, 90 + i),
+        "tied,depth",
+        "left out: watts, because they have another value in most rows, as results and names have",
     ),
-    ("depth,train_loss", lambda i: (i % 4, i or ""), "depth", "they count as replicates."),
-    (
-        "duration,tied,depth,watts",
-        lambda i: (i // 6, i // 3 % 2, i % 3, 90 + i % 2),
-        "duration,tied,depth,watts",
-        "--ignore watts: rows that differ in it as well are no matched pair.",
-    ),
+    ("width,host", lambda i: (2**i, "a"), "width", "left out: host, because they have one value"),
 ]
-"""Names of columns, values in a row, the parameters among them, and the end of the last note."""
+"""Names of columns, values in a row, the parameters among them, and the last role."""
 
 
-@pytest.mark.parametrize(("header", "row", "parameters", "note"), RESULTS)
-def test_results_are_told_from_parameters(table, header, row, parameters, note):
-    rows = [",".join(map(str, (*row(i), i))) for i in range(12)]
-    _, imported = table("\n".join([f"{header},value", *rows]))
+@pytest.mark.parametrize(("header", "row", "parameters", "role"), RESULTS)
+def test_results_are_told_from_parameters(table, header, row, parameters, role):
+    _, imported = table(make_table(header, row))
     assert imported.parameters == parameters.split(",")
-    assert [*imported.roles, *imported.notes][-1].endswith(note)
+    assert role in imported.roles
+
+
+UNSURE = [
+    (
+        "rate,tied,watts",
+        lambda i: (0.1 / (i + 1), i % 2, 90 + i),
+        "rate, watts may be parameters or results, with another value in most rows: name the "
+        "parameters with --parameters, of rate,tied,watts",
+    ),
+    ("depth,train_loss", lambda i: (i % 4, i or ""), "8 runs repeat the parameters of an earlier"),
+    ("epoch,depth", lambda i: (i // 4, i % 4), "8 runs repeat the parameters of an earlier"),
+]
+"""Names of columns, values in a row, and what is said where roles are not certain."""
+
+
+@pytest.mark.parametrize(("header", "row", "message"), UNSURE)
+def test_parameters_are_asked_for_where_the_guess_is_unsure(table, tmp_path, header, row, message):
+    content = make_table(header, row)
+    with pytest.raises(TableError) as refused:
+        table(content)
+    assert message in str(refused.value)
+    assert not (tmp_path / "studies.db").exists()
+    _, imported = table(content, parameters=header.split(",")[:1])
+    assert imported.parameters == header.split(",")[:1]
+
+
+def test_higher_value_is_better_where_its_name_says_so(table):
+    _, imported = table(GRID.replace("value", "val_acc"), value="val_acc")
+    assert imported.roles[0] == "value: val_acc (higher is better)"
