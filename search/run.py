@@ -223,7 +223,9 @@ def _find_outage_seconds(options: RunOptions) -> float:
     """Return how long to wait for the storage, as far as that is known without it."""
     try:
         return options.load_file().outage_seconds
-    except Exception:  # reported once the storage is available
+    except Exception as error:  # reported once the storage is available
+        if is_bug(error):
+            raise
         return load_overrides(options.overrides).outage_seconds
 
 

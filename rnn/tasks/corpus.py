@@ -5,12 +5,13 @@ import os
 import shutil
 import stat
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +170,7 @@ def _fetch_enwik8() -> Path:
     pooch.get_logger().setLevel("WARNING")
     try:
         path = pooch.retrieve(url, ENWIK8_SHA256, "enwik8", folder, downloader=download_text)
-    except Exception as error:  # of requests, the archive, its hash or the file system
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         reason = str(error).partition(":")[0]  # what follows are long addresses and hashes
         raise CorpusError(
             f"enwik8 cannot be downloaded from {url} ({type(error).__name__}: {reason}); try "
