@@ -81,7 +81,9 @@ class AutogradStack:
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
     ) -> None:
         self.configs = tuple(configs)
-        shared = {(each.architecture, each.bptt_steps, each.update_every) for each in configs}
+        shared = {
+            (config.architecture, config.bptt_steps, config.update_every) for config in configs
+        }
         if len(shared) != 1:
             raise ValueError(
                 "configs differ in architecture, bptt_steps or update_every: expected one of each "
@@ -236,7 +238,7 @@ class AutogradStack:
         current: Sequence[Tensor] | None = states[:half]
         if earlier:
             # In the first steps of a sequence this is the state that it starts from.
-            current = [each[:, 0] for each in earlier]
+            current = [states[:, 0] for states in earlier]
         if window.begins and self._learns_initial_state:
             current = None
         kept = states[:half]
@@ -262,8 +264,8 @@ class AutogradStack:
         assert current is not None
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         carried = [
-            torch.cat((each[:, 1:], state[:, None]), 1).detach()
-            for each, state in zip(earlier, kept, strict=False)
+            torch.cat((states[:, 1:], state[:, None]), 1).detach()
+            for states, state in zip(earlier, kept, strict=False)
         ]
         return result, [*self._detach(current), *carried]
 
@@ -336,7 +338,7 @@ class AutogradStack:
             states: list[Tensor] = functional_call(module, tensors, (streams,))
             return states
 
-        return torch.vmap(run)({f"module.{name}": each for name, each in self._tensors.items()})
+        return torch.vmap(run)({f"module.{name}": tensor for name, tensor in self._tensors.items()})
 
 
 class _InitialStates(nn.Module):
@@ -392,19 +394,19 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
             losses, states = stack.loss_and_grad(window, states)
         parameters = stack.parameters
         grads = [parameters.views(parameters.grads, k) for k in range(len(together))]
-        return [[losses[k], *each.values()] for k, each in enumerate(grads)]
+        return [[losses[k], *gradients.values()] for k, gradients in enumerate(grads)]
 
     try:
-        alone = [train([each])[0] for each in configs]
+        alone = [train([config])[0] for config in configs]
         with warnings.catch_warnings(record=True, action="always") as warned:
             stacked = train(configs)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return f"torch.vmap: {describe_error(error)}"
-    for each in warned:
+    for warning in warned:
         # Of an operation without one, vmap computes one network after another.
-        if found := re.search(r"batching rule for (\S+)\.", str(each.message)):
+        if found := re.search(r"batching rule for (\S+)\.", str(warning.message)):
             return f"torch.vmap has no batching rule for {found[1]}"
     for one, other in zip(alone, stacked, strict=True):
         for a, b in zip(one, other, strict=True):

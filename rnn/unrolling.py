@@ -54,9 +54,11 @@ class FusedGatedCell(nn.Module):
         Returns:
             The outputs (U, B, n) of the last steps, and the last state (B, n).
         """
-        config, n = self.config, h.shape[1]
-        weights = {name: _as_factor(each) for name, each in self.named_parameters()}
-        new_states, gated_states = [], []
+        config = self.config
+        n = h.shape[1]
+        weights = {name: _as_factor(weight) for name, weight in self.named_parameters()}
+        new_states = []
+        gated_states = []
         for x in xs:
             c = torch.cat((x, h), 1)  # (B, 2n)
             gated_h = h  # (B, n)
@@ -104,7 +106,8 @@ def place_fused(
         The views by their stored names, and those of layers of :class:`FusedGatedCell`.
     """
     assert isinstance(config, GatedConfig)
-    n, shapes = config.state_size, network_shapes(config, spec).linear_maps
+    n = config.state_size
+    shapes = network_shapes(config, spec).linear_maps
     stored: NamedTensors = {}
     fused: NamedTensors = {}
 
@@ -124,7 +127,8 @@ def place_fused(
         return block, bias
 
     def of_layer(index: int, *names: str) -> list[str]:
-        return [name for each in names if (name := f"layers.{index}.{each}") in shapes]
+        own_names = [f"layers.{index}.{name}" for name in names]
+        return [name for name in own_names if name in shapes]
 
     join(["embedding"])
     for index in range(config.layers):

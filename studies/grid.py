@@ -106,8 +106,8 @@ class Grid:
             self._check_exclusions(table, space)
         found: dict[str, dict[ParamValue, None]] = {}
         for _, values in self._blocks:
-            for name, each in values.items():
-                found.setdefault(name, {}).update(dict.fromkeys(each))
+            for name, choices in values.items():
+                found.setdefault(name, {}).update(dict.fromkeys(choices))
         self.search_space: SearchSpace = {name: list(found[name]) for name in param_order(found)}
         trained = {params.get(TASK) for params in self.project([TASK])}
         if excluded := [name for name in self.search_space.get(TASK, ()) if name not in trained]:
@@ -134,7 +134,9 @@ class Grid:
         Like :meth:`find_constant`, it takes no longer for a large grid than for a small one.
         """
         values = self._representatives(())
-        values |= {name: set(each) for name, each in self.search_space.items() if name in names}
+        values |= {
+            name: set(choices) for name, choices in self.search_space.items() if name in names
+        }
         found: dict[frozenset[tuple[str, ParamValue]], Params] = {}
         for params in self._all_combinations(values):
             chosen = {name: value for name, value in params.items() if name in names}
@@ -167,8 +169,11 @@ class Grid:
         they occur in the same tables and cells. Of such values, two represent a parameter in
         ``names``, and one any other.
         """
-        blocks = [{name: set(each) for name, each in values.items()} for _, values in self._blocks]
-        named = {item for space in self._spaces for each in space.exclude for item in each.items()}
+        blocks = [
+            {name: set(choices) for name, choices in values.items()} for _, values in self._blocks
+        ]
+        exclusions = [exclusion for space in self._spaces for exclusion in space.exclude]
+        named = {item for exclusion in exclusions for item in exclusion.items()}
         kept: dict[str, set[ParamValue]] = {}
         for parameter, values in self.search_space.items():
             seen: dict[tuple[object, ...], int] = {}
@@ -190,8 +195,8 @@ class Grid:
         for space, values in self._blocks:
             if given is not None:
                 values = {
-                    name: [value for value in each if value in given[name]]
-                    for name, each in values.items()
+                    name: [value for value in choices if value in given[name]]
+                    for name, choices in values.items()
                 }
             yield from self._block_combinations(space, values)
 
@@ -322,7 +327,7 @@ class Grid:
             dict.fromkeys(value for space in spaces for value in self._setting(space, name))
             for name in ("optimizer", BPTT_STEPS)
         )
-        if any(uses_setting(str(each), setting, w) for each in optimizers for w in windows):
+        if any(uses_setting(str(name), setting, w) for name in optimizers for w in windows):
             return
         if setting == UPDATE_EVERY:
             raise ValueError(
@@ -340,8 +345,8 @@ class Grid:
         blocks = [values for owner, values in self._blocks if owner is space]
         known: dict[str, list[ParamValue]] = {}
         for values in blocks:
-            for name, each in values.items():
-                known.setdefault(name, []).extend(each)
+            for name, choices in values.items():
+                known.setdefault(name, []).extend(choices)
         for exclusion in space.exclude:
             if not exclusion:
                 raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
@@ -354,7 +359,7 @@ class Grid:
                     raise ValueError(
                         f"{table} excludes {name} = {value!r}: expected one of {expected}"
                     )
-        if not any(next(self._block_combinations(space, each), None) for each in blocks):
+        if not any(next(self._block_combinations(space, block), None) for block in blocks):
             raise ValueError(
                 f"{table} has no combination that exclude leaves: expected at least one"
             )

@@ -65,7 +65,8 @@ def estimate_additive_effects(
             design = np.column_stack([design, lacks])
     left, sizes, right = np.linalg.svd(design, full_matrices=False)
     rank = int((sizes > _TOLERANCE * sizes[0]).sum())
-    left, right = left[:, :rank], right[:rank]
+    left = left[:, :rank]
+    right = right[:rank]
     weights = (right.T / sizes[:rank]) @ left.T  # (columns, runs), of the values in coefficients
     centered = y - y.mean()  # a large constant would cost digits
     residuals = centered - left @ (left.T @ centered)

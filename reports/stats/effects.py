@@ -346,7 +346,7 @@ class FactorialTable:
         for parameter, value in fixed.items():
             values = list(self.axes.get(parameter, ()))
             wanted = value if isinstance(value, list) else [value]
-            codes = [values.index(each) for each in wanted if each in values]
+            codes = [values.index(value) for value in wanted if value in values]
             if not codes:
                 return np.zeros(len(self.codes), dtype=bool)
             column = self.codes[:, list(self.axes).index(parameter)]

@@ -73,12 +73,14 @@ def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:
     expected = np.zeros(len(sizes))
     for i in range(observed.shape[1]):
         exists = np.isfinite(observed[:, i])
-        own, noise = observed[exists, i], spread[exists, i]
+        own = observed[exists, i]
+        noise = spread[exists, i]
         perturbed = own[:, None] + noise[:, None] * _GRID  # (groups, points)
         is_least = np.tile(_DENSITY, (len(own), 1))
         for j in range(observed.shape[1]):
             if j != i:
-                others, scale = observed[exists, j, None], spread[exists, j, None]
+                others = observed[exists, j, None]
+                scale = spread[exists, j, None]
                 is_least *= ndtr((others - perturbed) / scale)
         # y − z where y + z is the least.
         expected[exists] += own * is_least.sum(axis=1) - noise * (is_least @ _GRID)

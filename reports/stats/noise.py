@@ -143,7 +143,8 @@ class ResidualFit:
             too few degrees of freedom.
         """
         used = np.flatnonzero(np.abs(weights) > 1e-9 * np.abs(weights).max(initial=0))
-        leverages, squares = self.leverages[used], weights[used] ** 2
+        leverages = self.leverages[used]
+        squares = weights[used] ** 2
         if leverages.max(initial=0) > MAX_LEVERAGE:
             return None
         scaled = squares / (1 - leverages)
@@ -244,8 +245,8 @@ class RunNoise:
         variance, degrees = found
         if self.slopes is not None:
             # A standard deviation with f degrees of freedom has a relative variance of 1 / 2f.
-            each, groups, known = self.slopes
-            sums = np.bincount(groups, weights * each, len(known))
+            slopes, groups, known = self.slopes
+            sums = np.bincount(groups, weights * slopes, len(known))
             used = known > 0
             parts = np.array([variance, *(sums[used] ** 2 / (2 * known[used]))])
             spread = float((parts**2 / np.array([degrees, *known[used]])).sum())
@@ -263,7 +264,7 @@ class RunNoise:
             spread = np.zeros(len(self.fits[0].residuals))
             spread[self.units[is_known]] = weights[is_known]
         estimates = (fit.estimate_variance(spread) for fit in self.fits)
-        found = next((each for each in estimates if each is not None), None)
+        found = next((estimate for estimate in estimates if estimate is not None), None)
         if found is None and self.pooled is not None:
             return self.pooled[0] * float(spread @ spread), self.pooled[1]
         return found
@@ -292,9 +293,11 @@ def estimate_run_noise(
     from threadpoolctl import threadpool_limits
 
     units = np.full(len(values), -1, dtype=np.int64)
-    pooled, source = None, NoiseSource.INTERACTIONS
+    pooled = None
+    source = NoiseSource.INTERACTIONS
     if means is not None and runs is not None:
-        owners, source = means.architectures, NoiseSource.REPLICATES
+        owners = means.architectures
+        source = NoiseSource.REPLICATES
         refit = partial(_fit_replicates, owners, means.replicates, runs.values)
     else:
         owners = np.flatnonzero(~np.isnan(values))
@@ -307,7 +310,8 @@ def estimate_run_noise(
             pooled = _pool_replicates(codes, runs)
         deviations, own = _fit_values(codes, owners, fits, refit) if fits else (None, None)
     if own is not None:
-        pooled, fits = None, (own, *fits)
+        pooled = None
+        fits = (own, *fits)
     if pooled is not None:
         everything, source = np.zeros(len(values), dtype=np.int64), NoiseSource.REPLICATES
         deviations = Deviations(everything, np.sqrt(pooled[:1]), np.array(pooled[1:]))
@@ -337,7 +341,7 @@ def _fit_values(
         rare for the terms of the common fit have a leverage of 1. If the noise differs between the
         values of no parameter, all trials have the same deviation, and there is no such fit.
     """
-    fit = next((each for each in fits if each.is_sharp), fits[-1])
+    fit = next((fit for fit in fits if fit.is_sharp), fits[-1])
     column = _find_uneven(codes[owners], fit)
     if column is not None:
         found, groups = np.unique(codes[:, column], return_inverse=True)
@@ -367,12 +371,13 @@ def _find_uneven(codes: Integers, fit: ResidualFit) -> int | None:
         codes: (units, parameters), index of each parameter's value.
         fit: fit of all units.
     """
-    squares, shares = fit.residuals**2, 1 - fit.leverages
+    squares = fit.residuals**2
+    shares = 1 - fit.leverages
     tests = []
     for i, column in enumerate(codes.T):
         places = np.unique(column, return_inverse=True)[1]
         parts, degrees = (
-            np.bincount(places, each).astype(np.float64) for each in (squares, shares)
+            np.bincount(places, summed).astype(np.float64) for summed in (squares, shares)
         )
         known = (degrees >= MIN_DEGREES) & (parts > 0)
         if known.sum() > 1:
@@ -408,9 +413,9 @@ def _fit_replicates(
     if not rows.size:
         return ()
     factors = [
-        np.unique(each[rows], return_inverse=True)[1] for each in (architectures, replicates)
+        np.unique(factor[rows], return_inverse=True)[1] for factor in (architectures, replicates)
     ]
-    columns = [each[:, None] == np.arange(each.max() + 1) for each in factors]
+    columns = [factor[:, None] == np.arange(factor.max() + 1) for factor in factors]
     fit = ResidualFit.fit(np.hstack(columns).astype(float), values[rows])
     return (fit,) if fit.degrees >= MIN_DEGREES else ()
 

@@ -189,7 +189,8 @@ def moderate_variances(
     size = len(names)
     if size < MIN_ARCHITECTURES:
         return variances, free
-    chosen, given = variances[..., is_chosen], degrees[is_chosen]
+    chosen = variances[..., is_chosen]
+    given = degrees[is_chosen]
     rows, columns = places.reshape(2, -1)
     between = np.broadcast_to(
         chosen.mean(axis=-1)[..., None, None], (*chosen.shape[:-1], size, size)
@@ -461,7 +462,9 @@ class Judgement:
     def count(self, verdict: str) -> int:
         """Return the number of architectures with a verdict, the best mean left out."""
         return sum(
-            each == verdict for name, each in self.verdicts.items() if name != self.comparison.best
+            other == verdict
+            for name, other in self.verdicts.items()
+            if name != self.comparison.best
         )
 
 

@@ -160,7 +160,7 @@ class NativeStack:
     def _step(self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]) -> _Buffers:
         streams, is_training = tokens.numel(), targets is not None
         given = [tokens, tokens if targets is None else targets, *states]
-        shapes = [tuple(each.shape) for each in given]
+        shapes = [tuple(tensor.shape) for tensor in given]
         of_states = [(len(self.configs), streams, self._state_size)] * self._layers
         if shapes != [(streams,), (streams,), *of_states]:  # the library would read other memory
             raise ValueError(
@@ -225,7 +225,8 @@ class NativeStack:
         for name, (inputs, outputs) in linear_maps.items():
             parts = 0 if name == "embedding" else inputs // n
             transposed = packed + parts * packed_size(n, outputs)
-            weight, bias = views[f"{name}.weight"], views[f"{name}.bias"]
+            weight = views[f"{name}.weight"]
+            bias = views[f"{name}.bias"]
             places = weight.storage_offset(), bias.storage_offset()
             maps[name] = _Map(*places, inputs, outputs, packed, transposed)
             packed = transposed + parts * packed_size(outputs, n)

@@ -115,8 +115,8 @@ class StackedLayer:
         if perm != list(order):
             self._perm = torch.tensor(perm, device=device)  # (K,)
             self._inverse_perm = self._perm.argsort()  # (K,)
-        self.linears = [linear for _, each in self._state_updates for linear in each.linears]
-        self.linears += [linear for _, each in self._outputs for linear in each.linears]
+        self.linears = [linear for _, update in self._state_updates for linear in update.linears]
+        self.linears += [linear for _, output in self._outputs for linear in output.linears]
         self._buffers = BufferCache()
 
     def forward(self, x: GatheredInput, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +203,8 @@ class InputGate:
                 x'; overwritten in place.
             dx: (R, U, n)
         """
-        n, width = self.n, d.shape[2]
+        n = self.n
+        width = d.shape[2]
         first = 2 * n - width
         i = self.i[:, :, first:]
         if not first:
@@ -220,7 +221,8 @@ class StateUpdate:
     """Gates and candidate state, for R networks with the same gates."""
 
     def __init__(self, group: Group) -> None:
-        config, prefix = group.config, group.prefix
+        config = group.config
+        prefix = group.prefix
         self.n = n = config.state_size
         self.needs_state_grad = group.requires_grad and config.reads_new_state
         self.needs_previous_state_grad = group.requires_grad and config.has_previous_state_grad
@@ -331,7 +333,8 @@ class Output:
     """Read-out and output gate, for R networks that read the same states."""
 
     def __init__(self, group: Group) -> None:
-        config, prefix = group.config, group.prefix
+        config = group.config
+        prefix = group.prefix
         self.n = n = config.state_size
         self.requires_grad = group.requires_grad
         self.reads_new_state = config.reads_new_state
@@ -387,7 +390,8 @@ class Output:
             _ops.silu_backward.grad_input(dy, self.o, grad_input=d)
         else:
             d = self._buffers.get("do", (*dy.shape[:2], 2 * n), like=dy)
-            do, da = d[:, :, :n], d[:, :, n:]
+            do = d[:, :, :n]
+            da = d[:, :, n:]
             torch.mul(dy, self.o, out=do)
             _ops.sigmoid_backward.grad_input(do, self.gate, grad_input=da)
             torch.mul(dy, self.gate, out=do)
@@ -418,6 +422,6 @@ def _divide(
 def _stack(param: str, column: int, *rows: range) -> list[Part]:
     """Return parts that lie below one another in a fused weight."""
     parts: list[Part] = []
-    for each in rows:
-        parts.append(Part(param, each, sum(len(part.rows) for part in parts), column))
+    for selected in rows:
+        parts.append(Part(param, selected, sum(len(part.rows) for part in parts), column))
     return parts

@@ -143,7 +143,8 @@ class NetworkStack:
     def loss_and_grad(
         self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        tokens, targets = window.inputs[0], window.targets[0]
+        tokens = window.inputs[0]
+        targets = window.targets[0]
         distinct, index = self._find_unique(tokens)
         logits, next_states = self._forward(distinct, index, states)
         losses, d = self._cross_entropy(logits, targets)

@@ -151,7 +151,8 @@ class Optimizer:
             for grad, part in grads
         ]
         self._clipped = [
-            [view for each in grads for view in _views(*each, places)] for _, places in clipped
+            [view for gradient in grads for view in _views(*gradient, places)]
+            for _, places in clipped
         ]
         self._limits = values.new_tensor([limit for limit, _ in clipped])
 
@@ -233,7 +234,7 @@ def _places_by_settings(
 
 def _views(memory: Tensor, part: slice, places: Sequence[slice]) -> list[Tensor]:
     """Return views of the places, as far as they are in the part of the flat tensors in memory."""
-    common = ((max(each.start, part.start), min(each.stop, part.stop)) for each in places)
+    common = ((max(place.start, part.start), min(place.stop, part.stop)) for place in places)
     return [
         memory[first - part.start : stop - part.start] for first, stop in common if first < stop
     ]
@@ -275,7 +276,8 @@ def _update_adam(
 
 
 def _update_rmsprop(group: _Group, second: list[Tensor]) -> None:
-    config, grads = group.config, group.grads
+    config = group.config
+    grads = group.grads
     if config.weight_decay:
         # Not in place: a gradient that is always zero is written only once.
         grads = list(torch._foreach_add(grads, group.values, alpha=config.weight_decay))

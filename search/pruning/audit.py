@@ -41,7 +41,10 @@ PRIOR_SCORES = 8
 def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence[str]) -> Indices:
     """Return the architecture of each trial, (N,), numbered in the order of their first trials."""
     numbers: dict[frozenset[tuple[str, Any]], int] = {}
-    keys = (frozenset(item for item in each.items() if item[0] not in nuisance) for each in params)
+    keys = (
+        frozenset(item for item in of_trial.items() if item[0] not in nuisance)
+        for of_trial in params
+    )
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 

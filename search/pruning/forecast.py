@@ -94,7 +94,8 @@ def _chances_to_train(policy: PruningPolicy) -> Floats:
     The probability of a paused trial that is not to train on, p, rises to that of those that are,
     q, with a chance of p / q at most (Ville, *Étude critique de la notion de collectif*, 1939).
     """
-    state, probabilities = policy.state, policy.keep_probabilities
+    state = policy.state
+    probabilities = policy.keep_probabilities
     planned = policy.plan_training(_RESOLVED)
     least_probable = max(probabilities[planned].min(initial=1.0), np.finfo(np.float64).tiny)
     resumes = np.minimum(1.0, probabilities / least_probable)

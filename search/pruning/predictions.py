@@ -88,11 +88,11 @@ class LossScale:
         least = _find_least(columns)
         columns = [cls(least=least)._take_logarithms(column) for column in columns]
         known = [column[np.isfinite(column)] for column in columns]
-        excesses = [each - np.median(each) for each in known if len(each)]
+        excesses = [losses - np.median(losses) for losses in known if len(losses)]
         width = max((-excess.min() for excess in excesses), default=0.0)
         if width == 0:
             above = [excess[excess > 0] for excess in excesses]
-            width = max((np.median(each) for each in above if len(each)), default=0.0)
+            width = max((np.median(part) for part in above if len(part)), default=0.0)
         if width == 0:
             return cls()
         median = float(np.median(known[0])) if len(known[0]) else math.inf
@@ -157,7 +157,8 @@ class LossScale:
 
 def _find_least(columns: Sequence[Floats]) -> float:
     """Return the least positive loss if losses span a decade and none is negative; else 0."""
-    least, ratio = math.inf, 1.0
+    least = math.inf
+    ratio = 1.0
     for column in columns:
         known = column[np.isfinite(column)]
         positive = known[known > 0]
@@ -268,7 +269,8 @@ def predict_final_values(
     # No number below is large or small in itself, whatever the unit of the losses.
     unit = scale_of_first.unit
     scale_of_first, first = scale_of_first.divide(unit), first / unit
-    raw_losses, raw_values = losses / unit, values / unit
+    raw_losses = losses / unit
+    raw_values = values / unit
     scale_of_values = scale_of_first.shift(first, raw_values)
     losses = raw_losses.copy()
     for column in losses.T:
@@ -356,7 +358,8 @@ class _RungData:
 
     def _list_bytes(self) -> list[bytes]:
         rows = self.curve, self.loss, self.mean, self.variance, self.usable
-        return [each.tobytes() for each in (*rows, self.new, self.held, self.is_held, *self.groups)]
+        arrays = (*rows, self.new, self.held, self.is_held, *self.groups)
+        return [array.tobytes() for array in arrays]
 
     def _features(self, trials: Mask) -> Floats:
         """Return the features of some trials, (m, D)."""

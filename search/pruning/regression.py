@@ -87,12 +87,12 @@ class DesignMatrix:
         """Encode the parameters of trials; a missing parameter is a level of its own."""
         names = dict.fromkeys(itertools.chain.from_iterable(trials))
         values = [[params.get(name) for params in trials] for name in names]
-        blocks = [_encode(each) for each in values]
+        blocks = [_encode(column) for column in values]
         factors = blocks
         if _count_products(blocks) > _MAX_INTERACTIONS:
             factors = [
-                _encode_order(each) if _is_numeric(each) else block
-                for each, block in zip(values, blocks, strict=True)
+                _encode_order(column) if _is_numeric(column) else block
+                for column, block in zip(values, blocks, strict=True)
             ]
         products = []
         if _count_products(factors) <= _MAX_INTERACTIONS:
@@ -216,7 +216,7 @@ class BayesianRidge:
         # One set of hyperparameters after the other, although NumPy could compute them all in one
         # call: a process that exits during a long call may crash, because BLAS is unloaded under
         # it.
-        priors = [_prior_variances(kinds, scale, *each) for each in _PRIORS]
+        priors = [_prior_variances(kinds, scale, *prior) for prior in _PRIORS]
         fits: list[tuple[_WeightedSums, Floats]] = []
         log_evidence: list[float] = []
         best: dict[int, float] = {}  # greatest logarithm of the evidence at each level of noise
@@ -257,8 +257,11 @@ class BayesianRidge:
         Influence in Regression*, 1982, sections 2.2 and 3.6). The weights of the hyperparameters
         and the ratios of the noise are those with all rows.
         """
-        rows, target = self._features[group], self._target[group]  # (g, D), (g,)
-        spreads = np.stack([rows @ each @ rows.T for each in self._covariance])  # (s, g, g)
+        rows = self._features[group]  # (g, D)
+        target = self._target[group]  # (g,)
+        spreads = np.stack(
+            [rows @ covariance @ rows.T for covariance in self._covariance]
+        )  # (s, g, g)
         # The identity is the larger by a margin, so that a row that alone determines a coefficient
         # can be left out.
         rest = (1 + 1e-9) * np.eye(len(group)) - spreads * self._weight[:, None, group]
@@ -270,7 +273,9 @@ class BayesianRidge:
     def leave_each_out(self) -> Moments:
         """Predict each training row without its target; see :meth:`leave_out`."""
         rows = self._features
-        spread = np.stack([((rows @ each) * rows).sum(axis=1) for each in self._covariance])
+        spread = np.stack(
+            [((rows @ covariance) * rows).sum(axis=1) for covariance in self._covariance]
+        )
         rest = 1 + 1e-9 - spread * self._weight
         means = self._target - (self._target - self._coefficients @ rows.T) / rest
         return self._average(means, self._share @ (spread / rest), rows)

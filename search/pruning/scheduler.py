@@ -106,7 +106,7 @@ class PauseResumeScheduler:
         """Read the state of the study; after the first time, little more than what has changed."""
         stored = self._reader.read()
         is_viable = [not _has_failed(trial) for trial in stored]
-        encoded = [(trial.number, each) for trial, each in zip(stored, is_viable, strict=True)]
+        encoded = [(trial.number, viable) for trial, viable in zip(stored, is_viable, strict=True)]
         if encoded != self._encoded:
             params = [trial.params for trial in stored]
             attributes = self._storage.get_study_user_attrs(self._study_id)
@@ -335,7 +335,8 @@ def _choose_batch(
     policy: PruningPolicy, to_resume: Sequence[int], min_keep_probability: float
 ) -> list[int]:
     """Return the first trial to resume, and those at its rung that are likely to be kept."""
-    first, others = to_resume[:1], to_resume[1:]
+    first = to_resume[:1]
+    others = to_resume[1:]
     rung = policy.state.rungs_reached[first]
     return [*first] + [
         index
