@@ -51,7 +51,7 @@ from search.floors import measure_floors, name_floors
 from search.tasks import StudyTask, load_task_of
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.records import CellRecord, Floors
+from studies.records import CellRecord, Floors, TaskRecord
 from studies.space import CELL, Params
 
 _STATE_SIZE = 16
@@ -406,8 +406,9 @@ def check_task(
     _require_disjoint(built, count)
     on_passed("no sequence of the training is among those of validation or test")
     _require_loss_by_target(built, count)
-    _require_same_in_new_process(task, first, count)
-    on_passed("the same sequences are drawn in a new process")
+    if task.record.sha256 is not None:  # the class is the user's
+        _require_same_in_new_process(task.record, first, count)
+        on_passed("the same sequences are drawn in a new process")
     floors, memory = measure_floors(built, count)
     _require_finite(task.record.name, floors)
     on_passed("losses and metrics of small networks are finite")
@@ -456,11 +457,10 @@ def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
         )
 
 
-def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> None:
-    record, text = task.record, None
-    if record.sha256 is not None:
-        text = loaded_source(record.name, record.sha256, TaskSource).text
-    given = json.dumps([record.source, record.values, record.folder, text, count])
+def _require_same_in_new_process(record: TaskRecord, expected: str, count: int) -> None:
+    assert record.sha256 is not None
+    text = loaded_source(record.name, record.sha256, TaskSource).text
+    given = json.dumps([record.source, record.name, text, record.values, record.folder, count])
     program = "from search.contract_check import print_digest; print_digest()"
     if _run_new_process(TaskSource, record.name, program, given) != expected:
         raise TaskError(
@@ -471,9 +471,9 @@ def _require_same_in_new_process(task: StudyTask, expected: str, count: int) -> 
 
 def print_digest() -> None:
     """Print the digest of the batches of the task in standard input: the new process's program."""
-    source, values, folder, text, count = json.load(sys.stdin)
-    code = None if text is None else TaskSource(source, source.rpartition(":")[2], text)
-    print(_digest(load_task_of(source, values, Path(folder), code).build(), count))
+    source, name, text, values, folder, count = json.load(sys.stdin)
+    task = load_task_of(source, values, Path(folder), TaskSource(source, name, text))
+    print(_digest(task.build(), count))
 
 
 def _require_disjoint(task: SequenceTask, count: int) -> None:
