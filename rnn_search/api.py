@@ -115,89 +115,73 @@ def run(
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
     """
-    settings = None
+    options = dict(locals())  # each argument is one of RunOptions
     if isinstance(study, Mapping):
         if trial is not None:
             raise ConfigError("trial is one of a stored study: expected its name, not settings")
         if name is None:
             raise ConfigError("settings have no name: expected run({...}, name='my-study')")
         check_study_name(name)
-        settings, study, name = _to_plain("settings", study), name, None
+        options |= {"study": name, "name": None, "settings": _to_plain("settings", study)}
     elif not isinstance(study, str | Path):
         raise ConfigError(
             f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
         )
-    return run_with(
-        overrides,
-        launch_set,
-        study=str(study),
-        storage=storage_or_default(storage),
-        name=name,
-        corpus=corpus,
-        workers=workers,
-        threads=threads,
-        lockstep=lockstep,
-        device=device,
-        precision=precision,
-        prune=prune,
-        extend=extend,
-        wait=wait,
-        partial=partial,
-        yes=yes,
-        artifacts=artifacts_or_default(artifacts),
-        until=until,
-        settings=settings,
-        launch=launch,
-        trial=trial,
-        report=report,
-    )
+    return run_with(options)
 
 
-def run_with(
-    overrides: Mapping[str, Any] | None,
-    launch_set: Mapping[str, str | int] | None,
-    *,
-    corpus: str | Path | None,
-    **values: Any,
-) -> Study:
-    """Run a search, and return its study; see :func:`run`, which lists arguments and errors.
+def run_with(options: Mapping[str, Any]) -> Study:
+    """Run a search with options as a caller from Python gives them, and return its study.
 
-    The other values are fields of :class:`search.options.RunOptions`.
+    Args:
+        options: fields of :class:`search.options.RunOptions`.
+
+    Raises:
+        Exception: the errors of :func:`run`.
     """
-    examples = {"overrides": "{'training.steps': 500}", "launch_set": "{'partition': 'gpu'}"}
-    for name, value in (("overrides", overrides), ("launch_set", launch_set)):
-        if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{name} is {shorten(repr(value))}: expected a dict such as {examples[name]}"
-            )
-    given = overrides or {}
-    for key in given:
-        if not isinstance(key, str) or not key or "=" in key:
-            raise ConfigError(
-                f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
-            )
-    options = build_options(
-        RunOptions,
-        **{
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in values.items()
-        },
-        corpus=None if corpus is None else str(corpus),
-        overrides=tuple(f"{key}={_to_toml(key, value)}" for key, value in given.items()),
-        launch_set=tuple(f"{key}={value}" for key, value in (launch_set or {}).items()),
-        is_command=False,
-    )
-    result = run_search_and_report(options)
+    checked = _check_options(options)
+    result = run_search_and_report(checked)
     if result.signal is not None:
         signal.raise_signal(result.signal)
     if result.failure:
         raise SearchFailedError(result.failure)
     if result.exit_code:
         raise SearchFailedError(
-            f"{result.failed_workers} of {options.workers} worker processes failed, each with a "
+            f"{result.failed_workers} of {checked.workers} worker processes failed, each with a "
             "message on its standard error: recorded results are kept, run again"
         )
-    return load(result.study, storage=options.storage, artifacts=options.artifacts)
+    return load(result.study, storage=checked.storage, artifacts=checked.artifacts)
+
+
+def _check_options(options: Mapping[str, Any]) -> RunOptions:
+    """Return options that a caller from Python gives, in the types of the command line."""
+    overrides = options["overrides"] or {}
+    launch_set = options["launch_set"] or {}
+    _require_dict("overrides", overrides, "{'training.steps': 500}")
+    _require_dict("launch_set", launch_set, "{'partition': 'gpu'}")
+    for key in overrides:
+        if not isinstance(key, str) or not key or "=" in key:
+            raise ConfigError(
+                f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
+            )
+    converted: dict[str, Any] = {
+        "study": str(options["study"]),
+        "storage": storage_or_default(options["storage"]),
+        "artifacts": artifacts_or_default(options["artifacts"]),
+        "corpus": None if options["corpus"] is None else str(options["corpus"]),
+        "overrides": tuple(f"{key}={_to_toml(key, value)}" for key, value in overrides.items()),
+        "launch_set": tuple(f"{key}={value}" for key, value in launch_set.items()),
+        "is_command": False,
+    }
+    for name, value in options.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        converted.setdefault(name, plain)
+    return build_options(RunOptions, **converted)
+
+
+def _require_dict(name: str, value: Any, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is {shorten(repr(value))}: expected a dict such as {example}")
 
 
 def run_search_and_report(options: RunOptions, dashboard_port: int | None = None) -> RunResult:

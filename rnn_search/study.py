@@ -114,25 +114,12 @@ class Study:
         Arguments, result and errors are those of :func:`rnn_search.run`. ``overrides`` are settings
         that each worker chooses for itself, such as ``lease.seconds``.
         """
+        options = dict(locals())  # each argument is one of RunOptions
+        del options["self"]
         from rnn_search.api import run_with
 
-        return run_with(
-            overrides,
-            launch_set,
-            study=self.name,
-            storage=self.storage,
-            artifacts=self.artifacts,
-            by_name=True,
-            corpus=corpus,
-            workers=workers,
-            threads=threads,
-            lockstep=lockstep,
-            device=device,
-            wait=wait,
-            until=until,
-            report=report,
-            launch=launch,
-        )
+        place = {"study": self.name, "storage": self.storage, "artifacts": self.artifacts}
+        return run_with({**options, **place, "by_name": True})
 
     @property
     def config(self) -> StudyConfig:
