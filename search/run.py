@@ -36,14 +36,13 @@ from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
-from search.pruning.scheduler import PauseResumeScheduler
 from search.status import Status, StatusReader
 from search.study import StudyHandle, create_or_join, open_study
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
+from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
-from search.worker.trainer import Trainer
-from search.worker.worker import Worker
+from search.worker.trainer import Trainer, Worker
 from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, print_bug, run_with_exit_code
@@ -51,7 +50,6 @@ from studies.errors import StorageLostError, StorageUnavailableError
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.backup import merge_log, rescue_if_lost
-from studies.storage.counts import count_trials
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
@@ -302,9 +300,6 @@ def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
     handle, claims = session.handle, session.claims
     query = partial(claims.ask, after_flush=True, default=None)
-    scheduler = None
-    if handle.config.pruning.enabled:
-        scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
     with ThreadBudget(options.threads) as budget:
         trainer = Trainer(
             handle,
@@ -315,16 +310,16 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             name_worker(),
             options.lockstep,
         )
-        worker = Worker(
+        display = session.display
+        queue = TrialQueue(
+            handle,
             claims,
-            trainer,
-            partial(count_trials, handle.storage, handle.study_id),
             session.stop,
-            session.display,
-            options.wait,
-            scheduler,
+            display.on_trial_end,
+            trainer.best_weights.evict,
+            display.on_poll,
         )
-        worker.run()
+        Worker(queue, trainer, display, options.wait).run()
 
 
 def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device) -> None:

@@ -48,7 +48,7 @@ from search.tasks import (
     tokenize,
     with_held_out,
 )
-from search.worker.checkpoints import current_versions, describe_study_mixing
+from search.worker.train_states import current_versions, describe_study_mixing
 from studies.artifacts import ArtifactFolders
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig

@@ -30,7 +30,7 @@ HANG_TIMEOUT = 600.0
 TIMEOUTS = {
     "search.worker.claims": ("QUERY_TIMEOUT", "SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
     "search.status": ("READ_TIMEOUT",),
-    "search.worker.worker": ("SHUTDOWN_GRACE",),
+    "search.worker.queue": ("SHUTDOWN_GRACE",),
 }
 """Constants that limit how long a worker waits for an answer, by module."""
 

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
@@ -140,6 +142,17 @@ class Claim:
         self._flush_at = now + FLUSH_INTERVAL
         if heartbeat:
             self._heartbeat_at = now + self._heartbeat_interval
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to claim; see :meth:`ClaimManager.claim`."""
+
+    claim_token: str
+    exclude: Collection[int]
+    lockstep_params: Callable[[Mapping[str, Any]], Sequence[str]]
+    lockstep_size: Callable[[Mapping[str, Any]], int]
+    paused_ids: Sequence[int] | None
 
 
 class ClaimManager:
@@ -330,46 +343,53 @@ class ClaimManager:
                 leases of a late answer expire: nothing renews them.
             StorageUnavailableError: if the storage was unavailable for too long.
         """
-        storage, study_id = self._storage, self._study_id
         claim_token = f"{self._worker}/{uuid4().hex}"
-        first_ids = None if paused_ids is None else paused_ids[:1]
-        other_ids = None if paused_ids is None else paused_ids[1:]
-
-        def read(trial_ids: Sequence[int]) -> list[Claim]:
-            trials = self._read_claimed(trial_ids, claim_token)
-            return [Claim(each, claim_token, self._lease_seconds) for each in trials]
-
-        def claim_others(trial: FrozenTrial) -> list[int]:
-            self._busy_since = None  # the size may take long, as when a library is compiled
-            limit = lockstep_size(trial.params) - 1
-            if limit < 1 or trial._trial_id in exclude or (paused_ids and not other_ids):
-                return []
-            names = lockstep_params(trial.params)
-            try:
-                return storage.claim_matching(
-                    trial._trial_id, claim_token, limit, names, exclude, other_ids
-                )
-            except LeaseLostError:  # since the first claim; the next flush finds it
-                return []
-
-        def operation() -> list[Claim]:
-            trial_ids: list[int] = []
-            if self._is_retry:  # an earlier attempt may have been committed
-                leases = storage.running_leases(study_id).items()
-                trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
-            excluded = exclude if paused_ids is None else ()
-            while not (claims := read(trial_ids)):  # the next trial, unless it is damaged
-                first = storage.claim(
-                    study_id, claim_token, self._lease_seconds, excluded, first_ids
-                )
-                if first is None:
-                    return []
-                trial_ids = [first]
-            return claims if len(claims) > 1 else claims + read(claim_others(claims[0].trial))
-
-        claims = self.ask(operation)
+        request = _Request(claim_token, exclude, lockstep_params, lockstep_size, paused_ids)
+        claims = self.ask(partial(self._claim, request))
         self._active.update(claims)
         return claims
+
+    def _claim(self, request: _Request) -> list[Claim]:
+        """Claim trials, in the thread; a retry takes what an earlier attempt has committed."""
+        trial_ids = self._find_claimed(request.claim_token) if self._is_retry else []
+        while not (claims := self._read_claimed(trial_ids, request.claim_token)):
+            first = self._claim_first(request)
+            if first is None:
+                return []
+            trial_ids = [first]  # read as no claim if it is damaged
+        if len(claims) > 1:
+            return claims
+        others = self._claim_others(claims[0].trial, request)
+        return claims + self._read_claimed(others, request.claim_token)
+
+    def _find_claimed(self, claim_token: str) -> list[int]:
+        """Return the ids of the trials that are held under a claim token."""
+        leases = self._storage.running_leases(self._study_id)
+        return [key for key, lease in leases.items() if lease.claim_token == claim_token]
+
+    def _claim_first(self, request: _Request) -> int | None:
+        """Claim the trial to which others are added; return its id, or None if none waits."""
+        storage, study_id = self._storage, self._study_id
+        token, lease_seconds = request.claim_token, self._lease_seconds
+        if request.paused_ids is None:
+            return storage.claim(study_id, token, lease_seconds, request.exclude)
+        return storage.claim(study_id, token, lease_seconds, (), request.paused_ids[:1])
+
+    def _claim_others(self, trial: FrozenTrial, request: _Request) -> list[int]:
+        """Claim trials to train in lockstep with a claimed one; return their ids."""
+        self._busy_since = None  # the size may take long, as when a library is compiled
+        limit = request.lockstep_size(trial.params) - 1
+        paused = None if request.paused_ids is None else request.paused_ids[1:]
+        is_alone = request.paused_ids is not None and len(request.paused_ids) == 1
+        if limit < 1 or trial._trial_id in request.exclude or is_alone:
+            return []
+        names = request.lockstep_params(trial.params)
+        try:
+            return self._storage.claim_matching(
+                trial._trial_id, request.claim_token, limit, names, request.exclude, paused
+            )
+        except LeaseLostError:  # since the first claim; the next flush finds it
+            return []
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
@@ -539,7 +559,7 @@ class ClaimManager:
             trials = format_trials(trial.number for trial in requeued)
             _logger.info(f"{trials}: lease expired, its worker sent no heartbeat; requeued")
 
-    def _read_claimed(self, trial_ids: Sequence[int], claim_token: str) -> list[FrozenTrial]:
+    def _read_claimed(self, trial_ids: Sequence[int], claim_token: str) -> list[Claim]:
         """Read claimed trials, and fail those that cannot be read, so that no worker waits."""
         trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
         for trial_id in {*trial_ids} - {trial._trial_id for trial in trials}:
@@ -549,4 +569,4 @@ class ClaimManager:
                 attributes = {FAILURE: Failure.EXCEPTION, ERROR: f"damaged: {error.summary}"}
                 with contextlib.suppress(LeaseLostError):
                     self._storage.finish(trial_id, claim_token, TrialState.FAIL, None, attributes)
-        return trials
+        return [Claim(trial, claim_token, self._lease_seconds) for trial in trials]

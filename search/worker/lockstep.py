@@ -23,6 +23,7 @@ from rnn.native.network import library_obstacle, pays_off
 from rnn.network import estimate_memory
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
+from search.pruning.policy import ALWAYS_CONTINUE
 from search.tasks import TaskOptions
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES
@@ -55,6 +56,10 @@ not measured."""
 
 _MEMORY_FRACTION = 0.8
 
+_MIN_ON_GPU = 0.01
+"""Keep probability from which a paused network resumes together with another on a GPU, whose steps
+are bound by kernel launches: another network in lockstep costs next to nothing."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -66,6 +71,10 @@ class LockstepPlan:
         device: device to train on.
         spec_of: returns what the networks with some options of the task read and predict.
         limit: maximum number of networks to train together; None to choose by device.
+
+    Attributes:
+        min_keep_probability: keep probability from which a paused trial resumes together with
+            another.
     """
 
     def __init__(
@@ -81,6 +90,8 @@ class LockstepPlan:
         self._device = device
         self._spec_of = spec_of
         self._limit = limit
+        # On a CPU each network costs training time.
+        self.min_keep_probability = ALWAYS_CONTINUE if device.type == "cpu" else _MIN_ON_GPU
         grid = config.grid  # None for a derived study
         self._param_names = (
             list(grid.search_space) if grid else [CELL, *config.list_params(), REPLICATE]

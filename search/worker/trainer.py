@@ -1,5 +1,6 @@
-"""Train and evaluate the networks of claimed trials in lockstep."""
+"""Train and evaluate the networks of claimed trials in lockstep, until a queue is empty."""
 
+import logging
 import math
 import platform
 import socket
@@ -22,24 +23,17 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.display import QuietDisplay
-from search.errors import format_error
-from search.pruning.policy import ALWAYS_CONTINUE
+from search.errors import format_error, is_bug
 from search.pruning.scheduler import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
-from search.worker.checkpoints import (
-    BestWeights,
-    CheckpointManager,
-    StorageQuery,
-    current_versions,
-    earlier_versions,
-    warn_of_errors,
-)
+from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluation import Evaluator
 from search.worker.lockstep import LockstepPlan, to_train_config
-from search.worker.worker import PrunerCallback, TrialResult
+from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
+from search.worker.train_states import TrainStates, current_versions, earlier_versions
 from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
 from studies.text import to_printable
@@ -49,9 +43,7 @@ SAMPLE_LENGTH = 300
 
 SAMPLE_TEMPERATURE = 0.8
 
-_MIN_ON_GPU = 0.01
-"""Keep probability from which a paused network resumes together with another on a GPU, whose steps
-are bound by kernel launches: another network in lockstep costs next to nothing."""
+_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -68,8 +60,7 @@ class Trainer:
 
     Attributes:
         lockstep_plan: how many trials, and which, to train together.
-        min_keep_probability: keep probability from which a paused trial resumes together with
-            another.
+        best_weights: weights of the best trials; to be told of each finished one.
     """
 
     def __init__(
@@ -88,14 +79,12 @@ class Trainer:
         self.device = device
         self.budget = budget
         self.callbacks = callbacks
-        # On a CPU each network costs training time.
-        self.min_keep_probability = ALWAYS_CONTINUE if device.type == "cpu" else _MIN_ON_GPU
         self._worker = worker
         self._precision: Precision = config.precision
         self._handle = handle
         self._evaluator = Evaluator(handle)
-        self._best_weights = BestWeights(handle, query)
-        self._checkpoints = CheckpointManager(handle)
+        self.best_weights = BestWeights(handle, query)
+        self._states = TrainStates(handle)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
@@ -119,7 +108,7 @@ class Trainer:
                 none. Decisions may come late: those on trials that no longer train are ignored.
         """
         self.budget.apply()
-        states = self._checkpoints.resume(claims)
+        states = self._states.resume(claims)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
@@ -136,12 +125,7 @@ class Trainer:
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
             if self._loop is not None and trial_config in self._loop.configs:
-                self._checkpoints.write(claim, self._loop.train_state(trial_config))
-
-    def clean_up(self, number: int) -> None:
-        """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
-        self._best_weights.evict(number)
-        self._checkpoints.remove(number)
+                self._states.write(claim, self._loop.train_state(trial_config))
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and the attributes of a trial that fails with it."""
@@ -236,7 +220,7 @@ class Trainer:
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
             if evaluation.value is not None and not claims[trial_config].is_lost
         }
-        selected = self._best_weights.select(values)
+        selected = self.best_weights.select(values)
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -276,7 +260,7 @@ class Trainer:
             self._precision,
             {"study": study, "trial": str(number), "value": repr(value)},
         )
-        self._best_weights.write(number, partial(serialize_model, model))
+        self.best_weights.write(number, partial(serialize_model, model))
         if isinstance(task, SavedTask):
             return None
         with warn_of_errors(f"generate a sample of trial {number}"):
@@ -321,7 +305,7 @@ class Trainer:
             }
             if decision.is_final:
                 state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
-            elif self._checkpoints.write(claim, loop.train_state(trial_config)):
+            elif self._states.write(claim, loop.train_state(trial_config)):
                 state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
             else:
                 continue  # without a checkpoint it could not resume
@@ -369,3 +353,68 @@ class Trainer:
 
 def _step(state: TrainState | None) -> int:
     return state.step if state else 0
+
+
+# ------------------------------------------------------------------ the worker
+
+
+class Worker:
+    """Works on a study until all its trials are finished.
+
+    Args:
+        queue: trials of the study.
+        trainer: trains them.
+        callbacks: display that is told when the worker waits.
+        wait: whether to stay until the trials that others run are finished too.
+    """
+
+    def __init__(
+        self, queue: TrialQueue, trainer: Trainer, callbacks: QuietDisplay, wait: bool = True
+    ) -> None:
+        self.queue = queue
+        self.trainer = trainer
+        self.callbacks = callbacks
+        self.wait = wait
+
+    def run(self) -> None:
+        """Work until no trial is left or a shutdown is requested.
+
+        Raises:
+            StorageUnavailableError: if the storage was unavailable for too long.
+        """
+        plan = self.trainer.lockstep_plan
+        for claims in self.queue.batches(plan, self.wait, self._on_wait):
+            with self.queue.holding(self.trainer.save_checkpoints):
+                self._train(claims)
+
+    def _on_wait(self) -> None:
+        self.trainer.budget.release()  # until the next training
+        self.callbacks.on_wait()
+
+    def _train(self, claims: Sequence[Claim]) -> None:
+        """Train trials together; bisect after an error to find the trial that caused it."""
+        try:
+            for claim, result in self.trainer.train(claims, self.queue.poll, self.queue.decide):
+                self.queue.settle(claim, result)
+            self.queue.drop_lost()
+            return
+        except STORAGE_ERRORS:
+            raise
+        except Exception as raised:
+            if is_bug(raised):
+                _logger.warning(f"training failed ({format_error(raised)})", exc_info=True)
+            # The traceback would keep the memory of the failed training alive.
+            error = raised.with_traceback(None)
+        held = self.queue.drop_lost()
+        unfinished = [claim for claim in claims if claim in held]
+        if len(unfinished) > 1:
+            _logger.info(
+                f"{len(unfinished)} trials trained in lockstep failed ({format_error(error)}); "
+                "retrying in halves"
+            )
+            middle = len(unfinished) // 2
+            self._train(unfinished[:middle])
+            self._train(unfinished[middle:])
+        elif unfinished:
+            (claim,) = unfinished
+            self.queue.fail(claim, error, *self.trainer.describe_failure(error, claim))

@@ -7,7 +7,7 @@ from invocation import refused
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
-from search.worker.checkpoints import checkpoint_identity
+from search.worker.train_states import checkpoint_identity
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError

@@ -15,8 +15,8 @@ from test_worker import RecordingCallbacks, create_study, work
 from search.errors import UnfinishedSourceError
 from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
+from search.worker.queue import TrialQueue
 from search.worker.shutdown import ShutdownSignal
-from search.worker.worker import Worker
 from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
@@ -134,10 +134,11 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
-def test_trials_continue_in_an_outage():
+def test_trials_continue_in_an_outage(sqlite_url, text):
+    joined = create_study(sqlite_url, text, *GRID, prune=True)
     manager = Mock(unavailable_reason="away", submit=lambda read, after_flush: Future())
-    worker = Worker(manager, Mock(), Mock(), Mock(requested=False), Mock(), scheduler=Mock())
-    assert worker._decide([Mock(trial_id=1)]) == {}
+    queue = TrialQueue(joined, manager, Mock(requested=False))
+    assert queue.decide([Mock(trial_id=1)]) == {}
 
 
 def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):
@@ -180,8 +181,8 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     joined = create_study(sqlite_url, text, *GRID, prune=True)
     assert joined.storage.claim(joined.study_id, "hangs/1") is not None
     waits = []
-    monkeypatch.setattr("search.worker.worker.PRUNER_WAIT_TIMEOUT", 0.0)
-    monkeypatch.setattr("search.worker.worker.CLAIM_INTERVALS", (0.01, 0.01))
+    monkeypatch.setattr("search.worker.queue.PRUNER_WAIT_TIMEOUT", 0.0)
+    monkeypatch.setattr("search.worker.queue.CLAIM_INTERVALS", (0.01, 0.01))
     monkeypatch.setattr(
         RecordingCallbacks, "on_wait", lambda self: waits.append(len(self.messages))
     )

@@ -208,7 +208,7 @@ def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
 
 def test_worker_updates_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
     shares = iter([1, 1, 2, 2, 1] * 1000)
-    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
+    monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0)
     monkeypatch.setattr(ThreadBudget, "thread_count", lambda self: next(shares))
     before = torch.get_num_threads()
     joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], lockstep=1)
@@ -258,7 +258,7 @@ def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=
 
     with monkeypatch.context() as patch:
         patch.setattr(RecordingCallbacks, "on_log", on_log)
-        patch.setattr("search.worker.worker.POLL_INTERVAL", 0)
+        patch.setattr("search.worker.queue.POLL_INTERVAL", 0)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(reached)))
         return work(url, text, overrides, lockstep=lockstep)
 
@@ -435,7 +435,7 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
 
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
+    monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0)
     joined, messages = work(sqlite_url, text, overrides, lockstep=6, wait=False)
     assert messages.count("dropped: claimed by another worker after its lease expired") == 1
     assert messages.count("complete") == 5
@@ -459,7 +459,7 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
         yield from evaluate(self, run, on_step)
 
     monkeypatch.setattr(Trainer, "_evaluate", losing)
-    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
+    monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0)
     joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6, wait=False)
     assert messages.count("complete") == 5
     for trial, same in zip(joined.study.trials, alone, strict=True):
@@ -525,7 +525,7 @@ def test_trial_is_requeued_when_the_process_exits(sqlite_url, text, monkeypatch)
         raise SystemExit
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
-    monkeypatch.setattr("search.worker.worker.REQUEUE_TIMEOUT", HANG_TIMEOUT)
+    monkeypatch.setattr("search.worker.queue.REQUEUE_TIMEOUT", HANG_TIMEOUT)
     with pytest.raises(SystemExit):
         work(sqlite_url, text)
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
