@@ -30,13 +30,13 @@ from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
-from studies.text import format_param, format_value, is_missing
-from studies.training import (
+from studies.study_settings import (
     OPTIMIZER_PARAMS,
     UPDATE_EVERY,
     TrainingSettings,
     uses_setting,
 )
+from studies.text import format_param, format_value, is_missing
 
 BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that may change how much data, or how many updates, a number of steps has."""

@@ -42,8 +42,8 @@ from studies.storage.open import load_study
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
+from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
 from studies.text import format_count, format_param, format_value, is_missing
-from studies.training import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
 
 _NUMERIC = (
     "value",

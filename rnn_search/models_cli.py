@@ -24,8 +24,8 @@ from studies.cli import artifacts_option, debug_option, storage_options, study_a
 from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
-from studies.settings import EvaluationSettings
 from studies.space import BUILT_IN_CELLS, cell_name
+from studies.study_settings import EvaluationSettings
 from studies.text import format_count, shorten, to_printable
 
 _F = TypeVar("_F", bound=Callable[..., Any])

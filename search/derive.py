@@ -8,11 +8,10 @@ from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
-from studies.settings import Refinement
-from studies.space import CELL, REPLICATE, Params, param_order
+from studies.space import CELL, REPLICATE, Params, Refinement, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
-from studies.training import TRAINING_PARAMS, used_params
+from studies.study_settings import TRAINING_PARAMS, used_params
 
 MAX_UNCONFIRMED = 20_000
 """Number of new trials above which a user must confirm them with ``--yes``."""

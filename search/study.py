@@ -76,8 +76,8 @@ from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 from studies.storage.whole_study import new_folder
+from studies.study_settings import WINDOW_PARAMS
 from studies.text import check_study_name, shorten
-from studies.training import WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""

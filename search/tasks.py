@@ -39,7 +39,7 @@ from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import ConfigFile
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import TASK, Params
-from studies.training import WINDOW_PARAMS
+from studies.study_settings import WINDOW_PARAMS
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
 """Names and values of the options of the task in which the trials of a study differ; of several

@@ -13,7 +13,7 @@ from studies.errors import RowError
 from studies.hypotheses import HypothesisRecord
 from studies.records import Floors, first_message, unit
 from studies.space import BUILT_IN_PARAMS, Space
-from studies.training import TrainingSettings
+from studies.study_settings import TrainingSettings
 
 OBJECTIVE_NAMES = {
     "validation": "validation loss",
@@ -41,8 +41,7 @@ CONFIG = "config"
 """Study attribute: the resolved :class:`studies.config.StudyConfig`."""
 
 IMPORTED = "imported"
-"""Value of the system attribute :data:`IS_GRID_TRIAL` of a trial that another program recorded; of
-earlier versions, study attribute with what is now ``config.results``."""
+"""Value of the system attribute :data:`IS_GRID_TRIAL` of a trial that another program recorded."""
 
 FOLDER_NAME = "[A-Za-z0-9_-]+"
 """Pattern of the study attribute ``artifact_folder``."""

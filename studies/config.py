@@ -42,15 +42,6 @@ from studies.records import (
     TaskSettings,
     unit,
 )
-from studies.settings import (
-    CheckpointSettings,
-    EvaluationSettings,
-    ImportedResults,
-    LeaseSettings,
-    OutageSettings,
-    PruningSettings,
-    Refinement,
-)
 from studies.space import (
     BUILT_IN_CELLS,
     CELL,
@@ -58,20 +49,27 @@ from studies.space import (
     GATED_PARAMS,
     REPLICATE,
     TASK,
+    Refinement,
     Space,
     explain_value,
     param_order,
 )
-from studies.text import expect_one_of, shorten
-from studies.training import (
+from studies.study_settings import (
     TRAINING_PARAMS,
     WINDOW_PARAMS,
+    CheckpointSettings,
+    EvaluationSettings,
+    ImportedResults,
+    LeaseSettings,
+    OutageSettings,
+    PruningSettings,
     TrainingSettings,
     check_updates,
     check_window,
     used_params,
     uses_setting,
 )
+from studies.text import expect_one_of, shorten
 
 Objective = Literal["validation", "training", "training-mean"]
 """What a trial's value is, see :data:`studies.attributes.OBJECTIVE_NAMES`."""
@@ -167,7 +165,7 @@ class StudyConfig(StrictModel):
     @model_serializer(mode="wrap")
     def _serialize(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         settings: dict[str, Any] = dump(self)
-        for name in ("results", "task_records"):  # earlier versions open a study that has none
+        for name in ("results", "task_records"):  # of few studies
             if not settings.get(name, self):
                 del settings[name]
         return settings
@@ -328,11 +326,6 @@ class StudyConfig(StrictModel):
                     f"option {option} of cell {name} has the name of an option of the task: rename "
                     "one of them"
                 )
-            for option in cell.options.keys() & {*TRAINING_PARAMS}:  # those that came later
-                raise ValueError(
-                    f"option {option} of cell {name} has the name of a training setting: rename it "
-                    "in a new study, or use the version that made this one"
-                )
         if self.pruning.enabled and refinement is not None and refinement.replicates > 1:
             raise ValueError(
                 f"has pruning.enabled and {refinement.replicates} replicates: expected one of "
@@ -452,7 +445,7 @@ class StudyConfig(StrictModel):
         return list(dict.fromkeys((*tasks, *GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
     def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
-        """Check the updates of trials, as :func:`studies.training.check_updates` does.
+        """Check the updates of trials, as :func:`studies.study_settings.check_updates` does.
 
         Args:
             trials: parameters of each trial, and the number of steps of its sequences; None for

@@ -21,8 +21,7 @@ from studies.space import (
     explain_key,
     param_order,
 )
-from studies.text import expect_one_of
-from studies.training import (
+from studies.study_settings import (
     SEQUENCE,
     TRAINING_PARAMS,
     UPDATE_EVERY,
@@ -30,6 +29,7 @@ from studies.training import (
     used_params,
     uses_setting,
 )
+from studies.text import expect_one_of
 
 MAX_COMBINATIONS = 1_000_000
 """Maximum number of combinations of a grid, including excluded ones."""

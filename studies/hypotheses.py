@@ -20,8 +20,7 @@ from pydantic import (
 
 from rnn.config import ParamValue
 from studies.records import Options, StrictModel, unit
-from studies.settings import Settings
-from studies.space import explain_value, to_grid_value
+from studies.space import ParamValues, explain_value, to_grid_value
 from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
@@ -39,7 +38,7 @@ class Hypothesis(StrictModel):
     """Its value in the first trial of each pair."""
     after: ParamValue
     """Its value in the second trial."""
-    where: Settings = Field(default_factory=dict)
+    where: ParamValues = Field(default_factory=dict)
     """Values that both trials of a pair must have: `{ state_size = 256 }`."""
     expect: Literal["lower", "raise", "not lower", "not raise", "no difference"]
     """What the change does to the value, which [decides](../statistics.md#hypotheses) whether the

@@ -41,7 +41,6 @@ from studies.result_table import (
     read_study,
     strip_prefix,
 )
-from studies.settings import ImportedResults
 from studies.space import REPLICATE
 from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses
@@ -49,6 +48,7 @@ from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial
 from studies.storage.whole_study import new_folder
+from studies.study_settings import ImportedResults
 from studies.text import check_study_name, format_count, shorten, to_line
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import optuna
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from studies.attributes import CONFIG, IMPORTED, SCHEMA_VERSION, CorpusRecord, StudyRecord
+from studies.attributes import SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import (
     ConfigError,
@@ -22,7 +22,6 @@ from studies.errors import (
 )
 from studies.hypotheses import Hypothesis
 from studies.records import TEXT, CellRecord, StrictModel, TaskRecord, message_of
-from studies.settings import OutageSettings
 from studies.space import (
     BPTT_STEPS,
     CELL,
@@ -37,6 +36,7 @@ from studies.space import (
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.storage.storage import LeasedRDBStorage
+from studies.study_settings import OutageSettings
 from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
@@ -556,10 +556,6 @@ def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
             f"{SCHEMA_VERSION}: another version of this program created it; open it there"
         )
     try:
-        if IMPORTED in stored:  # by an earlier version
-            results = dict(stored[IMPORTED])
-            config = {"question": results.pop("question", ""), "results": results}
-            stored = {**stored, CONFIG: config}
         return StudyRecord.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""Tables ``[space]`` of a study file, and the parameters of its trials."""
+"""Tables ``[space]`` and ``[refinement]`` of a study file, and the parameters of its trials."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,10 +13,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PositiveFloat,
+    PositiveInt,
     Tag,
     TypeAdapter,
     ValidationError,
     create_model,
+    field_validator,
     model_validator,
 )
 
@@ -29,9 +32,9 @@ from rnn.config import (
     GatedConfig,
     ParamValue,
 )
-from studies.records import TEXT, Options, StrictModel, first_message, with_bounds
+from studies.records import TEXT, Options, StrictModel, first_message, unit, with_bounds
+from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 from studies.text import expect_one_of
-from studies.training import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""
@@ -315,6 +318,13 @@ def to_grid_value(parameter: str, value: ParamValue) -> ParamValue:
     return value
 
 
+ParamValues = Annotated[
+    dict[str, ParamValue],
+    AfterValidator(lambda values: {name: to_grid_value(name, values[name]) for name in values}),
+]
+"""A value of each of some parameters."""
+
+
 def explain_value(parameter: str, value: ParamValue, options: Options) -> str:
     """Return what a parameter is expected to be if it can never have a value; "" if it can."""
     if known := options.get(parameter):
@@ -371,3 +381,44 @@ def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
     if isinstance(value, str):  # the longest window of a gradient comes after all numbers
         return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (2, value)
     return 1, value
+
+
+# ------------------------------------------------------------------ refinements
+
+
+class Refinement(StrictModel):
+    """How a study's trials derive from another study's results."""
+
+    source: str
+    """Name of the other study."""
+    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Number of its trial to run once more, with the same weights, order of the text and text, in
+    place of the best; the same as `--trial`."""
+    top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
+    """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
+    least one."""
+    variants: list[ParamValues] = [{}]
+    """Changes of parameters, each applied to each of the best; `{}` for none."""
+    replicates: PositiveInt = 1
+    """Number of runs of each result, with other weights and another order of the text."""
+    margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
+    """Of replicates: the largest difference to the best that makes no difference, in the unit by
+    which they are ranked; without a default where the loss of a task has no unit."""
+
+    @property
+    def has_replicates(self) -> bool:
+        """Whether results are run more than once."""
+        return self.replicates > 1
+
+    @model_validator(mode="after")
+    def _check_trial(self) -> "Refinement":
+        if self.trial is not None and (self.variants != [{}] or self.has_replicates):
+            raise ValueError("trial runs one trial as it was: expected no variants or replicates")
+        return self
+
+    @field_validator("variants")
+    @classmethod
+    def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
+        if not variants:
+            raise ValueError("expected at least one variant ({} is the unchanged architecture)")
+        return variants

@@ -14,16 +14,16 @@ from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.records import TaskSettings
-from studies.settings import (
+from studies.space import GATED_PARAMS, Refinement, Space
+from studies.study_settings import (
+    OPTIMIZER_PARAMS,
     CheckpointSettings,
     EvaluationSettings,
     LeaseSettings,
     OutageSettings,
     PruningSettings,
-    Refinement,
+    TrainingSettings,
 )
-from studies.space import GATED_PARAMS, Space
-from studies.training import OPTIMIZER_PARAMS, TrainingSettings
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
     "study": StudyConfig,

@@ -28,11 +28,11 @@ from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, ERROR, FAILURE, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
-from studies.settings import DEFAULT_LEASE_SECONDS
 from studies.storage.engine import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import DamagedTrialError
+from studies.study_settings import DEFAULT_LEASE_SECONDS
 from studies.text import format_trials
 
 HEARTBEATS_PER_LEASE = 4

@@ -27,7 +27,7 @@ from search.pruning.policy import ALWAYS_CONTINUE
 from search.tasks import TaskOptions
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES
-from studies.training import OPTIMIZER_PARAMS
+from studies.study_settings import OPTIMIZER_PARAMS
 
 _MAX_CPU_LAYER_STATE = 256 * 48
 """Layer state of all streams, in numbers, up to which lockstep pays on a CPU: overhead other than

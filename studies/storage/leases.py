@@ -28,7 +28,6 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.errors import RowError
-from studies.settings import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.storage.tables import (
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
@@ -48,6 +47,7 @@ from studies.storage.tables import (
     write_user_attrs,
 )
 from studies.storage.trials import decode_state
+from studies.study_settings import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import LeaseLostError, RowError, StorageLostError
-from studies.settings import DEFAULT_LEASE_SECONDS
 from studies.storage.backup import DatabaseFile, StudyIdentity
 from studies.storage.counts import count_where
 from studies.storage.engine import begin_as, configure, engine_options
@@ -68,6 +67,7 @@ from studies.storage.trials import (
     describe_damage,
     reporting_damage,
 )
+from studies.study_settings import DEFAULT_LEASE_SECONDS
 
 _reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
     "reading", default=None

@@ -20,7 +20,7 @@ from search.cells import load_cells
 from studies.config import to_trial_config
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import ConfigFile, load_config_file
-from studies.training import TrainingSettings
+from studies.study_settings import TrainingSettings
 
 SETTINGS = (*TINY_OVERRIDES, "precision='fp32'")
 

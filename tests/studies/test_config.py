@@ -11,7 +11,7 @@ from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
-from studies.training import OPTIMIZER_PARAMS
+from studies.study_settings import OPTIMIZER_PARAMS
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
 SHIPPED += ("replicates", "baselines", "bptt-steps")

@@ -1,11 +1,11 @@
-"""Training settings of a study, and those of them that a grid can vary."""
+"""The settings of a study: `[training]`, of which a grid can vary most, and the smaller tables."""
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, create_model, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, create_model, model_validator
 
 from rnn.config import (
     OPTIMIZERS,
@@ -15,7 +15,7 @@ from rnn.config import (
     ParamValue,
     count_updates,
 )
-from studies.records import StrictModel, unit, with_bounds
+from studies.records import Direction, StrictModel, unit, with_bounds
 
 SEQUENCE = "sequence"
 """As ``bptt_steps``: one update for each sequence, by its whole gradient."""
@@ -197,3 +197,84 @@ def _has_updates_at_log_points(settings: TrainingSettings, length: int) -> bool:
     count = min(period, settings.steps // settings.log_every)
     points = [number * settings.log_every for number in range(1, count + 1)]
     return all(step % length % every == 0 for step in [*points, settings.steps])
+
+
+# ------------------------------------------------------------------ smaller tables
+
+
+DEFAULT_LEASE_SECONDS: float = 120
+"""Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
+
+MAX_LEASE_SECONDS: float = 7 * 86400
+"""Longest duration of a lease: trials under a longer one might never run again."""
+
+
+class EvaluationSettings(StrictModel):
+    """How each trained network is evaluated."""
+
+    windows: PositiveInt = 256
+    """Maximum number of evaluation windows, evenly spaced over the split, the same for every
+    network; in tasks other than text, number of held-out sequences, unless these are fixed."""
+    window_length: Annotated[int, Field(ge=2), unit("token")] = 1000
+    """Tokens of a window of text."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Final fraction of the steps over which the weights are averaged before they are evaluated and
+    saved; 0 for the last weights."""
+
+
+class PruningSettings(StrictModel):
+    """When to prune trials that are unlikely to finish among the best."""
+
+    enabled: bool = False
+    """Whether to prune at all; the same as `--prune`."""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction of all grid trials to keep: what the next study needs for its `refinement.top`."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Share of that fraction that the predictions are to keep, at least."""
+    audit: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Number of architectures, chosen at random, that are trained to the end whatever the pruner
+    decides, at all values of the nuisance parameters (without these: trials); at most a tenth of
+    all; 0 for none, and nothing is measured."""
+
+
+class LeaseSettings(StrictModel):
+    """When a worker loses its trials."""
+
+    seconds: Annotated[float, Field(ge=1, le=MAX_LEASE_SECONDS), unit("s")] = DEFAULT_LEASE_SECONDS
+    """Time without a heartbeat after which a trial is requeued."""
+
+
+class CheckpointSettings(StrictModel):
+    """How often checkpoints are written."""
+
+    seconds: Annotated[PositiveFloat, unit("s")] = 60
+    """Time between two checkpoints of a running trial."""
+
+
+class OutageSettings(StrictModel):
+    """How long a worker waits for its storage."""
+
+    seconds: Annotated[float, Field(ge=0), unit("s")] = 600
+    """Time that a worker waits for an unavailable storage."""
+
+
+class ImportedResults(StrictModel):
+    """Results that another program recorded, in place of a grid to train.
+
+    Attributes:
+        source: file or study that the results were read from, for a reader.
+        metric: name of the value.
+        unit: unit of the value; "" for none.
+        direction: whether a lower or a higher value is better.
+        parameters: names of the parameters, in the order of the source.
+        notes: what the import decided or left out, one sentence each.
+        is_adaptive: whether a sampler may have chosen later rows by the results of earlier ones.
+    """
+
+    source: str
+    metric: str = Field(default="value", min_length=1)
+    unit: str = ""
+    direction: Direction = "minimize"
+    parameters: list[str]
+    notes: list[str] = []
+    is_adaptive: bool = False
