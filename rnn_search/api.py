@@ -194,7 +194,8 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     Raises:
         StudiesError, RNNError, SearchError: see :func:`search.run.run_workers`.
     """
-    storage, artifacts = options.storage, options.artifacts
+    storage = options.storage
+    artifacts = options.artifacts
     cluster = prepare_launch(options)
     with ExitStack() as stack:
 
