@@ -43,7 +43,6 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer, Worker
-from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord
 from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, print_bug, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
@@ -196,7 +195,6 @@ def find_device(options: RunOptions) -> torch.device:
 
 
 def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, StatusReader]:
-    ArtifactFolders(options.artifacts, options.storage)  # refuses what cannot be used
     if options.by_name:
         is_local = options.target.is_local
         handle = open_study(options.study, options.storage, options, device, is_local)

@@ -163,7 +163,7 @@ class _Wanted:
     config: StudyConfig
     corpus: Corpus | None
     tasks: Mapping[str, StudyTask]
-    artifacts: str | None
+    folders: ArtifactFolders
     device: torch.device
     trains: bool
 
@@ -311,6 +311,7 @@ def _resolve(
     trains: bool,
 ) -> _Wanted:
     """Resolve settings whose cells are loaded, with what they inherit; load task and corpus."""
+    folders = ArtifactFolders(options.artifacts, url)
     origin = file.name if file.is_stored else file.source
     record = None
     if origin is not None:
@@ -319,7 +320,6 @@ def _resolve(
 
     def open_sources() -> CodeStore:
         assert record is not None
-        folders = ArtifactFolders(options.artifacts, url, read_only=True)
         return CodeStore(folders.root("cells") / record.artifact_folder)
 
     file, tasks = load_tasks(file, record, open_sources)
@@ -333,8 +333,7 @@ def _resolve(
     if tasks:
         config = with_held_out(config, tasks)
     corpus = None if tasks else load_study_corpus(file, config)
-    place = options.artifacts
-    return _Wanted(name, url, file, record, config, corpus, tasks, place, device, trains)
+    return _Wanted(name, url, file, record, config, corpus, tasks, folders, device, trains)
 
 
 def _open(
@@ -353,7 +352,7 @@ def _open(
         study,
         storage,
         stored.model_copy(update=local),
-        ArtifactFolders(wanted.artifacts, wanted.url),
+        wanted.folders,
         corpus,
         None if corpus is None else read_token_corpus(record, corpus),
         wanted.tasks,
@@ -381,8 +380,6 @@ def _check(wanted: _Wanted, options: RunOptions) -> None:
         options_of_tasks = [name for task in tasks.values() for name in task.record.options]
         names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
         check_trials(config, tasks, config.grid.project(names))
-    if config.cells:
-        ArtifactFolders(wanted.artifacts, wanted.url)  # refuses what cannot be used
 
 
 def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
@@ -472,8 +469,8 @@ def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     added = {name: each for name, each in stored.items() if name not in wanted.tasks}
     if not added:
         return wanted
-    folders = ArtifactFolders(wanted.artifacts, wanted.url, read_only=True)
-    tasks = load_recorded(added, CodeStore(folders.root("cells") / record.artifact_folder))
+    sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
+    tasks = load_recorded(added, sources)
     return replace(wanted, tasks={**wanted.tasks, **tasks})
 
 
@@ -481,8 +478,7 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
     cells, tasks = record.config.cells, record.config.list_tasks().values()
     if cells or any(task.sha256 is not None for task in tasks):
-        folders = ArtifactFolders(wanted.artifacts, wanted.url)
-        sources = CodeStore(folders.root("cells") / record.artifact_folder)
+        sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
         sources.load(cells)  # one that another process added
         sources.save(cells, tasks)
 
