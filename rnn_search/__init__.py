@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rnn_search.api import run
     from rnn_search.effects import Effects
     from rnn_search.management import (
-        copy_study,
         delete_study,
         export_study,
         import_results,
@@ -52,7 +51,6 @@ __all__ = [
     "StudiesError",
     "Study",
     "Trial",
-    "copy_study",
     "delete_study",
     "export_study",
     "import_results",

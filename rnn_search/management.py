@@ -1,8 +1,7 @@
-"""The commands on stored studies, as functions: list, rename, copy, delete, export, import, retry.
+"""The commands on stored studies, as functions: list, rename, delete, export, import, retry.
 
 Each function is the command of the same name, which docs/reference/command-line.md describes with
-its options. Where it is refused or fails, it raises ``StudiesError``, and nothing has changed: no
-part of a copy is left, and an earlier file is as it was.
+its options. Where it is refused or fails, it raises ``StudiesError``, and nothing has changed.
 """
 
 from contextlib import closing
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
+from studies import management
 from studies.artifacts import ArtifactFolders
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import Objective
 from studies.errors import ConfigError
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
-from studies.management import CopyResult, ListedStudy, StudyManager
-from studies.management import list_studies as list_stored
+from studies.management import ListedStudy
 from studies.storage.open import read_storage
 from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
 from studies.study_file import export_study as export_stored
@@ -36,29 +35,13 @@ def list_studies(
     url = storage_or_default(storage)
     with closing(read_storage(url)) as opened:
         folders = ArtifactFolders(artifacts_or_default(artifacts), url, read_only=True)
-        return list_stored(opened, folders)
+        return management.list_studies(opened, folders)
 
 
-def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
+def rename_study(old: str, new: str, *, storage: str | None = None) -> None:
     """Rename a study, as ``rnn-search rename`` does; its files keep their places."""
     require_text(old=old, new=new)
-    _manager(storage, None, wait).rename(old, new)
-
-
-def copy_study(
-    name: str,
-    to: str | None = None,
-    *,
-    new_name: str | None = None,
-    storage: str | None = None,
-    artifacts: str | Path | None = None,
-    artifacts_to: str | Path | None = None,
-    wait: bool = False,
-) -> CopyResult:
-    """Copy a study with its files, as ``rnn-search copy`` does: ``new_name`` is ``--as``."""
-    require_text(name=name)
-    place = None if artifacts_to is None else str(artifacts_to)
-    return _manager(storage, artifacts, wait).copy(name, to, new_name, place)
+    management.rename_study(storage_or_default(storage), old, new)
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
@@ -130,11 +113,11 @@ def delete_study(
     storage: str | None = None,
     artifacts: str | Path | None = None,
     force: bool = False,
-    wait: bool = False,
 ) -> None:
     """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking."""
     require_text(name=name)
-    _manager(storage, artifacts, wait).delete(name, force)
+    url = storage_or_default(storage)
+    management.delete_study(url, artifacts_or_default(artifacts), name, force)
 
 
 def retry_trials(
@@ -143,14 +126,9 @@ def retry_trials(
     failed: bool = True,
     diverged: bool = False,
     storage: str | None = None,
-    wait: bool = False,
 ) -> int:
     """Set failed trials waiting again, as ``rnn-search retry`` does; return their number."""
     require_text(name=name)
     kinds = {"failed": failed, "diverged": diverged}
     chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
-    return sum(_manager(storage, None, wait).retry(name, chosen).values())
-
-
-def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> StudyManager:
-    return StudyManager(storage_or_default(storage), artifacts_or_default(artifacts), wait, print)
+    return sum(management.retry_trials(storage_or_default(storage), name, chosen).values())

@@ -1,4 +1,4 @@
-"""The commands that manage stored studies: list, rename, copy, delete, retry, import, …."""
+"""The commands that manage stored studies: list, rename, delete, retry, import, …."""
 
 import json
 import shlex
@@ -13,12 +13,13 @@ import click
 from click.core import ParameterSource
 
 from rnn_search.management import list_studies
+from studies import management
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.config import Objective
 from studies.errors import ConfigError
 from studies.importing import ImportOptions, import_results
-from studies.management import ListedStudy, StudyManager
+from studies.management import ListedStudy
 from studies.storage.changes import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
@@ -26,17 +27,6 @@ from studies.study_file import export_study, import_studies, is_exported_study
 from studies.text import format_bytes, format_count, to_line
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-_wait_option = click.option(
-    "--wait",
-    is_flag=True,
-    help="Wait while workers hold trials; trials of dead workers are requeued when their leases "
-    "have expired.",
-)
-
-
-def _manager(storage: str, artifacts: str | None = None, wait: bool = False) -> StudyManager:
-    return StudyManager(storage, artifacts, wait, lambda line: click.echo(line, err=True))
 
 
 @click.command("list")
@@ -57,11 +47,10 @@ def list_command(as_json: bool, artifacts: str | None, storage: str) -> None:
 @click.command
 @click.argument("old")
 @click.argument("new")
-@_wait_option
 @storage_options
-def rename(old: str, new: str, wait: bool, storage: str) -> None:
+def rename(old: str, new: str, storage: str) -> None:
     """Rename the study OLD to NEW. Its files keep their places."""
-    derived = _manager(storage, wait=wait).rename(old, new)
+    derived = management.rename_study(storage, old, new)
     names = f"; the source of {_list_names(derived)} is now {new!r}" if derived else ""
     click.echo(
         f"renamed study {old!r} to {new!r}{names}; reports and recorded commands keep the old "
@@ -72,69 +61,23 @@ def rename(old: str, new: str, wait: bool, storage: str) -> None:
 
 @click.command
 @click.argument("name")
-@click.option(
-    "--to",
-    metavar="URL",
-    help="Storage to copy it to, created if it is empty; by default the same storage.",
-)
-@click.option("--as", "new_name", metavar="NEW", help="Name of the copy; by default the same.")
-@click.option(
-    "--artifacts-to",
-    metavar="FOLDER",
-    help="Place of the copy's files; by default that of --artifacts, or else next to its storage.",
-)
-@_wait_option
-@artifacts_option
-@storage_options
-def copy(
-    name: str,
-    to: str | None,
-    new_name: str | None,
-    artifacts_to: str | None,
-    wait: bool,
-    artifacts: str | None,
-    storage: str,
-) -> None:
-    """Copy the study NAME with its files to another storage, or under another name.
-
-    The files are its checkpoints, weights, cells and those of the dashboard. The study itself is
-    unchanged.
-    """
-    result = _manager(storage, artifacts, wait).copy(name, to, new_name, artifacts_to)
-    files = result.files
-    command = ["rnn-search", "continue", result.name, "--storage", result.storage]
-    if place := artifacts_to or artifacts:
-        command += ["--artifacts", place]
-    click.echo(
-        f"copied study {name!r} to {result.storage} as {result.name!r}: {_count(result.rows)}, "
-        f"{format_count(files.count, 'file')} of {format_bytes(files.size)}, counted and compared "
-        "by their hashes"
-    )
-    if files.missing:
-        click.echo(f"files of the dashboard that were missing: {files.missing}", err=True)
-    _note_missing_source(result.missing_source, "copy")
-    click.echo(f"go on with {shlex.join(command)}")
-
-
-@click.command
-@click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Delete it although other studies derive from it.")
-@_wait_option
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Delete it although other studies derive from it, or workers hold its trials.",
+)
 @artifacts_option
 @storage_options
-def delete(
-    name: str, yes: bool, force: bool, wait: bool, artifacts: str | None, storage: str
-) -> int:
+def delete(name: str, yes: bool, force: bool, artifacts: str | None, storage: str) -> int:
     """Delete the study NAME with its checkpoints, weights, cells and other files.
 
     Reports are kept.
     """
-    manager = _manager(storage, artifacts, wait)
     if not yes and not _confirm(name, storage, artifacts):
         click.echo(f"study {name!r} is kept", err=True)
         return EXIT_FAILURE
-    manager.delete(name, force)
+    management.delete_study(storage, artifacts, name, force)
     click.echo(f"deleted study {name!r} and its files; reports are kept")
     return 0
 
@@ -161,16 +104,15 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
 @click.argument("name")
 @click.option("--failed", is_flag=True, help="Trials that used up their retries; the default.")
 @click.option("--diverged", is_flag=True, help="Trials whose loss was not finite.")
-@_wait_option
 @storage_options
-def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str) -> None:
+def retry(name: str, failed: bool, diverged: bool, storage: str) -> None:
     """Set failed trials of the study NAME waiting again, with their retries counted from 0.
 
     What each was is kept. Trials that diverged are retried on request only: divergence is a result,
     and repeats unless the code or the hardware differs.
     """
     kinds = [kind for kind, is_given in (("failed", failed), ("diverged", diverged)) if is_given]
-    counts = _manager(storage, wait=wait).retry(name, kinds or ["failed"])
+    counts = management.retry_trials(storage, name, kinds or ["failed"])
     listed = " and ".join(f"{count} {kind}" for kind, count in counts.items())
     if not any(counts.values()):
         hint = "" if diverged else "; --diverged retries those that diverged"
@@ -194,23 +136,6 @@ def export_command(study: str, file: Path, storage: str) -> None:
         f"exported study {study!r} to {to_line(str(file))}: "
         f"{format_count(result.trials, 'trial')}, {format_bytes(result.size)}"
     )
-
-
-@click.command
-@click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
-@storage_options
-def backup(target: Path, storage: str) -> None:
-    """Copy the SQLite file of --storage to the new file FILE, complete even while searches run."""
-    content = _manager(storage).back_up(target)
-    studies = format_count(content.studies, "study", "studies")
-    line = f"{target}: {studies}, {content.finished} of {content.trials} trials finished"
-    if content.finished < content.trials:
-        source = parse_url(storage).database
-        line += (
-            f"; checkpoints are not included: copy {source}.checkpoints to {target}.checkpoints, "
-            "or unfinished trials restart from step 0"
-        )
-    click.echo(line)
 
 
 # ------------------------------------------------------------------ imports
@@ -275,7 +200,11 @@ def import_command(
                 )
         for result in import_studies(storage, [Path(each) for each in sources], name, objective):
             click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
-            _note_missing_source(result.missing_source, "import")
+            if result.missing_source:
+                click.echo(
+                    f"it derives from {result.missing_source!r}, which is not there: import that "
+                    "as well if reports are to compare them"
+                )
         return
     if objective:
         raise click.UsageError(
@@ -304,14 +233,6 @@ def import_command(
 def _count(rows: dict[str, int]) -> str:
     trials, values = rows["trials"], rows["trial_intermediate_values"]
     return f"{format_count(trials, 'trial')}, {format_count(values, 'intermediate value')}"
-
-
-def _note_missing_source(source: str | None, action: str) -> None:
-    if source:
-        click.echo(
-            f"it derives from {source!r}, which is not there: {action} that as well if reports are "
-            "to compare them"
-        )
 
 
 def _is_url(source: str) -> bool:

@@ -13,7 +13,7 @@ from studies.artifacts import ArtifactFolders, ArtifactKind, TrialFileKind, Tria
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.loader import read_study_record
-from studies.storage.backup import StudyIdentity
+from studies.storage.identity import StudyIdentity
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 

@@ -48,7 +48,6 @@ from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, print_bug, run_with_exit
 from studies.errors import StorageLostError, StorageUnavailableError
 from studies.loader import load_overrides
 from studies.measure import find_measure
-from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
@@ -152,7 +151,7 @@ def run_workers(
         console.print_line(_describe_early_stop(stop))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
-    with closing(storage), rescue_if_lost(storage):
+    with closing(storage):
         on_open(handle)
         _print_study(console, handle, device)
         before = reader.recent_status()
@@ -167,7 +166,7 @@ def run_workers(
                 console.print_line(f"starting {options.workers} worker processes")
                 failed_workers = _run_processes(session, options)
             status = reader.read_status()
-        merge_log(storage)
+        storage.merge_log()
         if status.is_finished:
             _remove_leftovers(handle)
         failure = failure or _conclude(console, session, before, status, launcher)

@@ -2,25 +2,14 @@
 
 All workers of a study share its folders. A file of a trial is opaque here: bytes, written whole or
 not at all.
-
-Files and rows cannot change in one transaction. A record in the folder ``unowned`` next to those of
-checkpoints says of a study's folder that no study owns it: it is written before the first file of
-a copy, and removed before the copy's rows are committed; it is written once a study's rows are
-deleted, and removed after its files. So what a killed process leaves is found, and the next process
-removes it.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
-from uuid import UUID, uuid5
 
 from studies.errors import ArtifactsError
 from studies.files import (
@@ -42,9 +31,6 @@ of a complete one."""
 
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
-
-UNOWNED = "unowned"
-"""Folder, next to those of the studies' checkpoints, of the records of unowned folders."""
 
 _TRIAL_FILE = re.compile(r"trial-([0-9]+)\.([a-z]+)")
 
@@ -195,113 +181,6 @@ class ArtifactFolders:
             with contextlib.suppress(OSError):
                 self.root(kind).rmdir()
 
-    # ------------------------------------------------------------------ copies
-
-    def copy_files(
-        self, owned: OwnedFiles, target: "ArtifactFolders", folder: str, on_file: Callable[[], None]
-    ) -> "CopiedFiles":
-        """Copy a study's files, and compare the SHA-256 of each with that of its copy.
-
-        Args:
-            owned: files of the study.
-            target: folders to copy them to.
-            folder: artifact folder of the copy.
-            on_file: called before each file.
-
-        Raises:
-            ArtifactsError: if a file cannot be copied, or changes meanwhile.
-        """
-        names = map_artifact_ids(owned, folder)
-        count = size = missing = 0
-        for kind, name in self.list_files(owned):
-            on_file()
-            new_name = names.get(name) or f"{folder}/{name.partition('/')[2]}"
-            source = self.root(kind) / name
-            copy = target.root(kind) / new_name
-            try:
-                with source.open("rb") as content:
-                    atomic_write(copy, content)
-                if _digest(source) != _digest(copy):
-                    raise ArtifactsError("it changed, or its copy is damaged")
-            except FileNotFoundError as error:
-                if kind != "artifacts":
-                    raise ArtifactsError(f"{name} disappeared while it was copied") from error
-                missing += 1
-                continue
-            except (ArtifactsError, OSError) as error:
-                raise ArtifactsError(f"cannot copy {name} ({error})") from error
-            count += 1
-            size += copy.stat().st_size
-        return CopiedFiles(count, size, missing)
-
-    # ------------------------------------------------------------------ folders without a study
-
-    def mark_unowned(self, owned: OwnedFiles, copy: str | None = None) -> None:
-        """Record that no study owns a folder.
-
-        Args:
-            owned: the folder, and the names of the files for the dashboard.
-            copy: of a copy that is under way: what is copied to where.
-        """
-        record = {"artifacts": list(owned.artifact_ids), "copy": copy}
-        assert owned.folder is not None
-        atomic_write(self._unowned / owned.folder, [json.dumps(record).encode()])
-
-    def is_marked_unowned(self, folder: str) -> bool:
-        """Return whether a folder is recorded as one that no study owns."""
-        return (self._unowned / folder).exists()
-
-    def unmark(self, folder: str) -> None:
-        """Remove the record of a folder, if there is one."""
-        (self._unowned / folder).unlink(missing_ok=True)
-        self._remove_if_empty("checkpoints", UNOWNED)
-
-    def list_unowned(self, copy: str | None = None) -> list[OwnedFiles]:
-        """List the folders that killed processes left without a study.
-
-        Args:
-            copy: copy that is about to begin: an earlier attempt at it has ended. Those of others
-                are listed if they are an hour old; a copy renews its record.
-        """
-        found = []
-        for folder in _list_names(self._unowned):
-            path = self._unowned / folder
-            try:
-                record = json.loads(path.read_bytes())
-                of_copy, artifact_ids = record["copy"], tuple(map(str, record["artifacts"]))
-                age = time.time() - path.stat().st_mtime
-            except (KeyError, OSError, TypeError, ValueError):
-                continue  # removed meanwhile, or not a record
-            if of_copy in (None, copy) or age > STALE_SECONDS:
-                found.append(OwnedFiles(folder, artifact_ids))
-        return found
-
-    @property
-    def _unowned(self) -> Path:
-        return self.root("checkpoints") / UNOWNED
-
-
-_NAMESPACE = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
-
-
-def map_artifact_ids(owned: OwnedFiles, folder: str) -> dict[str, str]:
-    """Return the names that the files of kind ``artifacts`` have in a copy, by their own names.
-
-    Args:
-        owned: files of the study that is copied.
-        folder: artifact folder of the copy.
-    """
-    return {name: str(uuid5(_NAMESPACE, f"{folder}/{name}")) for name in owned.artifact_ids}
-
-
-@dataclass(frozen=True)
-class CopiedFiles:
-    """Number and size of copied files, and how many of the dashboard's files were missing."""
-
-    count: int = 0
-    size: int = 0
-    missing: int = 0
-
 
 def _require_usable(artifacts: str, read_only: bool) -> None:
     """Refuse a folder that neither exists nor can be created in an existing one."""
@@ -331,8 +210,3 @@ def _find_kind(name: str) -> ArtifactKind | None:
         return "cells"
     match = _TRIAL_FILE.fullmatch(name)
     return _OWNERS.get(match[2]) if match else None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

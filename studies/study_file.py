@@ -62,7 +62,6 @@ from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes, parse_record
 from studies.note import to_attributes, write_text
 from studies.space import contains_exact
-from studies.storage.backup import merge_log
 from studies.storage.counts import find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
@@ -397,12 +396,12 @@ def import_studies(
                     with open_study_file(path, objective) as study:
                         named = _add_note(replace(study, name=name or study.name))
                         folder = new_folder(named.name)
-                        rows = store_study(connection, named, folder, "--name")
+                        rows = store_study(connection, named, folder)
                         stored.append((named.name, rows))
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(str(path) for path in paths)
             raise StudyExistsError(f"a study of {taken} exists: expected another name") from error
-        merge_log(opened)
+        opened.merge_log()
         names = list_study_names(opened)
     where = redact(parse_url(storage).set(password=None))
     return [

@@ -59,10 +59,6 @@ INVALID = {
     "dashboard --port 0": "--port",
     "import {tmp}/rows.csv --hypotheses {tmp}/folder.toml": "Is a directory",
     "import {tmp}/rows.csv --hypotheses {tmp}/malformed.toml": "is not valid TOML",
-    "backup {tmp}/copy.db --storage sqlite:///{tmp}/notes.db": "cannot be opened",
-    "backup {tmp}/copy.db --storage postgresql://me:s3cret@host/db": (
-        "postgresql+psycopg://me:***@host/db is not an SQLite file: copy it with pg_dump"
-    ),
     "sample quick --length 0": "--length",
     "sample quick --top-k 0": "--top-k",
     "sample quick --temperature nan": "--temperature is nan",
@@ -150,9 +146,6 @@ REFUSED = {
     "rename gone new": ["existing studies: quick, wide"],
     "rename quick wide": ["study 'wide' exists already"],
     "rename quick ''": ["study name '' is blank"],
-    "copy quick": ["needs another name: expected --as or --to"],
-    "copy quick --to sqlite:///nowhere/s.db": ["does not exist: create it, or use"],
-    "copy quick --to postgresql://u:s3cret@127.0.0.1:1/d": ["cannot be opened"],
     "delete quick": ["confirm with --yes"],
     "export-study quick new.csv": ["expected a name ending in .jsonl.gz or .jsonl"],
     "export-study quick /dev/null/new.jsonl": ["cannot write /dev/null/new.jsonl"],

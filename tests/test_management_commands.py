@@ -33,54 +33,45 @@ def command(invoke, artifacts):
     return partial(invoke, RNN_SEARCH_ARTIFACTS=str(artifacts))
 
 
-def test_study_is_listed_renamed_copied_retried_and_deleted(
-    command, made, sqlite_url, artifacts, tmp_path
-):
-    target = ("--storage", f"sqlite:///{tmp_path}/copies.db")
+def test_study_is_listed_renamed_retried_and_deleted(command, made, sqlite_url, artifacts):
     done = command("list", *made)
     header, row = done.stdout.splitlines()
     assert header.split()[:3] == ["study", "kind", "trials"]
     assert row.startswith("made   grid  3 of 4 finished, 1 paused, 1 diverged, 1 failed  1.0625")
     done = command("rename", "made", "my study", *made)
     assert f"go on with rnn-search continue 'my study' {' '.join(made)}\n" in done.stdout
-    done = command("copy", "my study", "--to", target[1], *made)
-    assert "4 trials, 8 intermediate values, 7 files of " in done.stdout
-    assert f"continue 'my study' {' '.join(target)} --artifacts {artifacts}" in done.stdout
-    (listed,) = json.loads(command("list", "--json", *target).stdout)
+    (listed,) = json.loads(command("list", "--json", *made).stdout)
     assert (listed["study"], listed["finished"], listed["planned"]) == ("my study", 3, 4)
-    done = command("retry", "my study", "--failed", "--diverged", *target)
+    done = command("retry", "my study", "--failed", "--diverged", *made)
     assert done.stdout.startswith("1 failed and 1 diverged trials of study 'my study' wait again")
-    done = command("retry", "my study", *target)
+    done = command("retry", "my study", *made)
     assert done.stdout.startswith("study 'my study' has no trial to retry: 0 failed; --diverged ")
     done = command("delete", "my study", "--yes", *made)
     assert done.stdout == "deleted study 'my study' and its files; reports are kept\n"
     assert command("list", *made).stdout == f"no study in {sqlite_url}\n"
-    assert command("delete", "my study", "--yes", *target).returncode == 0
     assert list_files(artifacts) == {}
 
 
 @pytest.mark.extended
-def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, text, tmp_path):
-    (tmp_path / "here").mkdir()
-    shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", tmp_path / "here")
-    study = tmp_path / "here" / "quick.toml"  # also the name of a study file of the project
+def test_study_of_an_own_cell_that_is_moved_with_its_folders_continues(invoke, text, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", here)
+    study = here / "quick.toml"  # also the name of a study file of the project
     study.write_text(f'corpus = "{text}"\n[space]\ncell = ["min_gru.py:MinGRU", "gru"]\n'
                      "layers = [1]\nstate_size = [4]\n")  # fmt: skip
-    here, settings = f"sqlite:///{tmp_path}/here/studies.db", TINY
-    words = (str(study), "--storage", here, "--threads=1", "--until=0.000001s", *settings)
-    done = invoke("run", *words, report=False)
+    storage = ("--storage", f"sqlite:///{here}/studies.db", "--threads=1")
+    done = invoke("run", str(study), *storage, "--until=0.000001s", *TINY, report=False)
     assert "created with 2 trials" in done.stdout, done.stderr
-    there = ("--storage", f"sqlite:///{tmp_path}/moved.db")
-    elsewhere = ("--artifacts", str(tmp_path / "there"))
-    words = ("quick", "--storage", here, "--to", there[1], "--artifacts-to", elsewhere[1])
-    done = invoke("copy", *words)
-    assert "2 trials, 0 intermediate values, 1 file of" in done.stdout, done.stderr
-    shutil.rmtree(tmp_path / "here")
-    words = ("quick", *there, *elsewhere, "--threads=1")
-    done = invoke("continue", *words, report=False)
+    there.mkdir()
+    for path in here.glob("studies.db*"):
+        path.rename(there / path.name)
+    shutil.rmtree(here)
+    storage = ("--storage", f"sqlite:///{there}/studies.db")
+    done = invoke("continue", "quick", *storage, "--threads=1", report=False)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 finished" in done.stdout
-    done = invoke("sample", "quick", *there, *elsewhere, "--length=5")
+    done = invoke("sample", "quick", *storage, "--length=5")
     assert done.returncode == 0, done.stderr
 
 
@@ -121,17 +112,14 @@ def test_results_of_other_programs_are_refused(made, sqlite_url, tmp_path, optio
 def test_studies_are_managed_from_python(made, sqlite_url, artifacts, tmp_path):
     place = {"storage": sqlite_url, "artifacts": artifacts}
     rnn_search.rename_study("made", "first", storage=sqlite_url)
-    result = rnn_search.copy_study("first", new_name="second", **place)
-    assert result.files.count == 7
-    assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "second"]
     file = tmp_path / "first.jsonl.gz"
     exported = rnn_search.export_study("first", file, storage=sqlite_url)
     assert (exported.trials, exported.size) == (4, file.stat().st_size)
     imported = rnn_search.import_study(file, name="other", storage=sqlite_url)
     assert (imported.name, imported.rows["trials"], imported.missing_source) == ("other", 4, None)
-    assert rnn_search.retry_trials("second", diverged=True, storage=sqlite_url) == 2
-    rnn_search.delete_study("second", **place)
-    assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "other"]
+    assert rnn_search.retry_trials("first", diverged=True, storage=sqlite_url) == 2
+    rnn_search.delete_study("first", **place)
+    assert [each.name for each in rnn_search.list_studies(**place)] == ["other"]
 
 
 @pytest.mark.parametrize(("answer", "is_deleted"), [("n", False), ("", False), ("y", True)])
@@ -147,9 +135,11 @@ def test_deletion_asks_on_a_terminal(made, sqlite_url, artifacts, monkeypatch, a
 
 
 @pytest.mark.extended
-def test_password_is_in_no_message(command, made, postgresql_url):
+def test_password_is_in_no_message(command, made, postgresql_url, tmp_path):
     url = postgresql_url.replace("tester@", "tester:hunter2@")
-    for expected in ("go on with", "exists there already"):
-        done = command("copy", "made", *made, "--to", url)
+    file = str(tmp_path / "made.jsonl")
+    assert command("export-study", "made", file, *made).returncode == 0
+    for expected in ("imported study", "exists there already"):
+        done = command("import", file, "--storage", url)
         assert expected in done.stdout + done.stderr
         assert "hunter2" not in done.stdout + done.stderr

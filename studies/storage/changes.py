@@ -29,7 +29,6 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.errors import RowError, StudiesError, StudyExistsError
-from studies.storage.backup import merge_log
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
 from studies.storage.reads import RECORDS, read_distributions, read_where
 from studies.storage.storage import LeasedRDBStorage
@@ -68,8 +67,6 @@ from studies.storage.trials import (
 
 _RECORDED = tuple(TrialRecord.model_fields)
 
-_COPY_LOCK = 0x524E4F  # arbitrary key of a PostgreSQL advisory lock
-
 
 # ------------------------------------------------------------------ create
 
@@ -96,27 +93,8 @@ def create_study(
             insert_trials(connection, study_id, distributions, trials)
     except sa.exc.IntegrityError:
         return False
-    merge_log(storage)
+    storage.merge_log()
     return True
-
-
-def lock_copies(connection: Connection) -> None:
-    """Have other processes that copy to the same database wait until the transaction ends."""
-    if connection.dialect.name != "sqlite":  # where one process writes at a time
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_COPY_LOCK)))
-
-
-def require_free_name(connection: Connection, name: str, option: str = "--as") -> None:
-    """Check that no study has a name; ``option`` is that of the command which names another.
-
-    Raises:
-        StudyExistsError: if one has.
-    """
-    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
-    if connection.scalar(query) is not None:
-        raise StudyExistsError(
-            f"study {name!r} exists there already: expected another name ({option})"
-        )
 
 
 # ------------------------------------------------------------------ extend
@@ -164,7 +142,7 @@ def extend_study(
         if distributions:
             extended = _append_choices(connection, study_id, distributions)
             insert_trials(connection, study_id, extended, trials)
-    merge_log(storage)
+    storage.merge_log()
     return True
 
 
@@ -250,7 +228,7 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
         damaged.report(storage, study_id)
         reopened = [trial for trial in failed if names[trial.status] in kinds]
         _reopen(connection, reopened)
-    merge_log(storage)
+    storage.merge_log()
     counts = Counter(names[trial.status] for trial in reopened)
     return {kind: counts[kind] for kind in kinds}
 
@@ -329,7 +307,7 @@ def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
                     write_attrs(connection, STUDY_USER_ATTRS, {other_id: current})
     except sa.exc.IntegrityError as error:
         raise StudyExistsError(f"study {new!r} exists already: expected another name") from error
-    merge_log(storage)
+    storage.merge_log()
     return list(derived.values())
 
 
@@ -340,7 +318,7 @@ def list_derived(storage: LeasedRDBStorage, name: str) -> list[str]:
 
 
 def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> OwnedFiles:
-    """Delete a study with all of its trials; one from which others derive only with ``force``.
+    """Delete a study with all of its trials.
 
     Returns:
         What it said about its files, which are not deleted, without those that another study owns
@@ -348,11 +326,11 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
 
     Raises:
         StudyNotFoundError: if it does not exist.
-        StudyHeldError: if workers hold trials of it.
+        StudyHeldError: if workers hold trials of it, without ``force``.
         StudiesError: if others derive from it, without ``force``.
     """
     with storage.transaction() as connection:
-        study_id = lock_unheld(connection, name)
+        study_id = lock_unheld(connection, name, allow_held=force)
         derived = _derived_studies(connection, name).values()
         if derived and not force:
             raise StudiesError(
@@ -369,18 +347,13 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
         for table in (STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
             for key in connection.scalars(sa.select(table.c.key).where(table.c.key.in_(keys))):
                 keys.pop(key, None)
-        is_shared = owned.folder is not None and is_owned(connection, owned.folder)
-    merge_log(storage)
+        same_folder = sa.select(STUDY_USER_ATTRS.c.study_id).where(
+            STUDY_USER_ATTRS.c.key == "artifact_folder",
+            STUDY_USER_ATTRS.c.value_json == json.dumps(owned.folder),
+        )
+        is_shared = connection.execute(same_folder).first() is not None
+    storage.merge_log()
     return OwnedFiles(None if is_shared else owned.folder, tuple(keys.values()))
-
-
-def is_owned(connection: Connection, folder: str) -> bool:
-    """Return whether a study has an artifact folder."""
-    query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
-        STUDY_USER_ATTRS.c.key == "artifact_folder",
-        STUDY_USER_ATTRS.c.value_json == json.dumps(folder),
-    )
-    return connection.execute(query).first() is not None
 
 
 def read_owned_files(connection: Connection, study_id: int) -> OwnedFiles:

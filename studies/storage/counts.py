@@ -6,9 +6,8 @@ copied, deleted or reopened.
 
 import math
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from studies.attributes import (
 from studies.errors import RowError, StudyHeldError, StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import redact
-from studies.storage.leases import Lease, LeaseMonitor, database_seconds
+from studies.storage.leases import Lease, database_seconds
 from studies.storage.reads import read_trials
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
@@ -49,7 +48,6 @@ from studies.storage.tables import (
     has_system_attr,
     is_attr,
     is_grid_trial,
-    of_study,
     raw,
     select_trial_ids,
 )
@@ -557,16 +555,24 @@ def find_study(connection: Connection, name: str, lock: bool = False) -> int:
     return int(study_id)
 
 
-def lock_unheld(connection: Connection, name: str) -> int:
+def lock_unheld(connection: Connection, name: str, allow_held: bool = False) -> int:
     """Lock a study and its trials until the transaction ends; return its id.
 
     Raises:
         StudyNotFoundError: if it does not exist.
-        StudyHeldError: if workers hold trials of it.
+        StudyHeldError: if workers hold trials of it, unless that is allowed.
     """
     study_id = find_study(connection, name, lock=True)
     lock_all_trials(connection, study_id)
-    require_unheld(connection, name, study_id)
+    workers = read_active_workers(connection, study_id)
+    if workers and not allow_held:
+        listed = "; ".join(worker.description for worker in workers[:_MAX_LISTED])
+        others = len(workers) - _MAX_LISTED
+        more = f"; and {others} other{'s' * (others > 1)}" if others > 0 else ""
+        raise StudyHeldError(
+            f"trials of study {name!r} are held: {listed}{more}; stop these workers first; those "
+            "of dead workers wait again once another has run for the length of their lease"
+        )
     return study_id
 
 
@@ -574,73 +580,3 @@ def lock_all_trials(connection: Connection, study_id: int) -> None:
     """Lock the trials of a study until the transaction ends; workers skip them meanwhile."""
     query = select_trial_ids(study_id).order_by(TRIALS.c.trial_id)
     connection.execute(query.with_for_update())
-
-
-def require_unheld(connection: Connection, name: str, study_id: int) -> None:
-    """Check that no worker holds a trial of a study.
-
-    Raises:
-        StudyHeldError: if one does; the message names the workers.
-    """
-    workers = read_active_workers(connection, study_id)
-    if not workers:
-        return
-    listed = "; ".join(worker.description for worker in workers[:_MAX_LISTED])
-    others = len(workers) - _MAX_LISTED
-    more = f"; and {others} other{'s' * (others > 1)}" if others > 0 else ""
-    raise StudyHeldError(
-        f"trials of study {name!r} are held: {listed}{more}; stop these workers first; --wait "
-        "waits for them, and for the leases of those that died"
-    )
-
-
-def wait_until_unheld(
-    storage: "LeasedRDBStorage", name: str, print_line: Callable[[str], None]
-) -> None:
-    """Wait until no worker holds a trial of a study.
-
-    As a worker does, this observes the leases, and requeues the trials of those that expire. What
-    is waited for is printed once, and again when it changes.
-
-    Raises:
-        StudyNotFoundError: if the study does not exist.
-    """
-    monitor = LeaseMonitor()
-    shown = None
-    while True:
-        with storage.reading() as connection:
-            study_id = find_study(connection, name)
-            workers = read_active_workers(connection, study_id)
-        if not workers:
-            return
-        holders = [(worker.name, worker.trials) for worker in workers]
-        if holders != shown:
-            shown = holders
-            print_line(f"waiting: {'; '.join(each.description for each in workers[:_MAX_LISTED])}")
-        storage.expire_leases(study_id, monitor, time.monotonic)
-        time.sleep(min([MAX_POLL_SECONDS, *(seconds / 8 for seconds in monitor.durations())]))
-
-
-Fingerprint = tuple[Any, ...]
-"""What changes when anything is written to the trials of a study."""
-
-
-def read_fingerprint(connection: Connection, name: str) -> Fingerprint:
-    """Read what changes when anything is written to the trials of a study.
-
-    Raises:
-        StudyNotFoundError: if the study does not exist.
-        StudyHeldError: if workers hold trials of it.
-    """
-    study_id = find_study(connection, name)
-    require_unheld(connection, name, study_id)
-    times = map(raw, (TRIALS.c.datetime_start, TRIALS.c.datetime_complete))
-    states = sa.select(raw(TRIALS.c.state), sa.func.count(), *map(sa.func.max, times))
-    states = states.where(TRIALS.c.study_id == study_id).group_by(TRIALS.c.state)
-    rows: list[Any] = sorted(map(repr, connection.execute(states)))
-    for table in (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS):
-        lengths = sa.func.sum(sa.func.length(table.c.value_json))
-        query = sa.select(sa.func.count(), lengths).where(of_study(table, study_id))
-        rows += map(tuple, connection.execute(query))
-    curves = sa.select(sa.func.count()).where(of_study(INTERMEDIATE_VALUES, study_id))
-    return (study_id, *rows, connection.scalar(curves))

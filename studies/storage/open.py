@@ -18,8 +18,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from studies.errors import StorageError, StorageNotFoundError
-from studies.files import remove_temporary_files_of, require_regular
-from studies.storage.backup import copy_database, merge_log
+from studies.files import remove_temporary_files_of, require_regular, temporary_file
 from studies.storage.counts import find_study
 from studies.storage.engine import (
     configure,
@@ -82,7 +81,7 @@ def open_storage(url: str) -> LeasedRDBStorage:
                 storage.transaction() as transaction,
             ):
                 transaction.execute(sa.text(create))
-            merge_log(storage)
+            storage.merge_log()
         return storage
 
 
@@ -200,7 +199,7 @@ def _create_sqlite(url: URL) -> None:
                 )
             # Another process may be faster, or remove the copy of one that stood still for long.
             try:
-                copy_database(source, path)
+                _write_new(source, path)
             except FileExistsError:
                 pass
             except FileNotFoundError as error:
@@ -211,6 +210,26 @@ def _create_sqlite(url: URL) -> None:
                     "use another folder"
                 ) from error
     tables.engine.dispose()
+
+
+def _write_new(source: sqlite3.Connection, path: Path) -> None:
+    """Copy a database to a new file in WAL mode, which appears when it is complete.
+
+    Raises:
+        FileExistsError: if there is a file.
+        OSError, sqlite3.Error: if it cannot be written; nothing is left.
+    """
+    with temporary_file(path) as temporary:
+        with contextlib.closing(sqlite3.connect(temporary)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = WAL")
+        try:
+            path.hardlink_to(temporary)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)  # a rename alone would replace another file
+            temporary.replace(path)
 
 
 @tenacity.retry(

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import math
+import sqlite3
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
@@ -26,9 +27,9 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import LeaseLostError, RowError, StorageLostError
-from studies.storage.backup import DatabaseFile, StudyIdentity
 from studies.storage.counts import count_where
 from studies.storage.engine import begin_as, configure, engine_options
+from studies.storage.identity import DatabaseFile, StudyIdentity
 from studies.storage.leases import (
     Lease,
     LeaseMonitor,
@@ -140,6 +141,19 @@ class LeasedRDBStorage(RDBStorage):
         """
         self.engine.dispose()
 
+    def merge_log(self) -> None:
+        """Move SQLite's write-ahead log into the file, so that the file alone holds everything.
+
+        Best effort: what other processes read or write at this moment stays in the log.
+        """
+        if self.file is None:
+            return
+        with (
+            contextlib.suppress(sa.exc.SQLAlchemyError, sqlite3.Error, StorageLostError),
+            contextlib.closing(self.engine.raw_connection()) as connection,
+        ):
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")  # waits for no process
+
     # ------------------------------------------------------------------ transactions
 
     create_new_study = _as_writer(RDBStorage.create_new_study)
@@ -212,7 +226,8 @@ class LeasedRDBStorage(RDBStorage):
         """Check the file, also before a connection is opened: SQLite would create a missing one."""
         if self.file is not None and not self.file.is_in_place:
             raise StorageLostError(
-                f"{self.file.path} was deleted, moved or replaced while this search used it"
+                f"{self.file.path} was deleted, moved or replaced while this search used it: move "
+                "it back with its folders, or restore a backup, to resume"
             )
 
     def _require_study(self, connection: Connection) -> None:

@@ -1,12 +1,11 @@
-"""Everything that a storage has of a study: read for a copy or a file, and stored from one.
+"""Everything that a study file has of a study: read from a storage, and stored in one.
 
 Trials are read and stored one after the other: few of them are in memory.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -16,19 +15,18 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.errors import RowError
-from studies.storage.changes import lock_copies, require_free_name
-from studies.storage.counts import find_study, require_unheld
+from studies.errors import RowError, StudyExistsError
+from studies.storage.counts import find_study
 from studies.storage.reads import read_distributions, read_where
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     METRIC_NAMES,
+    STUDIES,
     STUDY_SYSTEM_ATTRS,
     TRIAL_TABLES,
     TRIALS,
     insert_study,
     insert_trials,
-    raw,
     select_trial_ids,
     write_attrs,
 )
@@ -37,21 +35,14 @@ from studies.storage.trials import StoredTrial, decode_distribution, reporting_d
 _BATCH = 200
 """Number of trials that are read at once."""
 
-_OF_TRIAL = re.compile(r"^(dashboard:(?:artifacts:)?)(\d+):")
-"""Keys of a study's system attributes that name a trial by its id: its note and its files."""
-
-_OF_NUMBER = re.compile(r"^(dashboard:(?:artifacts:)?)trial-(\d+):")
-"""The same in a :class:`WholeStudy`, which names it by its number."""
-
 
 @dataclass(frozen=True)
 class WholeStudy:
-    """Everything that a storage or a file has of a study.
+    """A study as a storage or a file has it.
 
     Attributes:
         metric: name of its value; "" for none.
-        system_attributes: its system attributes, the name of its value aside. Those about a trial
-            name it by ``trial-NUMBER`` in place of its id.
+        system_attributes: its system attributes, the name of its value aside.
         distributions: distribution of each parameter; trials may have others.
         trials: its trials by number, with everything that they have; to be iterated once.
     """
@@ -64,56 +55,26 @@ class WholeStudy:
     distributions: Mapping[str, BaseDistribution]
     trials: Iterable[StoredTrial]
 
-    def with_files(self, artifact_ids: Mapping[str, str]) -> "WholeStudy":
-        """Return it with other names of the files that its attributes list for a dashboard."""
-
-        def rename(attributes: Mapping[str, Any]) -> dict[str, Any]:
-            renamed = {}
-            for key, value in attributes.items():
-                for before, after in artifact_ids.items():
-                    if before in key:
-                        key = key.replace(before, after)
-                        value = json.loads(json.dumps(value).replace(before, after))
-                renamed[key] = value
-            return renamed
-
-        trials = (
-            replace(trial, system_attributes=rename(trial.system_attributes))
-            for trial in self.trials
-        )
-        return replace(self, system_attributes=rename(self.system_attributes), trials=trials)
-
 
 def read_study(storage: LeasedRDBStorage, name: str) -> WholeStudy:
-    """Read a study whose trials no worker holds, in the caller's reading transaction.
-
-    The trials are read when they are iterated.
+    """Read a study in the caller's reading transaction; its trials are read when iterated.
 
     Raises:
-        StudyNotFoundError, StudyHeldError: if there is none, or workers hold trials of it.
+        StudyNotFoundError: if there is none.
         StudyFormatError: if it is damaged, also when its trials are iterated.
     """
     with storage.reading() as connection:
         study_id = find_study(connection, name)
-        require_unheld(connection, name, study_id)
-        query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.number)).order_by(TRIALS.c.number)
-        rows = connection.execute(query.where(TRIALS.c.study_id == study_id))
-        numbers: dict[int, Any] = dict(rows.all())
+        ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
         (direction,) = storage.get_study_directions(study_id)
         attributes = storage.get_study_user_attrs(study_id)
         system_attributes = storage.get_study_system_attrs(study_id)
         with reporting_damage(storage, study_id):
             stored = read_distributions(connection, study_id)
             distributions = {key: decode_distribution(each) for key, each in stored.items()}
-
-    def name_trial(match: re.Match[str]) -> str:
-        number = numbers.get(int(match[2]))
-        return match[0] if number is None else f"{match[1]}trial-{number}:"
-
     (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
-    named = {_OF_TRIAL.sub(name_trial, key): value for key, value in system_attributes.items()}
-    trials = read_all_trials(storage, study_id, list(numbers))
-    return WholeStudy(name, metric, direction, attributes, named, distributions, trials)
+    trials = read_all_trials(storage, study_id, ids)
+    return WholeStudy(name, metric, direction, attributes, system_attributes, distributions, trials)
 
 
 def read_all_trials(
@@ -144,32 +105,25 @@ def read_all_trials(
         yield from trials
 
 
-def store_study(
-    connection: Connection, study: WholeStudy, folder: str, option: str = "--as"
-) -> dict[str, int]:
+def store_study(connection: Connection, study: WholeStudy, folder: str) -> dict[str, int]:
     """Store a study under its name; return the number of rows by table of those of its trials.
 
     A number that no trial has becomes a failed trial that is not of the grid: Optuna numbers the
-    trials of a study without gaps. Messages name the option of the command that gives another name.
+    trials of a study without gaps.
 
     Raises:
         StudyExistsError: if the name is taken.
         StorageError: if the database refuses a row.
     """
-    lock_copies(connection)
-    require_free_name(connection, study.name, option)
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
+    if connection.scalar(query) is not None:
+        raise StudyExistsError(
+            f"study {study.name!r} exists there already: expected another name (--name)"
+        )
     attributes = {**study.attributes, "artifact_folder": folder}
     study_id = insert_study(connection, study.name, study.metric, study.direction, attributes)
-    counts = insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
-    ids: Sequence[int] = ()
-    if any(map(_OF_NUMBER.match, study.system_attributes)):
-        ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
-    stored = {
-        _OF_NUMBER.sub(lambda match: f"{match[1]}{ids[int(match[2])]}:", key): value
-        for key, value in study.system_attributes.items()
-    }
-    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: stored})
-    return counts
+    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: study.system_attributes})
+    return insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
 
 
 def _fill_gaps(trials: Iterable[StoredTrial]) -> Iterator[StoredTrial]:

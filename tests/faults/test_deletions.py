@@ -9,7 +9,6 @@ import psycopg
 import pytest
 from helpers import create_small_study
 from hooks import CallGate
-from invocation import refused
 from managed_studies import list_files
 from process_runner import query, wait_until_running
 from small_searches import (
@@ -25,8 +24,6 @@ from small_searches import (
     list_checkpoints,
 )
 
-from rnn_search.studies_cli import backup
-from studies.errors import StorageError
 from studies.storage.open import open_storage
 
 
@@ -53,10 +50,6 @@ def delete_log(file):
         Path(f"{file}{suffix}").unlink()
 
 
-def list_rescued(file):
-    return sorted(path.name for path in file.parent.glob("*.rescued*"))
-
-
 def replace(file):
     other = file.with_name("other")
     open_storage(f"sqlite:///{other}").close()
@@ -64,37 +57,33 @@ def replace(file):
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, pytest.param(replace, marks=pytest.mark.extended)])
-def test_lost_file_is_rescued_and_a_moved_folder_found(
-    search, held, new_gate, search_url, file, reference_curves, lose
-):
-    """Each time the search resumes; only a replaced file is moved before."""
-    if lose is replace:
-        worker = held(gate=new_gate(40), **BEATING)
-        moved = file.parent.rename(file.parent.with_name("elsewhere"))
-        line = error_of(worker)
-        assert line.startswith(f"error: {file} was deleted, moved or replaced")
-        assert f"its results are in {moved}/studies.db: move it" in line
-        assert list_rescued(moved / "studies.db") == []
-        moved.rename(file.parent)
+def test_search_ends_if_its_file_is_deleted_or_replaced(held, file, lose):
     worker = held(**BEATING)
     lose(file)
     left = file.read_bytes() if file.exists() else None
     assert error_of(worker) == (
-        f"error: {file} was deleted, moved or replaced while this search used it; its content was "
-        f"rescued: delete studies.db-wal and studies.db-shm, then move {file}.rescued to {file} "
-        "to resume"
+        f"error: {file} was deleted, moved or replaced while this search used it: move it back "
+        "with its folders, or restore a backup, to resume"
     )
     assert (file.read_bytes() if file.exists() else None) == left
-    delete_log(file)
-    Path(f"{file}.rescued").replace(file)
+
+
+@pytest.mark.extended
+def test_search_resumes_when_its_folder_is_moved_back(
+    search, held, search_url, file, reference_curves
+):
+    worker = held(**BEATING)
+    moved = file.parent.rename(file.parent.with_name("elsewhere"))
+    assert error_of(worker).startswith(f"error: {file} was deleted, moved or replaced")
+    moved.rename(file.parent)
     assert f"trial 0 resumes from step {STEP}" in finish(search(**BEATING))
     assert_all_trials_match(search_url, reference_curves, ONE)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETE"])
-def test_file_that_is_deleted_at_the_end_of_a_training_is_rescued(
-    search, held, search_url, file, gate, tmp_path, state
+def test_file_that_is_deleted_at_the_end_of_a_training_ends_the_search(
+    search, held, file, gate, tmp_path, state
 ):
     """Before the trial is recorded as complete, or before the summary, which would count none."""
     end = CallGate(tmp_path / "calls", "search.run:_work")
@@ -103,21 +92,18 @@ def test_file_that_is_deleted_at_the_end_of_a_training_is_rescued(
     file.unlink()
     gate.open()
     end.open()
-    assert "its content was rescued" in error_of(worker)
-    assert query(f"{search_url}.rescued", STATES) == [(state,)]
+    assert "was deleted, moved or replaced" in error_of(worker)
+    assert not file.exists()
 
 
 @pytest.mark.extended
-def test_deleted_file_is_rescued_once_by_several_searches(held, file, artifacts):
-    """One of them has two processes, and an earlier rescue of another content stays as it is."""
-    Path(f"{file}.rescued").write_text("earlier")
+def test_deleted_file_ends_several_searches(held, file, artifacts):
+    """One of them has two processes."""
     settings = FOUR | {"lease_seconds": 4}
     searches = [held("--workers=2", trainings=2, **settings), held(**settings)]
     file.unlink()
     for each in searches:
-        assert f"move {file}.rescued-2 to" in error_of(each)
-    assert list_rescued(file) == ["studies.db.rescued", "studies.db.rescued-2"]
-    assert Path(f"{file}.rescued").read_text() == "earlier"
+        assert "was deleted, moved or replaced" in error_of(each)
     assert len(list_checkpoints(artifacts)) == 3
 
 
@@ -194,70 +180,3 @@ def test_lost_or_damaged_log_costs_the_last_commits_at_most(
     delete_log(file)
     finish(search(**ONE))
     assert query(search_url, STATES) == [("COMPLETE",)]
-
-
-# ------------------------------------------------------------------ backups
-
-
-def count_points(url):
-    """Return the number of points in the curve of each complete trial."""
-    points = "(SELECT count(*) FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)"
-    return dict(query(url, f"SELECT number, {points} FROM trials t WHERE state = 'COMPLETE'"))
-
-
-@pytest.mark.extended
-def test_backups_of_a_running_search_are_complete_and_resume(
-    run, search, show_status, held, gate, search_url, tmp_path, reference_curves
-):
-    """Backups are taken while two workers train and write."""
-    settings = FOUR | {"lease_seconds": 1}
-    workers = [held(**settings) for _ in range(2)]
-    gate.open()
-    backups = []
-    while not backups or not all(worker.ended.is_set() for worker in workers):
-        target = tmp_path / f"backup-{len(backups)}.db"
-        before = count_points(search_url)
-        done = run("backup", str(target), "--storage", search_url)
-        backups.append(f"sqlite:///{target}")
-        copied = count_points(backups[-1])
-        assert set(copied) >= set(before)
-        assert set(copied.values()) <= {10}, "complete trials have complete curves"
-        assert f"{target}: 1 study, {len(copied)} of 4 trials finished" in done.stdout
-        assert ("or unfinished trials restart from step 0" in done.stdout) == (len(copied) < 4)
-    finish(*workers)
-    assert query(backups[0], "PRAGMA integrity_check") == [("ok",)]
-    assert sorted(tmp_path.glob("backup-*")) == sorted(Path(url[10:]) for url in backups)
-    finish(search(url=backups[0], **settings))
-    for url in search_url, backups[0]:
-        assert_all_trials_match(url, reference_curves, FOUR)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("studies.db", "studies.db is the storage itself: expected a new file"),
-        ("link.db", "link.db is the storage itself: expected a new file"),
-        ("notes", "notes exists already: expected a new file"),
-        ("lost.db", "lost.db-wal is left of another file of that name: delete it, or use another"),
-        ("missing/copy.db", "missing does not exist: create it, or use another file"),
-    ],
-)
-def test_backup_to_an_unsuitable_file_is_refused(search_url, file, target, message):
-    open_storage(search_url).close()
-    file.with_name("notes").write_text("a shopping list")
-    file.with_name("link.db").symlink_to("studies.db")
-    file.with_name("lost.db-wal").write_text("a log")
-    with refused(StorageError, message, file.parent):
-        backup.main([f"{file.parent}/{target}", "--storage", search_url], standalone_mode=False)
-
-
-def test_damaged_storage_is_not_backed_up(search_url, file):
-    with closing(open_storage(search_url)) as storage:
-        create_small_study(storage, 500)
-    content = bytearray(file.read_bytes())
-    for page in range(30, len(content) // 4096):
-        content[page * 4096 : page * 4096 + 8] = bytes(8)
-    file.write_bytes(content)
-    with refused(OSError, "the database is damaged"):
-        backup.main([f"{file}-copy", "--storage", search_url], standalone_mode=False)
-    assert [path.name for path in file.parent.glob("*copy*")] == []

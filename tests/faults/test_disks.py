@@ -14,9 +14,6 @@ from small_searches import (
     wait_for_message,
 )
 
-from rnn_search.studies_cli import backup
-from studies.storage.open import open_storage
-
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -72,14 +69,6 @@ def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, search, search_
     assert_all_complete(search_url, 1)
 
 
-def test_backup_to_a_full_disk_leaves_nothing(small_disk, sqlite_url):
-    open_storage(sqlite_url).close()
-    filler = fill(small_disk)
-    with pytest.raises(OSError, match=f"cannot copy the database to {small_disk}/copy.db"):
-        backup.main([f"{small_disk}/copy.db", "--storage", sqlite_url], standalone_mode=False)
-    assert list(small_disk.iterdir()) == [filler]
-
-
 @pytest.mark.extended
 def test_read_only_disk_is_refused_and_left_unchanged(
     small_disk, search, show_status, search_url, runner, tmp_path
@@ -91,6 +80,7 @@ def test_read_only_disk_is_refused_and_left_unchanged(
     assert line.startswith("error: storage sqlite:")
     assert "check the address and that you may write there" in line
     assert "complete  1" in finish(show_status())
-    finish(runner.start("backup", f"{tmp_path}/copy.db", "--storage", search_url))
+    file = f"{tmp_path}/quick.jsonl"
+    finish(runner.start("export-study", "quick", file, "--storage", search_url))
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before

@@ -57,7 +57,7 @@ DERIVED = {
 
 RESULTS = {"validation_loss": 2.25, "validation_windows": [3.0, 3.5], "worker": "w", "seconds": 1.0}
 
-SOURCES = {"derive": ("study 1/study_", "study 2/study_"), "copy": ("study 2/", "study 3/")}
+SOURCES = {"derive": ("study 1/study_", "study 2/study_")}
 """What a new study is compared with, and which of its rows, by operation."""
 
 VARYING = re.compile(
@@ -146,8 +146,6 @@ def live(folder: Path) -> Iterator[str]:
     yield "derive"
     rnn_search.run(DERIVED, name="second", **place, **terms)
     yield "train the derived trials"
-    rnn_search.copy_study("second", new_name="third", **place)
-    yield "copy"
     rnn_search.rename_study("first", "renamed", storage=url)
     yield "rename"
     rnn_search.delete_study("second", **place)

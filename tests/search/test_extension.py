@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
 from studies.loader import read_study_record
-from studies.management import StudyManager
+from studies.management import retry_trials
 from studies.storage.reads import read_trials
 
 FOUR = [
@@ -177,7 +177,7 @@ def test_trials_are_read_as_they_were_before_a_change_that_comes_meanwhile(
     def retry_meanwhile(connection, cursor, statement, *others):
         if "FROM trial_user_attributes" in statement and not changed:
             changed.append(True)
-            StudyManager(url).retry("quick", ["failed"])
+            retry_trials(url, "quick", ["failed"])
 
     before = read_trials(storage, joined.study_id, is_strict=True)
     after = read_trials(storage, joined.study_id, is_strict=True)

@@ -194,18 +194,17 @@ def test_extension_adds_a_task(study, folder):
     assert set(handle.tasks) == set(handle.record.task_floors) == {*before["task"], "adding:5"}
 
 
-def test_study_of_several_tasks_is_copied_exported_and_continued(trained, folder):
+def test_study_of_several_tasks_is_exported_imported_and_continued(trained, folder):
     join()
     study = rnn_search.load("mine", storage=f"sqlite:///{trained}/studies.db")
     place = {"storage": "sqlite:///studies.db"}
-    rnn_search.copy_study("mine", new_name="copied", **place)
-    rnn_search.export_study("copied", folder / "mine.jsonl", **place)
+    rnn_search.export_study("mine", folder / "mine.jsonl", **place)
     assert str(folder) not in (folder / "mine.jsonl").read_text()
     rnn_search.import_study(folder / "mine.jsonl", name="imported", **place)
     continued = run(name="imported")
     values, others = (each.results.sort_index()["value"].tolist() for each in (continued, study))
     assert values == pytest.approx(others, rel=1e-5)
-    assert join(study="copied").tasks.keys() == {"adding:10", "Sum"}
+    assert join(study="imported").tasks.keys() == {"adding:10", "Sum"}
 
 
 def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks(study, folder):

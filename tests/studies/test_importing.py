@@ -17,7 +17,7 @@ from studies.errors import (
 )
 from studies.hypotheses import Hypothesis
 from studies.loader import load_stored_config, read_record, read_study_record
-from studies.management import StudyManager, list_studies
+from studies.management import list_studies, retry_trials
 from studies.storage.counts import count_trials, read_best_trial, top_trials
 from studies.storage.open import load_study, read_storage
 
@@ -100,7 +100,7 @@ def test_imported_study_is_not_trained(table, target):
     table(GRID)
     study = load_study(read_storage(target), "table")
     for train in (
-        lambda: StudyManager(target).retry("table", ["failed"]),
+        lambda: retry_trials(target, "table", ["failed"]),
         lambda: load_stored_config("table", target),
         lambda: read_study_record(study),
     ):

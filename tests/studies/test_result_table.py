@@ -16,7 +16,7 @@ from studies.errors import (
     StudyExistsError,
     TableError,
 )
-from studies.management import StudyManager
+from studies.management import delete_study
 
 EXPORTS = Path(__file__).parents[1] / "data" / "imports"
 
@@ -93,7 +93,7 @@ def test_every_format_of_a_table_reads_alike(target, tmp_path, monkeypatch):
         assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
         assert [trial.params["lr"] for trial in trials] == [0.1, 0.1, 0.2, 0.2]
         assert trials[0].params == {"lr": 0.1, "act": "relu"}
-        StudyManager(target).delete("table")
+        delete_study(target, None, "table")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

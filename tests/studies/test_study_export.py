@@ -23,7 +23,7 @@ from managed_studies import create_with_everything
 from rnn_search import import_results, import_study, list_studies, load
 from studies.attributes import AuditState
 from studies.errors import ConfigError
-from studies.management import StudyManager
+from studies.management import retry_trials
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import AuditDecision
 from studies.study_file import export_study, import_studies
@@ -33,7 +33,7 @@ def make_retried(url: str) -> None:
     """Complete and paused trials, and failed ones that wait again and keep what they were."""
     make_empty(url)
     create_with_everything(url, Path(url.removeprefix("sqlite:///")).parent / "files")
-    StudyManager(url).retry("made", ["failed", "diverged"])
+    retry_trials(url, "made", ["failed", "diverged"])
 
 
 def make_audited(url: str) -> None:

@@ -15,7 +15,7 @@ from process_runner import query
 
 from studies import errors
 from studies.config import StudyConfig
-from studies.management import StudyManager
+from studies.management import retry_trials
 from studies.storage.changes import create_study
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial
@@ -113,7 +113,7 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
             error = f"OSError: {host} cannot read '{corpus}' or C:\\Users\\alice smith\\x.txt"
             found = {"host": host, "worker": worker, "error": error, "failure": "exception"}
             storage.finish(trial_id, f"{worker}/t", TrialState.FAIL, None, found)
-    StudyManager(sqlite_url).retry("made", ["failed"])
+    retry_trials(sqlite_url, "made", ["failed"])
     path = tmp_path / "made.jsonl"
     export_study(sqlite_url, "made", path)
     content = path.read_text()
