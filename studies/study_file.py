@@ -1,9 +1,10 @@
 """Studies as files: compressed JSON lines, one for the study and one for each trial, by number.
 
-A file leaves out who trained the study and where: machines become ``machine-1``, ``machine-2``, …
-in the order of their trials, paths become their last part, because folders hold users' names, and
-what a dashboard or another program has written is absent. The fields have the names of Optuna's
-``FrozenTrial``; JSON lacks numbers that are not finite, which are texts: ``"nan"``, ``"inf"``.
+A file leaves out who trained the study and where: machines, workers, commands, messages of errors
+and what a dashboard or another program has written; of a path only its last part is in it. Trials
+that are not finished are as they start elsewhere, from step 0. The fields have the names of
+Optuna's ``FrozenTrial``; JSON lacks numbers that are not finite, which are texts: ``"nan"``,
+``"inf"``.
 """
 
 import gzip
@@ -32,8 +33,10 @@ from pydantic import (
 
 from rnn.config import ParamValue
 from studies.attributes import (
+    AUDIT,
     COMMANDS,
     CONFIG,
+    EARLIER_FAILURES,
     ERROR,
     HYPOTHESES,
     IMPORTED,
@@ -42,6 +45,7 @@ from studies.attributes import (
     OBJECTIVE_NAMES,
     SOURCE_TRIALS,
     STUDY_SYSTEM_ATTRIBUTES,
+    AuditState,
     StudyRecord,
     TrialRecord,
     is_result,
@@ -62,16 +66,9 @@ from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes, parse_record
 from studies.note import to_attributes, write_text
 from studies.space import contains_exact
-from studies.storage.counts import find_study
+from studies.storage.counts import count_where, find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
-from studies.storage.storage import LeasedRDBStorage
-from studies.storage.tables import (
-    TRIAL_SYSTEM_ATTRS,
-    TRIAL_USER_ATTRS,
-    TRIALS,
-    select_trial_ids,
-)
 from studies.storage.trials import (
     StoredTrial,
     check_params,
@@ -80,7 +77,6 @@ from studies.storage.trials import (
 from studies.storage.whole_study import (
     WholeStudy,
     new_folder,
-    read_all_trials,
     read_study,
     store_study,
 )
@@ -97,13 +93,16 @@ _FORMAT = "rnn-search study"
 _VERSION: Literal[2] = 2
 """Version of the format. Raise it when a field or a meaning changes."""
 
-_FIRST_LINE = re.compile(rf'(# {_FORMAT} 1: )|\{{\s*"format"\s*:\s*"{_FORMAT}"')
-"""Beginning of a file: of version 1, a table as CSV, or of a later one."""
+_FIRST_LINE = re.compile(rf'\{{\s*"format"\s*:\s*"{_FORMAT}"')
+"""Beginning of a file."""
 
 _GZIP = b"\x1f\x8b"
 
 _USER_ATTRIBUTES = (*TrialRecord.model_fields, SOURCE_TRIALS)
 """User attributes of a trial in a file, in their order."""
+
+_PRIVATE = {"host", "worker", ERROR}
+"""Those that are left out, because they name machines, users or folders."""
 
 
 # ------------------------------------------------------------------ export
@@ -134,7 +133,7 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
             study is replaced.
 
     Raises:
-        StudyNotFoundError, StudyHeldError, StudyFormatError: if the study cannot be exported.
+        StudyNotFoundError, StudyFormatError: if the study cannot be exported.
         StudyFileError: if the file cannot be written, or exists and is not one of this study; it
             stays unchanged.
         StorageError: if the storage cannot be read.
@@ -144,13 +143,15 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
             f"{path} is not a study file: expected a name ending in {' or '.join(SUFFIXES)}"
         )
     _require_replaceable(path, name)
-    with closing(read_storage(storage)) as opened, opened.reading():
+    with closing(read_storage(storage)) as opened, opened.reading() as connection:
         study = read_study(opened, name)
         record = parse_record(name, study.attributes)
-        count, machines = _name_machines(opened, name)
+        count = count_where(connection, find_study(connection, name))
+        if not count:
+            raise StudyFormatError(f"study {name!r} has no grid trial: expected one or more")
         lines = (
             f"{json.dumps(line, separators=(',', ':'))}\n".encode()
-            for line in _format_lines(study, record, count, machines)
+            for line in _format_lines(study, record, count)
         )
         try:
             require_regular(path)
@@ -173,11 +174,8 @@ def _require_replaceable(path: Path, name: str) -> None:
         raise StudyFileError(f"{path} exists and is {found}: expected a new file")
 
 
-def _format_lines(
-    study: WholeStudy, record: StudyRecord, count: int, machines: "_MachineNames"
-) -> Iterator[dict[str, Any]]:
-    """Yield the line of a study, then that of each grid trial, without names of who trained it."""
-    system_attributes = study.system_attributes
+def _format_lines(study: WholeStudy, record: StudyRecord, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the line of a study, then that of each grid trial."""
     yield {
         "format": _FORMAT,
         "version": _VERSION,
@@ -185,155 +183,130 @@ def _format_lines(
         "direction": study.direction.name.lower(),
         "metric": study.metric,
         "trials": count,
-        "user_attrs": _anonymize_record(record),
+        "user_attrs": _select_record(record),
         "system_attrs": {
-            name: system_attributes[name]
+            name: study.system_attributes[name]
             for name in STUDY_SYSTEM_ATTRIBUTES
-            if name in system_attributes
+            if name in study.system_attributes
         },
         "distributions": {
-            name: json.loads(distribution_to_json(each))
-            for name, each in study.distributions.items()
+            name: json.loads(distribution_to_json(distribution))
+            for name, distribution in study.distributions.items()
         },
     }
     for trial in study.trials:
-        if not trial.is_grid:
-            continue
-        attributes = trial.attributes
-        kept = {key: attributes[key] for key in _USER_ATTRIBUTES if key in attributes}
-        line = {
-            "number": trial.number,
-            "state": trial.state.name,
-            "value": _to_json(trial.values[0]) if trial.values else None,
-            "datetime_start": trial.started and trial.started.isoformat(),
-            "datetime_complete": trial.completed and trial.completed.isoformat(),
-            "params": {
-                name: trial.params[name]
-                for name in study.distributions
-                if name in trial.distributions
-            },
-            "distributions": {
-                name: json.loads(distribution_to_json(each))
-                for name, each in trial.distributions.items()
-                if each is not study.distributions[name]
-            },
-            "user_attrs": machines.replace(kept),
-            "system_attrs": machines.replace(_select_results(trial)),
-            "intermediate_values": {
-                str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
-            },
-        }
-        yield {key: value for key, value in line.items() if value not in (None, {})}
+        if trial.is_grid:
+            line = _format_trial(study, trial if trial.state.is_finished() else _reopen(trial))
+            yield {key: value for key, value in line.items() if value not in (None, {})}
+
+
+def _reopen(trial: StoredTrial) -> StoredTrial:
+    """Return a trial as it starts where it has no checkpoint."""
+    kept = (SOURCE_TRIALS, EARLIER_FAILURES)
+    attributes = {key: value for key, value in trial.attributes.items() if key in kept}
+    results = {key: value for key, value in trial.system_attributes.items() if key in kept}
+    if AUDIT in trial.system_attributes:
+        results[AUDIT] = AuditState().model_dump()
+    return replace(
+        trial,
+        state=TrialState.WAITING,
+        attributes=attributes,
+        system_attributes=results,
+        started=None,
+        curve={},
+    )
+
+
+def _format_trial(study: WholeStudy, trial: StoredTrial) -> dict[str, Any]:
+    """Return the line of a trial."""
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": _to_json(trial.values[0]) if trial.values else None,
+        "datetime_start": trial.started and trial.started.isoformat(),
+        "datetime_complete": trial.completed and trial.completed.isoformat(),
+        "params": {
+            name: trial.params[name] for name in study.distributions if name in trial.distributions
+        },
+        "distributions": {
+            name: json.loads(distribution_to_json(distribution))
+            for name, distribution in trial.distributions.items()
+            if distribution is not study.distributions[name]
+        },
+        "user_attrs": _select_attributes(trial.attributes),
+        "system_attrs": _select_results(trial),
+        "intermediate_values": {
+            str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
+        },
+    }
 
 
 def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _name_machines(storage: LeasedRDBStorage, name: str) -> tuple[int, "_MachineNames"]:
-    """Count the grid trials of a study, and name the machines that are met in them.
-
-    Raises:
-        StudyFormatError: if it has no grid trial.
-    """
-    with storage.reading() as connection:
-        study_id = find_study(connection, name)
-        ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
-    count, machines = 0, _MachineNames()
-    columns = (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS)
-    for trial in read_all_trials(storage, study_id, ids, columns):
-        if trial.is_grid:
-            count += 1
-            machines.replace({**trial.attributes, **_select_results(trial)})
-    if not count:
-        raise StudyFormatError(f"study {name!r} has no grid trial: expected one or more")
-    return count, machines
+def _select_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user attributes of a trial that a file has."""
+    names = [name for name in _USER_ATTRIBUTES if name in attributes and name not in _PRIVATE]
+    return {name: attributes[name] for name in names}
 
 
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial that a file has, in a fixed order."""
-    mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
-    stored = trial.system_attributes
-    return mark | {name: stored[name] for name in sorted(filter(is_result, stored))}
+    results: dict[str, Any] = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
+    for name in sorted(filter(is_result, trial.system_attributes)):
+        results[name] = trial.system_attributes[name]
+    if EARLIER_FAILURES in results:
+        results[EARLIER_FAILURES] = [
+            {**failure, "attributes": _select_attributes(failure["attributes"])}
+            for failure in results[EARLIER_FAILURES]
+        ]
+    return results
 
 
-def shorten_paths(text: str) -> str:
-    """Replace each path in a text by its last part, and each URL by its scheme."""
-    text = re.sub(r'(?:\b[A-Za-z]:|\\)\\(?:[^\\/:*?"<>|\r\n]+\\)*', "", text)  # of Windows
-    text = re.sub(r"\b([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"]*", r"\1:", text)
-    text = re.sub(r"""(['"])[^'"=\[\]{}]*/([^/'"=\[\]{}]+)\1""", r"\1\2\1", text)  # in quotes
-    return re.sub(r"""[^\s'"=,;:()\[\]{}]*/(?=[^\s/])""", "", text)
-
-
-def _anonymize_record(record: StudyRecord) -> dict[str, Any]:
-    """Return what a study stores about itself, without the folders of its files."""
+def _select_record(record: StudyRecord) -> dict[str, Any]:
+    """Return what a study stores about itself, without commands and folders."""
     attributes = record.attributes()
     del attributes["artifact_folder"]  # each stored study has one of its own
-    attributes["commands"] = list(map(shorten_paths, record.commands))
-    config, corpus = attributes[CONFIG], attributes["corpus"]
-    for named, key in ((config, "corpus"), (corpus, "name")):
-        if named is not None:
-            named[key] = PurePath(named[key]).name
+    del attributes[COMMANDS]
+    config = attributes[CONFIG]
+    if attributes["corpus"] is not None:
+        attributes["corpus"]["name"] = _shorten_path(attributes["corpus"]["name"])
+    if config["corpus"] is not None:
+        config["corpus"] = _shorten_path(config["corpus"])
     for cell in config["cells"].values():
-        cell["spec"] = shorten_paths(cell["spec"])
+        cell["spec"] = _shorten_path(cell["spec"])
     for space in config["space"] or ():
-        space["cell"] = space["cell"] and list(map(shorten_paths, space["cell"]))
+        space["cell"] = space["cell"] and list(map(_shorten_path, space["cell"]))
         if isinstance(space["task"], list):
-            space["task"] = list(map(shorten_paths, space["task"]))
+            space["task"] = list(map(_shorten_path, space["task"]))
     if results := config.get("results"):
-        source = re.sub("sqlite:///.*/", "sqlite:///", results["source"])
-        results["source"] = source if "sqlite:///" in source else shorten_paths(source)
+        results["source"] = _shorten_path(results["source"])
     for task in config.get("task_records", {}).values():
-        _anonymize_task(task)
+        _shorten_task(task)
     if task := config["task_record"]:
-        _anonymize_task(task)
+        _shorten_task(task)
         config["task"] = {"source": task["source"], **task["values"]}
     return attributes
 
 
-def _anonymize_task(task: dict[str, Any]) -> None:
+def _shorten_task(task: dict[str, Any]) -> None:
     """Remove the folders of a task's files from its record."""
-    values = {
-        name: shorten_paths(value) if isinstance(value, str) else value
-        for name, value in task["values"].items()
-    }
-    task |= {"source": shorten_paths(task["source"]), "values": values, "folder": ""}
+    task["source"] = _shorten_path(task["source"])
+    task["folder"] = ""
+    for name, value in task["values"].items():
+        if isinstance(value, str):
+            task["values"][name] = _shorten_path(value)
 
 
-class _MachineNames:
-    """Names of machines and workers without what they are called, in the order of their trials.
+def _shorten_path(text: str) -> str:
+    """Return a path, also within a text such as ``sequences:PATH`` or ``PATH:Class``, by its end.
 
-    An error may name a machine that a later trial ran on: replace the names of all trials twice.
+    Of a URL, scheme and end are left.
     """
-
-    def __init__(self) -> None:
-        self._hosts: dict[str, str] = {}
-        self._workers: dict[str, str] = {}
-
-    def replace(self, value: Any) -> Any:
-        """Return attributes with other names of machines and workers, and without paths."""
-        if isinstance(value, list):
-            return [self.replace(item) for item in value]
-        if not isinstance(value, Mapping):
-            return value
-        replaced = dict(value)
-        if isinstance(host := value.get("host"), str):
-            replaced["host"] = self._name_host(host)
-        if isinstance(worker := value.get("worker"), str):
-            if worker not in self._workers:
-                machine = self._name_host(worker.partition("/")[0])
-                count = sum(each.startswith(f"{machine}/") for each in self._workers.values())
-                self._workers[worker] = f"{machine}/{count + 1}"
-            replaced["worker"] = self._workers[worker]
-        replaced = {key: self.replace(item) for key, item in replaced.items()}
-        if isinstance(error := replaced.get(ERROR), str):
-            for host, name in self._hosts.items():
-                error = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", name, error)
-            replaced[ERROR] = shorten_paths(error)
-        return replaced
-
-    def _name_host(self, host: str) -> str:
-        return self._hosts.setdefault(host, f"machine-{len(self._hosts) + 1}")
+    if "://" in text:
+        return re.sub("://.*/", ":///", text)
+    return ":".join(PurePath(part).name for part in text.split(":"))
 
 
 # ------------------------------------------------------------------ import
@@ -442,16 +415,10 @@ def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[
     """
     with _open_lines(path) as lines:
         first = next(lines, "")
-        match = _FIRST_LINE.match(first)
-        if match is None:
+        if not _FIRST_LINE.match(first):
             raise StudyFileError(
                 f"{path} is not an exported study: expected a file that rnn-search export-study "
                 "wrote"
-            )
-        if match[1]:
-            raise StudyFileError(
-                f"{path} is a study as CSV, of an earlier version of this program: import it with "
-                "that version, and export the study with this one"
             )
         study = _FileReader(path).read(first, lines)
         yield study if objective is None else change_objective(study, objective)

@@ -81,7 +81,7 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
     assert done.stdout.startswith(f"exported study 'made' to {file}: 4 trials, "), done.stderr
     done = command("import", file, *target)
     assert done.stdout == (
-        f"imported study 'made' to {target[1]}: 4 trials, 8 intermediate values\n"
+        f"imported study 'made' to {target[1]}: 4 trials, 6 intermediate values\n"
     )
     require_refused(command("import", file, *target), "study 'made' exists there already", "--name")
     derived = str(tmp_path / "derived.jsonl")

@@ -4,10 +4,11 @@ import json
 import signal
 
 import pytest
+from helpers import EACH_DATABASE
 from hooks import CallGate, Hooks, StatementGate
 from managed_studies import FILES, create_with_everything, dump, list_files
 from process_runner import query, wait_until_running
-from small_searches import ONE, finish, kill
+from small_searches import FOUR, ONE, assert_all_trials_match, finish, kill
 
 COUNT = "SELECT count(*) FROM studies"
 
@@ -105,3 +106,26 @@ def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
     assert done.returncode == 0, done.stderr
     status = json.loads(manage("status", "new", "--json").stdout)
     assert (status["workers"], status["retries"]) == ([], {"lease_expired": 1})
+
+
+@EACH_DATABASE
+def test_worker_finishes_an_unfinished_study_that_was_imported(
+    held, search, run, search_url, url, tmp_path, reference_curves
+):
+    """Its open trial, which a killed worker holds, restarts from step 0; the others stay."""
+    file, elsewhere = str(tmp_path / "quick.jsonl.gz"), f"sqlite:///{tmp_path}/elsewhere.db"
+    target = elsewhere if url == search_url else url
+    worker = held(**FOUR)
+    finish(search("--no-wait", **FOUR))
+    kill(worker)
+    for words in (("export-study", "quick", file), ("import", file)):
+        storage = search_url if words[0] == "export-study" else target
+        done = run(*words, "--storage", storage)
+        assert done.returncode == 0, done.stderr
+    states = "SELECT number, state FROM trials ORDER BY number"
+    assert query(target, states) == [(0, "WAITING"), *[(n, "COMPLETE") for n in (1, 2, 3)]]
+    curve = "SELECT count(*) FROM trial_intermediate_values JOIN trials USING (trial_id)"
+    assert query(target, f"{curve} WHERE number = 0") == [(0,)]
+    said = finish(search(url=target, **FOUR))
+    assert "no checkpoint" not in said
+    assert_all_trials_match(target, reference_curves, FOUR)
