@@ -23,7 +23,6 @@ from reports.errors import ReportError
 from rnn.config import LATER_SWITCHES
 from rnn_search import load
 from rnn_search.models_cli import export, sample
-from rnn_search.studies_cli import copy as copy_command
 from rnn_search.studies_cli import export_command, import_command
 from search.errors import USER_ERRORS
 from studies.attributes import (
@@ -485,7 +484,6 @@ KEYED = "UPDATE trial_system_attributes SET key = {} WHERE trial_id = 1 AND key 
 def test_attribute_without_a_name_costs_export_and_copy_one_line_at_most(damage, statement):
     folder = damage(statement)
     require_one_line(call, folder, export_command, "quick", "{tmp}/q.jsonl")
-    require_one_line(call, folder, copy_command, "quick", "--as", "copied")
 
 
 def test_damage_of_a_held_trial_costs_its_worker_the_lease(tmp_path):

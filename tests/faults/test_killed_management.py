@@ -57,7 +57,7 @@ def test_import_that_is_ended_before_its_commit_leaves_nothing(
     assert query(url, COUNT) == [(0,)]
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
     assert "imported study 'made'" in finish(start(*arguments))
-    assert dump(url)["trial_intermediate_values"] == dump(source)["trial_intermediate_values"]
+    assert dump(url)["trial_values"] == dump(source)["trial_values"]
 
 
 @pytest.mark.extended
@@ -72,7 +72,7 @@ def test_killed_deletion_changes_nothing_or_leaves_files_of_the_study_alone(
     rows = StatementGate(tmp_path / "rows", "DELETE FROM studies")
     end("delete", "made", *common, statements=rows)
     assert (dump(url), list_files(artifacts)) == (before, files)
-    removal = CallGate(tmp_path / "files", "studies.artifacts:ArtifactFolders.remove_files")
+    removal = CallGate(tmp_path / "files", "studies.storage.changes:delete_study")
     end("delete", "made", *common, calls=removal)
     assert query(url, "SELECT study_name FROM studies") == [("other",)]
     assert list_files(artifacts) == files
