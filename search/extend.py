@@ -55,8 +55,9 @@ def extend(
         ConfigMismatchError: if the config is not an extension of the study's.
         StudiesError: if the study cannot be extended now.
     """
-    name, study_id, stored = study.study_name, study._study_id, record.config
-    trials = read_trials(storage, study_id, is_strict=True)
+    name = study.study_name
+    stored = record.config
+    trials = read_trials(storage, study._study_id, is_strict=True)
     replicates = _find_more_replicates(name, record, config)
     new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
     changed = list_descriptive_changes(stored, config)
@@ -67,6 +68,7 @@ def extend(
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
         names = ("space", "cells", "task_records")
         config = config.model_copy(update={name: getattr(stored, name) for name in names})
+    has_more_points = config.space != stored.space
     nuisance = _choose_audit_nuisance(record, config, trials)
     if replicates is None:
         added = _plan_added(name, stored, config, nuisance, trials)
@@ -76,40 +78,40 @@ def extend(
     check_cells(config, stored)
     new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
     floors = record.task_floors | check_tasks(new_tasks, config.evaluation.windows)
-    has_more_points = config.space != stored.space
-    is_larger = bool(replicates or has_more_points)
+    is_larger = bool(has_more_points or replicates)
     if not (is_larger or changed or new_hypotheses):
         return []  # extended before, by an attempt whose answer was lost
-    extended = stored.model_copy(update={name: getattr(config, name) for name in changed})
-    if new_hypotheses:  # a hypothesis that was stored stays
-        hypotheses = [*stored.hypothesis, *new_hypotheses]
-        extended = extended.model_copy(update={"hypothesis": hypotheses})
+
+    extended = _redescribe(stored, config, changed)
     if is_larger:
         extended = _enlarge(extended, config, replicates)
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
     if new_hypotheses or "nuisance" in changed:
-        written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
+        written[HYPOTHESES] = _update_hypotheses(storage, study._study_id, record, extended)
     if new_tasks:
         written[TASK_FLOORS] = {name: each.model_dump() for name, each in floors.items()}
     choices = {}
+    grid_size = None
     if is_larger:
         written |= {COMMANDS: [*record.commands, options.command], AUDIT_NUISANCE: nuisance}
-        choices = {} if extended.grid is None else distributions(extended.grid.search_space)
+    if has_more_points and extended.grid is not None:
+        choices = distributions(extended.grid.search_space)
+        grid_size = extended.grid.count()
     if replicates is not None:
         written[EARLIER_REPLICATES] = record.replicates[::-1]
         choices = distributions(observed_search_space(trial.params for trial in added))
-    is_extended = extend_study(
-        storage,
-        study_id,
-        {CONFIG: stored.model_dump(mode="json")},
-        written,
-        choices,
-        added,
-        extended.grid.count() if has_more_points and extended.grid is not None else None,
-    )
-    if not is_extended:
+    expected = {CONFIG: stored.model_dump(mode="json")}
+    if not extend_study(storage, study._study_id, expected, written, choices, added, grid_size):
         return None
     return _describe_extension(study, record, extended, len(added), changed)
+
+
+def _redescribe(stored: StudyConfig, config: StudyConfig, changed: Sequence[str]) -> StudyConfig:
+    """Return a study's config with other descriptive settings; a stored hypothesis stays."""
+    update: dict[str, Any] = {name: getattr(config, name) for name in changed}
+    new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
+    update["hypothesis"] = [*stored.hypothesis, *new_hypotheses]
+    return stored.model_copy(update=update)
 
 
 def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -> StudyConfig:
@@ -120,8 +122,8 @@ def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -
         "task_records": stored.task_records | config.task_records,
     }
     if replicates is not None and stored.refinement is not None:
-        changed = {"replicates": replicates}
-        update["refinement"] = stored.refinement.model_copy(update=changed)
+        refinement = stored.refinement.model_copy(update={"replicates": replicates})
+        update["refinement"] = refinement
     return stored.model_copy(update=update)
 
 

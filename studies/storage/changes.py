@@ -1,6 +1,6 @@
-"""Changes of studies, each in one transaction: create, extend, reopen, rename, delete.
+"""Changes of studies, each in one transaction: create, extend, retry, rename, delete.
 
-Studies whose trials workers hold are not renamed, deleted or reopened.
+Studies whose trials workers hold are not renamed, deleted or retried.
 """
 
 import json
@@ -203,7 +203,7 @@ def _append_choices(
     return extended
 
 
-# ------------------------------------------------------------------ reopen
+# ------------------------------------------------------------------ retry
 
 
 def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -> dict[str, int]:

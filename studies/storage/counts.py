@@ -1,7 +1,6 @@
 """The state of a study: its trials by state, the best, timings, and who holds trials.
 
-The database computes it, so that little is read. Studies whose trials workers hold are not renamed,
-copied, deleted or reopened.
+The database computes it, so that little is read.
 """
 
 import math

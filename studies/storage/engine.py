@@ -23,7 +23,7 @@ from studies.errors import StorageError
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
-SQLITE_BUSY_SECONDS = 60
+_SQLITE_BUSY_SECONDS = 60
 """Time that a write to an SQLite file waits for other writers."""
 
 _writing: contextvars.ContextVar[bool] = contextvars.ContextVar("writing", default=False)
@@ -93,12 +93,7 @@ def read_only_url(url: URL) -> URL:
     return url.update_query_dict({"mode": "ro", "uri": "true"})
 
 
-def read_only_uri(path: Path, is_unused: bool) -> str:
-    """Return the URI for a read-only connection to an SQLite file, immutable if it is unused."""
-    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_unused else ''}"
-
-
-def is_in_wal_mode(path: Path) -> bool:
+def _is_in_wal_mode(path: Path) -> bool:
     """Return whether an SQLite file is in WAL mode, so that it has a log whenever it is open."""
     with path.open("rb") as file:
         return file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
@@ -108,7 +103,7 @@ def engine_options(url: URL) -> dict[str, Any]:
     """Return the arguments of ``sqlalchemy.create_engine`` for a database."""
     if url.get_backend_name() == "sqlite":
         pool = {"poolclass": NullPool} if url.query.get("mode") == "ro" else {}
-        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}, **pool}
+        return {"connect_args": {"timeout": _SQLITE_BUSY_SECONDS}, **pool}
     options = {
         # Detect a server that does not answer, however the network was cut.
         "connect_timeout": 10,
@@ -177,12 +172,13 @@ def _connect_read_only(engine: Engine, path: Path) -> None:
     sees no lock and no log, so each transaction opens another one, without a pool.
     """
     # Read once, and not while there is a log: closing the file releases SQLite's locks on it.
-    has_log_in_use = functools.cache(is_in_wal_mode)
+    has_log_in_use = functools.cache(_is_in_wal_mode)
 
     @event.listens_for(engine, "do_connect")
     def connect_to_file(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
         is_unused = not log_path(path).exists() and has_log_in_use(path)
-        return dialect.connect(read_only_uri(path, is_unused), **kwargs)
+        uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_unused else ''}"
+        return dialect.connect(uri, **kwargs)
 
 
 # ------------------------------------------------------------------ errors
