@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, OptimizerConfig
+from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, OptimizerConfig, gated_network
 from rnn.source_code import generate_module
 from rnn.tasks.corpus import TextData, TokenArray, load_corpus
 from rnn.training.loop import TrainConfig
@@ -31,7 +31,7 @@ class PlainTraining:
 
     def __init__(
         self,
-        config: GatedConfig,
+        config: NetworkConfig,
         text: TokenArray,
         settings: TrainConfig,
         device: torch.device | None = None,
@@ -83,7 +83,7 @@ def main() -> None:
     text = load_corpus("stdlib").train
     for each in params:
         settings = TrainConfig(steps, 256, steps + 1, 50, 0.95, 0)
-        training = PlainTraining(GatedConfig.from_params(each, "state"), text, settings)
+        training = PlainTraining(gated_network(each, "state"), text, settings)
         training.begin_sequence(0)
         for t in range(steps):
             training.step(t)

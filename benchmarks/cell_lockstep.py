@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from rnn.config import (
-    BaselineConfig,
-    CellConfig,
-    GatedConfig,
+    GatedOptions,
+    NetworkConfig,
     OptimizerConfig,
     Precision,
     TrialConfig,
@@ -27,10 +26,10 @@ CELLS = {
     "DiagonalLRU": "examples/cells/diagonal_lru.py",
 }
 
-BUILT_IN: dict[str, Callable[[int], BaselineConfig | GatedConfig]] = {
-    "gru": partial(BaselineConfig, "gru", 2),
-    "lstm": partial(BaselineConfig, "lstm", 2),
-    "gated, 4 steps": partial(GatedConfig, False, True, False, True, True, "new", 2),
+BUILT_IN: dict[str, Callable[[int], NetworkConfig]] = {
+    "gru": partial(NetworkConfig, "gru", 2),
+    "lstm": partial(NetworkConfig, "lstm", 2),
+    "gated, 4 steps": partial(GatedOptions(False, True, False, True, True, "new").network, 2),
 }
 BPTT_STEPS = {"gated, 4 steps": 4}
 
@@ -75,7 +74,7 @@ def _load_config(name: str, state_size: int) -> TrialConfig:
         return TrialConfig(BUILT_IN[name](state_size), bptt_steps=BPTT_STEPS.get(name, 1))
     source = read_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1], CellSource)
     load_class(source)
-    return TrialConfig(CellConfig(name, source.sha256, (), 2, state_size))
+    return TrialConfig(NetworkConfig(name, 2, state_size, (), source.sha256))
 
 
 def _seconds_per_step(

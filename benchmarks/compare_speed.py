@@ -25,8 +25,8 @@ TRAINING_STEP = {
     "48 of 2×32": _SMALL,
 }
 AUTOGRAD = {
-    "GRU 2×128": "[BaselineConfig('gru', 2, 128)]",
-    "LSTM 2×128": "[BaselineConfig('lstm', 2, 128)]",
+    "GRU 2×128": "[NetworkConfig('gru', 2, 128)]",
+    "LSTM 2×128": "[NetworkConfig('lstm', 2, 128)]",
     "gated 2×128, forget, state, residual": f"[G({_BEST}, 2, 128)]",
     "gated 2×128, all options": f"[G({_ALL}, 2, 128)]",
 }
@@ -36,7 +36,7 @@ _PROGRAM = """
 import sys, time
 from itertools import product
 import torch
-from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig as G, TrialConfig
+from rnn.config import STATE_SOURCES, NetworkConfig, GatedOptions as G, TrialConfig
 from rnn.engines import build_network
 from rnn.network import Window
 from rnn.training.step import TrainStep

@@ -24,8 +24,7 @@ from benchmarks.gpu_training import (
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import (
     STATE_SOURCES,
-    BaselineConfig,
-    GatedConfig,
+    GatedOptions,
     NetworkConfig,
     TrainingPrecision,
     TrialConfig,
@@ -238,8 +237,8 @@ class Benchmark:
         gated = mixed_networks(layers, n)[0]
         architectures: list[tuple[str, NetworkConfig]] = [
             ("gated", gated),
-            ("GRU", BaselineConfig("gru", layers, n)),
-            ("LSTM", BaselineConfig("lstm", layers, n)),
+            ("GRU", NetworkConfig("gru", layers, n)),
+            ("LSTM", NetworkConfig("lstm", layers, n)),
         ]
         self._weights = {}
         for (name, architecture), window, precision in itertools.product(
@@ -349,22 +348,22 @@ def estimate_seconds(
     return total
 
 
-def mixed_networks(layers: int, state_size: int) -> list[GatedConfig]:
+def mixed_networks(layers: int, state_size: int) -> list[NetworkConfig]:
     """Return all 96 networks of a size in an order that mixes their switches.
 
     A search's best one comes first, and small networks without the residual, which stage one does
     not have, come last.
     """
-    best = GatedConfig(False, True, False, True, True, "new", layers, state_size)
+    best = GatedOptions(False, True, False, True, True, "new").network(layers, state_size)
     networks = [
-        GatedConfig(i, f, o, s, r, source, layers, state_size)
+        GatedOptions(i, f, o, s, r, source).network(layers, state_size)
         for i, f, o, s, r in itertools.product((False, True), repeat=5)
         for source in STATE_SOURCES
     ]
     networks.remove(best)
     random.Random(0).shuffle(networks)
     if state_size < 256:
-        networks.sort(key=lambda config: not config.residual)
+        networks.sort(key=lambda config: not config.gated.residual)
     return [best, *networks]
 
 

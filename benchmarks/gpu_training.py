@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import Shape, count_operations
-from rnn.config import GatedConfig, Precision, TrialConfig
+from rnn.config import NetworkConfig, Precision, TrialConfig
 from rnn.engines import Engine, build_network
 from rnn.network import NamedTensors
 from rnn.stacked.network import NetworkStack
@@ -99,7 +99,7 @@ def build(
 ) -> Engine:
     """Build networks; gated ones as on a GPU, whatever the device."""
     device = settings.device
-    if isinstance(configs[0].architecture, GatedConfig) and configs[0].bptt_steps == 1:
+    if configs[0].architecture.is_gated and configs[0].bptt_steps == 1:
         return NetworkStack(
             configs, 0, precision, device=device, weights=weights, static_graph=True
         )
@@ -128,7 +128,7 @@ def measure_training(network: Engine, settings: Settings, precision: Precision) 
     return measured
 
 
-def measure_plain_loop(config: GatedConfig, settings: Settings) -> float:
+def measure_plain_loop(config: NetworkConfig, settings: Settings) -> float:
     """Return the steps per second of the plain loop in float32, as PyTorch computes by default."""
     if settings.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False

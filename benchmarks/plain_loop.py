@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TrialConfig
+from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.tasks.task import SequenceTask
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -67,7 +67,7 @@ def _train(task: SequenceTask, lockstep: int) -> None:
     for first in range(0, NETWORKS, lockstep):
         configs = [
             TrialConfig(
-                BaselineConfig("gru", LAYERS, STATE_SIZE),
+                NetworkConfig("gru", LAYERS, STATE_SIZE),
                 bptt_steps=WHOLE_SEQUENCE,
                 update_every=WHOLE_SEQUENCE,
                 optimizer=OptimizerConfig(learning_rate=0.001 + (first + k) / 1e6),

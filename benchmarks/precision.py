@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import torch
 from scipy.stats import spearmanr
 
-from rnn.config import GatedConfig, Precision, TrialConfig
+from rnn.config import NetworkConfig, Precision, TrialConfig, gated_network
 from rnn.engines import build_network
 from rnn.tasks.corpus import TextData, load_corpus
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[Precision, int]] = {
 
 def measure() -> Iterator[str]:
     """Yield the differences between the variants; takes a quarter of an hour on two cores."""
-    configs = [GatedConfig.from_params(params, "state") for params in sample_stratified(TRIALS)]
+    configs = [gated_network(params, "state") for params in sample_stratified(TRIALS)]
     work = [(config, *variant) for config in configs for variant in VARIANTS.values()]
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         losses = list(pool.map(_train, *zip(*work, strict=True)))
@@ -70,7 +70,7 @@ def sample_stratified(count: int) -> list[Params]:
     return chosen
 
 
-def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
+def _train(config: NetworkConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.95, 0)
     network = build_network([TrialConfig(config, replicate)], 0, precision)

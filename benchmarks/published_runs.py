@@ -12,7 +12,7 @@ import click
 import pandas as pd
 from optuna.trial import TrialState
 
-from rnn.config import GatedConfig
+from rnn.config import gated_network
 from rnn.network import count_parameters
 from rnn.tasks.corpus import ENWIK8_SHA256
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
@@ -85,7 +85,7 @@ def load_published(path: Path, url: str) -> None:
         attributes = {
             "seconds": row["seconds"],
             "steps_per_second": STEPS / row["seconds"],
-            "parameter_count": count_parameters(GatedConfig.from_params(params, "candidate")),
+            "parameter_count": count_parameters(gated_network(params, "candidate")),
         }
         curve = {step: row[column] for column, step in steps.items()}
         trials.append(

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
-from rnn.config import STATE_SOURCES, GatedConfig, Precision, TrialConfig
+from rnn.config import STATE_SOURCES, GatedOptions, NetworkConfig, Precision, TrialConfig
 from rnn.engines import Engine, build_network
 from rnn.stacked.network import NetworkStack
 from rnn.tasks.corpus import ByteArray, TextData, load_corpus
@@ -23,16 +23,16 @@ ROUNDS = 5
 SEQUENCE = 1000
 """Sequence length of stage one."""
 
-BEST = GatedConfig(False, True, False, True, True, "new", 2, 256)
-ALL_ON = GatedConfig(True, True, True, True, True, "both", 3, 256)
+BEST = GatedOptions(False, True, False, True, True, "new").network(2, 256)
+ALL_ON = GatedOptions(True, True, True, True, True, "both").network(3, 256)
 SMALL = [
-    GatedConfig(i, f, o, s, True, source, 2, 32)
+    GatedOptions(i, f, o, s, True, source).network(2, 32)
     for i, f, o, s in itertools.product((False, True), repeat=4)
     for source in STATE_SOURCES
 ]
 """All 48 networks of two layers and 32 states in stage one."""
 
-NETWORKS: dict[str, Sequence[GatedConfig]] = {
+NETWORKS: dict[str, Sequence[NetworkConfig]] = {
     "2×256, forget, state, residual, new": [BEST],
     "3×256, all options on": [ALL_ON],
     "48 of 2×32, mixed switches": SMALL,
@@ -74,7 +74,7 @@ def stacks() -> Iterator[str]:
     text = load_corpus("stdlib").train
     yield f"milliseconds per network and step, by the number in lockstep, minimum of {ROUNDS}"
     large = [
-        GatedConfig(i, f, o, s, r, "new", 2, 256)
+        GatedOptions(i, f, o, s, r, "new").network(2, 256)
         for i, f, o, s, r in itertools.product((False, True), repeat=5)
     ]
     for name, configs in (("2×32", SMALL), ("2×256", large)):
@@ -93,7 +93,7 @@ def stacks() -> Iterator[str]:
 
 
 def _compare(
-    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, batch_size: int
+    configs: Sequence[NetworkConfig], text: ByteArray, precision: Precision, batch_size: int
 ) -> str:
     steps = 40 if configs[0].state_size > 100 else 100
     rng = random.Random(0)
@@ -126,7 +126,7 @@ def _settings(steps: int, batch_size: int) -> TrainConfig:
 
 
 def _pytorch_stack(
-    configs: Sequence[GatedConfig], precision: Precision, static_graph: bool | None = None
+    configs: Sequence[NetworkConfig], precision: Precision, static_graph: bool | None = None
 ) -> NetworkStack:
     trial_configs = [TrialConfig(config) for config in configs]
     return NetworkStack(trial_configs, 0, precision, static_graph=static_graph)
@@ -138,13 +138,15 @@ def _step_seconds(stack: Engine, text: ByteArray, steps: int, batch_size: int = 
 
 
 def _group_seconds(
-    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, steps: int
+    configs: Sequence[NetworkConfig], text: ByteArray, precision: Precision, steps: int
 ) -> float:
     stack = build_network([TrialConfig(config) for config in configs], 0, precision)
     return _step_seconds(stack, text, steps)
 
 
-def _plain_step_seconds(config: GatedConfig, text: ByteArray, steps: int, batch_size: int) -> float:
+def _plain_step_seconds(
+    config: NetworkConfig, text: ByteArray, steps: int, batch_size: int
+) -> float:
     training = PlainTraining(config, text, _settings(steps, batch_size))
     # All one-hot inputs of a sequence are made at once: charge a step with its share.
     sampling = _seconds(lambda: training.begin_sequence(0)) / (SEQUENCE - 1)

@@ -17,7 +17,7 @@ from reports.trial_table import (
     list_params,
     metric_column,
 )
-from rnn.config import OPTIMIZERS, TaskSpec
+from rnn.config import GATED_CELL, OPTIMIZERS, TaskSpec
 from studies.attributes import (
     AuditLook,
     CorpusRecord,
@@ -27,7 +27,13 @@ from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, find_measure
 from studies.records import Floors
-from studies.space import BPTT_STEPS, CELL, GATED_CELL, REPLICATE, TASK, param_order
+from studies.space import (
+    BPTT_STEPS,
+    CELL,
+    REPLICATE,
+    TASK,
+    param_order,
+)
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.study_settings import (

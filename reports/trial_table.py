@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from reports.stats import Floats
 from reports.stats.design import ParameterTraits
-from rnn.config import OPTIMIZERS, NetworkConfig
+from rnn.config import BUILT_IN_CELLS, OPTIMIZERS, NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -30,7 +30,6 @@ from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
 from studies.space import (
     BPTT_STEPS,
-    BUILT_IN_CELLS,
     BUILT_IN_PARAMS,
     CELL,
     REPLICATE,

@@ -25,8 +25,6 @@ from torch.nn import functional
 
 from rnn.config import (
     BYTES,
-    CellConfig,
-    GatedConfig,
     NetworkConfig,
     Precision,
     TaskSpec,
@@ -102,12 +100,12 @@ class AutogradStack:
         self._seed, self._precision, self._spec = seed, precision, spec
         self.device = device or torch.device("cpu")
         # A user's cell or loss may do anything, which a CUDA graph cannot.
-        self.static_graph = not isinstance(architecture, CellConfig) and spec.loss is None
+        self.static_graph = architecture.is_built_in and spec.loss is None
         configure_matmul(precision, self.device)
         keep_freed_memory()
 
         dtype = torch.float64 if precision == "fp64" else torch.float32
-        place = place_fused if isinstance(architecture, GatedConfig) else place_stored
+        place = place_fused if architecture.is_gated else place_stored
         self.parameters = Parameters(configs, dtype, self.device, spec, place)
         constants: NamedTensors = {}
         for k, config in enumerate(self.configs):
@@ -121,7 +119,7 @@ class AutogradStack:
                     constants.setdefault(name, empty)[k].copy_(tensor.detach())
             self.parameters.constants = {name: constants[name] for name in saved}
             params = (weights or {}).get(config)
-            if params is None and isinstance(architecture, CellConfig):
+            if params is None and not architecture.is_built_in:
                 params = {**trained, **saved}
             params = params or draw_initial_weights(config, seed, spec)
             self.parameters.load(k, self.parameters.values, params)
@@ -133,12 +131,12 @@ class AutogradStack:
 
     def _build(self, config: TrialConfig, spec: TaskSpec) -> Network:
         architecture = config.architecture
-        if isinstance(architecture, CellConfig):
+        if not architecture.is_built_in:
             seed = initialization_seed(config, self._seed)
             return build_seeded(architecture, spec, seed)
         with torch.device("meta"):
             module = Network(architecture, spec)
-            if isinstance(architecture, GatedConfig):
+            if architecture.is_gated:
                 layers = (FusedGatedCell(architecture) for _ in range(architecture.layers))
                 module.layers = nn.ModuleList(layers)
         module.unrolled = UNROLLED
@@ -361,7 +359,7 @@ def lockstep_obstacle(
     alone, once per process. For bfloat16 it is done in float32 as well, in which rounding
     hides no error.
     """
-    if not isinstance(architecture, CellConfig):
+    if architecture.is_built_in:
         return None
     exact: Precision = "fp64" if precision == "fp64" else "fp32"
     for tried in dict.fromkeys((exact, precision)):
@@ -373,7 +371,7 @@ def lockstep_obstacle(
 
 
 @cache
-def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device) -> str | None:
+def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.device) -> str | None:
     vocab_size, streams, steps = 4, 3, 3
     configs = [TrialConfig(config, replicate, bptt_steps=2) for replicate in range(2)]
     generator = torch.Generator().manual_seed(0)

@@ -49,7 +49,7 @@ class GatedCell(nn.Module):
     Args:
         input_size, state_size: n.
         input_gate, forget_gate, output_gate, state_gate, residual, state_source, gate_inputs: see
-            :class:`rnn.config.GatedConfig`.
+            :class:`rnn.config.GatedOptions`.
     """
 
     def __init__(
@@ -202,9 +202,10 @@ class LSTMCell(nn.Module):
         return h, (h, m)
 
 
-BASELINE_CELLS: dict[str, type[nn.Module]] = {
+CELLS: dict[str, type[nn.Module]] = {
+    "gated": GatedCell,
     "elman": ElmanCell,
     "gru": GRUCell,
     "lstm": LSTMCell,
 }
-"""The class of each baseline cell."""
+"""The class of each built-in cell."""

@@ -5,7 +5,8 @@ precisions and of optimizers.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 StateSource = Literal["new", "old", "both"]
@@ -16,8 +17,14 @@ GateInputs = Literal["state", "candidate"]
 GATE_INPUTS: tuple[GateInputs, ...] = get_args(GateInputs)
 """What the state gate and the forget gate of a gated layer can read."""
 
-BaselineCell = Literal["elman", "gru", "lstm"]
-BASELINE_CELLS: tuple[BaselineCell, ...] = get_args(BaselineCell)
+GATED_CELL = "gated"
+
+_CELL_LABELS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+
+BASELINE_CELLS = tuple(_CELL_LABELS)
+
+BUILT_IN_CELLS = (GATED_CELL, *BASELINE_CELLS)
+"""Names of the cells that need no file."""
 
 TrainingPrecision = Literal["fp32", "tf32", "bf16"]
 Precision = Literal[TrainingPrecision, "fp64"]
@@ -29,27 +36,23 @@ ParamValue = bool | int | float | str
 
 BYTE_VOCAB_SIZE = 256
 
-_CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
-
 
 @dataclass(frozen=True, slots=True)
-class GatedConfig:
-    """A network of the gated cell; see :class:`rnn.cells.GatedCell` for the equations.
+class GatedOptions:
+    """Options of the gated cell; see :class:`rnn.cells.GatedCell` for the equations.
 
-    Study files have the same parameters, with these types, descriptions and bounds of the sizes.
+    Study files have the same parameters, with these types and descriptions.
 
     Attributes:
-        input_gate: whether a gate scales the layer's input and previous state before their use.
-        forget_gate: whether a gate scales the new state.
-        output_gate: whether a learned gate scales the output; otherwise the output gates itself
+        input_gate: whether a gate weights the layer's input and the previous state.
+        forget_gate: whether a gate weights the candidate.
+        output_gate: whether a gate weights the read-out; without it, the read-out weights itself
             (SiLU).
         state_gate: whether a gate mixes the candidate with the previous state, as in a GRU.
         residual: whether the read-out, which computes the layer's output, reads the layer's input
             as well.
         state_source: state that the read-out reads: the new one, that of the previous step, or
             both.
-        layers: stacked layers.
-        state_size: size of the states, the layers' outputs and the embedding.
         gate_inputs: what the state gate and the forget gate read: the layer's input and previous
             state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
@@ -63,33 +66,21 @@ class GatedConfig:
     state_gate: bool
     residual: bool
     state_source: StateSource
-    # Bounds have the names of pydantic's Field, which this package does without.
-    layers: Annotated[int, {"ge": 1, "le": 100}]
-    state_size: Annotated[int, {"ge": 1, "le": 2**16}]
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:
         for name, choices in GATED_OPTIONS.items():
             _check_choice(name, getattr(self, name), choices)
-        _check_positive(layers=self.layers, state_size=self.state_size)
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any], gate_inputs: GateInputs) -> "GatedConfig":
-        """Build a config from values by field name; other names are ignored.
-
-        A switch that is missing has its default, off.
-        """
-        known = {**LATER_SWITCHES, **params, "gate_inputs": gate_inputs}
-        return cls(**{field.name: known[field.name] for field in fields(cls)})
-
-    @classmethod
-    def with_every_option(
-        cls, layers: int, state_size: int, gate_inputs: GateInputs = "state"
-    ) -> "GatedConfig":
-        """Build the config of the largest network of a shape."""
+    def of_largest(cls, gate_inputs: GateInputs = "state") -> "GatedOptions":
+        """Return the options of the largest network of a shape: all of them."""
         largest: dict[str, Any] = {name: choices[-1] for name, choices in GATED_OPTIONS.items()}
-        largest |= {"layers": layers, "state_size": state_size, "gate_inputs": gate_inputs}
-        return cls(**largest)
+        return cls(**largest | {"gate_inputs": gate_inputs})
+
+    def network(self, layers: int, state_size: int) -> "NetworkConfig":
+        """Return the config of a gated network with these options."""
+        return NetworkConfig(GATED_CELL, layers, state_size, tuple(asdict(self).items()))
 
     @property
     def gates_read_candidate(self) -> bool:
@@ -118,36 +109,25 @@ class GatedConfig:
 
     @property
     def label(self) -> str:
-        """Short name, unique within a study.
-
-        For example ``"2×256 forget+state gates, new state, residual"``.
-        """
+        """Short description, such as ``"forget+state gates, new state, residual"``."""
         names = [
             name for name in ("input", "forget", "output", "state") if getattr(self, f"{name}_gate")
         ]
         gates = f"{'+'.join(names) or 'no'} gate{'' if len(names) == 1 else 's'}"
         state = "both states" if self.state_source == "both" else f"{self.state_source} state"
         residual = ", residual" if self.residual else ""
-        return f"{self.layers}×{self.state_size} {gates}, {state}{residual}"
-
-    @property
-    def init_key(self) -> str:
-        """String that seeds the initial weights; it must never change."""
-        gates = (self.input_gate, self.forget_gate, self.output_gate, self.state_gate)
-        switches = "".join(str(int(switch)) for switch in (*gates, self.residual))
-        return f"{switches}-{self.state_source}-{self.layers}-{self.state_size}-{self.gate_inputs}"
+        return f"{gates}, {state}{residual}"
 
 
 GATED_OPTIONS: dict[str, tuple[ParamValue, ...]] = {
     field.name: (False, True) if field.type is bool else get_args(field.type)
-    for field in fields(GatedConfig)
-    if field.name not in ("layers", "state_size")
+    for field in fields(GatedOptions)
 }
 """Values of each option of the gated cell; the last one makes the largest network."""
 
 LATER_SWITCHES: dict[str, ParamValue] = {
     field.name: field.default
-    for field in fields(GatedConfig)
+    for field in fields(GatedOptions)
     if field.default is not MISSING and field.name != "gate_inputs"
 }
 """Switches that studies and models of an earlier version lack, and the value that they have there:
@@ -155,77 +135,102 @@ off."""
 
 
 @dataclass(frozen=True, slots=True)
-class BaselineConfig:
-    """A network of a baseline cell; see :mod:`rnn.cells` for the equations.
+class NetworkConfig:
+    """The description of a network: one instance of a cell in each layer.
 
     Attributes:
-        cell: cell of all layers.
+        cell: name of a built-in cell, or of the class of a user's own.
         layers: number of stacked layers.
-        state_size: n, the size of the states, the layers' outputs and the embedding.
+        state_size: size of the layers' inputs and outputs and of the embedding; that of the states
+            as well, unless a user's cell decides otherwise.
+        options: names and values of the constructor's options, in its order: all of the gated cell;
+            of a user's cell those that the study varies, the others have their defaults.
+        sha256: hash of the source file of a user's cell, in hexadecimal digits; None for a built-in
+            cell.
 
     Raises:
         ValueError: if a value is not allowed.
     """
 
-    cell: BaselineCell
-    layers: int
-    state_size: int
-
-    def __post_init__(self) -> None:
-        _check_choice("cell", self.cell, BASELINE_CELLS)
-        _check_positive(layers=self.layers, state_size=self.state_size)
-
-    @property
-    def label(self) -> str:
-        """Short name, for example ``"2×256 GRU"``."""
-        return f"{self.layers}×{self.state_size} {_CELL_LABELS[self.cell]}"
-
-    @property
-    def init_key(self) -> str:
-        """String that seeds the initial weights; it must never change."""
-        return f"{self.cell}-{self.layers}-{self.state_size}"
-
-
-@dataclass(frozen=True, slots=True)
-class CellConfig:
-    """A network of a user's own cell: one instance of the class in each layer.
-
-    Attributes:
-        cell: name of the class.
-        sha256: hash of the source file that defines it, in hexadecimal digits.
-        options: names and values of the constructor's options that the study varies, in the order
-            of the constructor; the others have their defaults.
-        layers: number of stacked layers.
-        state_size: n, the size of the layers' inputs and outputs and of the embedding; the cell
-            decides what its state is.
-
-    Raises:
-        ValueError: if a size is not positive.
-    """
-
     cell: str
-    sha256: str
-    options: tuple[tuple[str, ParamValue], ...]
-    layers: int
-    state_size: int
+    # Bounds have the names of pydantic's Field, which this package does without.
+    layers: Annotated[int, {"ge": 1, "le": 100}]
+    state_size: Annotated[int, {"ge": 1, "le": 2**16}]
+    options: tuple[tuple[str, ParamValue], ...] = ()
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(layers=self.layers, state_size=self.state_size)
+        for name in ("layers", "state_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:  # a bool is no number here
+                raise ValueError(f"{name} is {str(value)[:40]}: expected an integer of 1 or more")
+        if not self.is_built_in:
+            return
+        _check_choice("cell", self.cell, BUILT_IN_CELLS)
+        expected = (*GATED_OPTIONS,) if self.is_gated else ()
+        if tuple(name for name, _ in self.options) != expected:
+            raise ValueError(f"options of cell {self.cell} are {self.options}: expected {expected}")
+        if self.is_gated:
+            _read_gated_options(self.options)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the cell is not a user's own."""
+        return self.sha256 is None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the cell is the gated one."""
+        return self.is_built_in and self.cell == GATED_CELL
+
+    @property
+    def gated(self) -> GatedOptions:
+        """Options of the gated cell, if it is the cell."""
+        return _read_gated_options(self.options)
 
     @property
     def label(self) -> str:
-        """Short name, for example ``"2×256 MinGRU, norm true"``."""
-        options = "".join(f", {name} {format_value(value)}" for name, value in self.options)
-        return f"{self.layers}×{self.state_size} {self.cell}{options}"
+        """Short name, unique within a study.
+
+        For example ``"2×256 forget+state gates, new state, residual"``, ``"2×256 GRU"`` or
+        ``"2×256 MinGRU, norm true"``.
+        """
+        if self.is_gated:
+            cell = self.gated.label
+        elif self.is_built_in:
+            cell = _CELL_LABELS[self.cell]
+        else:
+            options = (f", {name} {format_value(value)}" for name, value in self.options)
+            cell = "".join([self.cell, *options])
+        return f"{self.layers}×{self.state_size} {cell}"
 
     @property
     def init_key(self) -> str:
         """String that seeds the initial weights; it must never change."""
-        options = "".join(f"-{name}={value!r}" for name, value in self.options)
-        return f"{self.cell}{options}-{self.layers}-{self.state_size}"
+        sizes = f"{self.layers}-{self.state_size}"
+        if not self.is_gated:
+            options = "".join(f"-{name}={value!r}" for name, value in self.options)
+            return f"{self.cell}{options}-{sizes}"
+        gated = self.gated
+        gates = (gated.input_gate, gated.forget_gate, gated.output_gate, gated.state_gate)
+        switches = "".join(str(int(switch)) for switch in (*gates, gated.residual))
+        return f"{switches}-{gated.state_source}-{sizes}-{gated.gate_inputs}"
 
 
-NetworkConfig = GatedConfig | BaselineConfig | CellConfig
+def gated_network(params: Mapping[str, Any], gate_inputs: GateInputs) -> NetworkConfig:
+    """Build the config of a gated network from values by name; other names are ignored.
+
+    A switch that is missing has its default, off.
+    """
+    known = {**LATER_SWITCHES, **params, "gate_inputs": gate_inputs}
+    options = GatedOptions(**{name: known[name] for name in GATED_OPTIONS})
+    return options.network(params["layers"], params["state_size"])
+
+
+@cache
+def _read_gated_options(options: tuple[tuple[str, ParamValue], ...]) -> GatedOptions:
+    values: dict[str, Any] = dict(options)
+    return GatedOptions(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,9 +412,3 @@ def _check_choice(name: str, value: ParamValue, choices: tuple[ParamValue, ...])
     if value not in choices or type(value) is not type(choices[0]):  # 1 is not True
         expected = ", ".join(map(repr, choices))
         raise ValueError(f"{name} is {str(value)[:40]!r}: expected one of {expected}")
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if type(value) is not int or value < 1:  # a bool is no number here
-            raise ValueError(f"{name} is {str(value)[:40]}: expected an integer of 1 or more")

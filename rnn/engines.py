@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnn.autograd import AutogradStack
-from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.config import BYTES, Precision, TaskSpec, TrialConfig
 from rnn.native.network import NativeStack, pays_off
 from rnn.network import NamedTensors, Window
 from rnn.parameters import Parameters
@@ -108,8 +108,7 @@ def stack_key(config: TrialConfig, spec: TaskSpec = BYTES) -> Hashable:
     """
     architecture = config.architecture
     if has_fast_path(config, spec):
-        assert isinstance(architecture, GatedConfig)
-        shape = architecture.layers, architecture.state_size, architecture.gate_inputs
+        shape = architecture.layers, architecture.state_size, architecture.gated.gate_inputs
         return *shape, config.replicate, config.task_options
     # Where targets are masked, an update of one replicate may have none and not take place.
     replicate = None if spec.is_dense else config.replicate
@@ -119,8 +118,7 @@ def stack_key(config: TrialConfig, spec: TaskSpec = BYTES) -> Hashable:
 
 def has_fast_path(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
     """Return whether a network can be trained without autograd."""
-    is_gated = isinstance(config.architecture, GatedConfig)
-    return is_gated and spec.is_text and config.updates_every_step
+    return config.architecture.is_gated and spec.is_text and config.updates_every_step
 
 
 def build_network(

@@ -27,7 +27,7 @@ from pydantic import (
 from safetensors.torch import save
 from torch import Tensor
 
-from rnn.config import CellConfig, NetworkConfig, Precision, TaskSpec
+from rnn.config import NetworkConfig, Precision, TaskSpec
 from rnn.errors import CellError, SavedModelError, TaskError
 from rnn.network import NamedTensors, Network, build_seeded, network_shapes
 from rnn.own_code import CellSource, describe_error, load_class, loaded_source
@@ -40,7 +40,7 @@ from rnn.training.devices import configure_matmul
 
 # ------------------------------------------------------------------ model files
 
-_FORMAT_VERSION = "3"
+_FORMAT_VERSION = "1"
 
 
 class SavedTask(BaseModel):
@@ -123,10 +123,10 @@ class SavedModel:
     cell_source: CellSource | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.architecture, CellConfig) and self.cell_source is None:
-            object.__setattr__(
-                self, "cell_source", loaded_source(self.architecture.cell, self.architecture.sha256)
-            )
+        architecture = self.architecture
+        if architecture.sha256 is not None and self.cell_source is None:
+            source = loaded_source(architecture.cell, architecture.sha256)
+            object.__setattr__(self, "cell_source", source)
 
     @property
     def spec(self) -> TaskSpec:
@@ -154,7 +154,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    format_version: Literal["2", "3"]
+    format_version: Literal["1"]
     architecture: Json[NetworkConfig]
     tokenizer: Json[Any] | None = None
     task: Json[SavedTask] | None = None
@@ -193,21 +193,16 @@ def deserialize_model(content: bytes) -> SavedModel:
         if len(header.model_fields_set & {"tokenizer", "task"}) != 1:
             raise ValueError("expected one of tokenizer and task")
         architecture, task = header.architecture, header.task or load_tokenizer(header.tokenizer)
-        if header.format_version == "2" and not isinstance(architecture, CellConfig):
-            weights = {  # its matrices are (inputs, outputs)
-                name: each.T.contiguous() if each.dim() == 2 else each
-                for name, each in weights.items()
-            }
         source = header.cell_source
         if architecture.layers > len(weights):  # before as many modules are built
             raise ValueError(f"{architecture.layers} layers are more than its tensors")
-        if isinstance(architecture, CellConfig):
+        if not architecture.is_built_in:
             if source is None:
                 raise ValueError("the source of its cell is missing")
             if (source.name, source.sha256) != (architecture.cell, architecture.sha256):
                 raise ValueError("the source of its cell is of another cell")
         model = SavedModel(architecture, weights, task, header.precision, header.metadata, source)
-        if not isinstance(architecture, CellConfig):
+        if architecture.is_built_in:
             _check_weights(weights, network_shapes(architecture, model.spec).parameters)
         return model
     except (ValueError, TypeError, LookupError, RuntimeError) as error:

@@ -7,7 +7,6 @@ classes, tokens of the vocabulary or numbers.
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,14 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from rnn.cells import BASELINE_CELLS, GatedCell
+from rnn.cells import CELLS
 from rnn.config import (
     BYTES,
     OPTIMIZERS,
     WHOLE_SEQUENCE,
-    BaselineConfig,
-    CellConfig,
-    GatedConfig,
     NetworkConfig,
     Precision,
     TaskSpec,
@@ -60,7 +56,7 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, spec: TaskSpec = BYTES) -> None:
         super().__init__()
-        self.cell = config.cell if isinstance(config, CellConfig) else config.label
+        self.cell = config.label if config.is_built_in else config.cell
         self.reads_tokens = spec.reads_tokens
         self.embedding = nn.Linear(spec.inputs, config.state_size)
         self.layers = nn.ModuleList(_build_layer(config) for _ in range(config.layers))
@@ -225,14 +221,10 @@ class Network(nn.Module):
 
 def _build_layer(config: NetworkConfig) -> nn.Module:
     n = config.state_size
-    if isinstance(config, GatedConfig):
-        options = asdict(config)
-        del options["layers"], options["state_size"]
-        return GatedCell(n, n, **options)
-    if isinstance(config, BaselineConfig):
-        return BASELINE_CELLS[config.cell](n, n)
+    options: dict[str, Any] = dict(config.options)
+    if config.sha256 is None:
+        return CELLS[config.cell](n, n, **options)
     cls: type[nn.Module] = load_class(loaded_source(config.cell, config.sha256))
-    options = dict(config.options)
     try:
         return cls(input_size=n, state_size=n, **options)
     except (Exception, SystemExit) as error:
@@ -350,7 +342,7 @@ def network_shapes(config: NetworkConfig, spec: TaskSpec = BYTES) -> NetworkShap
             module = Network(config, spec)
             states = module.initial_states(1)
     except Exception:  # a user's cell may compute with values
-        if not isinstance(config, CellConfig):
+        if config.is_built_in:
             raise
         module = build_seeded(config, spec, 0)
         states = module.initial_states(1)
@@ -390,17 +382,17 @@ def estimate_memory(
     shapes = network_shapes(config.architecture, spec)
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
-    is_gated = isinstance(config.architecture, GatedConfig)
+    is_gated = config.architecture.is_gated
     uses_autograd = not is_gated or window > 1 or not spec.is_text
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
     parameters = count_parameters(config.architecture, spec)
-    if uses_autograd and isinstance(config.architecture, GatedConfig):
+    if uses_autograd and is_gated:
         # Fused blocks have unused parts.
         parameters += 2 * config.architecture.layers * config.architecture.state_size**2
     weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
     # Activations and temporaries: a few numbers for each input and output.
     per_input, per_output, others = 4, 6, 0
-    if isinstance(config.architecture, CellConfig):
+    if not config.architecture.is_built_in:
         # Its other temporaries are unknown: eight of the size of its inputs and states.
         n, layers = config.architecture.state_size, config.architecture.layers
         per_input, per_output = 2, 1
@@ -431,7 +423,7 @@ def draw_initial_weights(config: TrialConfig, seed: int, spec: TaskSpec = BYTES)
     not on what trains the network. They are drawn in float64 and are the same numbers, rounded, in
     every precision.
     """
-    assert not isinstance(config.architecture, CellConfig), "its constructor draws them"
+    assert config.architecture.is_built_in, "its constructor draws them"
     generator = torch.Generator().manual_seed(initialization_seed(config, seed))
     weights: NamedTensors = {}
     maps = network_shapes(config.architecture, spec).linear_maps

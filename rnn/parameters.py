@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rnn.config import CellConfig, NetworkConfig, TaskSpec, TrialConfig
+from rnn.config import NetworkConfig, TaskSpec, TrialConfig
 from rnn.errors import CellError
 from rnn.network import NamedTensors, network_shapes
 
@@ -55,10 +55,9 @@ def place_stored(
     Returns:
         The views by their names in the state dict, and the views that a module reads: the same.
     """
-    is_own = isinstance(config, CellConfig)
     views = {}
     for name, shape in network_shapes(config, spec).parameters.items():
-        is_transposed = len(shape) == 2 and (not is_own or name == "embedding.weight")
+        is_transposed = len(shape) == 2 and (config.is_built_in or name == "embedding.weight")
         views[name] = segment.take(*shape[::-1]).mT if is_transposed else segment.take(*shape)
     return views, views
 

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 from rnn.config import (
     BYTES,
     WHOLE_SEQUENCE,
-    CellConfig,
-    GatedConfig,
     NetworkConfig,
     ParamValue,
     TaskSpec,
@@ -94,7 +92,7 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
         module ``cell``, its source file.
     """
     n, options = config.state_size, ""
-    if isinstance(config, CellConfig):
+    if not config.is_built_in:
         label = f"{config.layers}×{n} {config.cell}"  # a text option could end the docstring
         name, init_state = f"cell.{config.cell}", _STATES_OF_CELL
         options = "".join(f", {name}={value!r}" for name, value in config.options)
@@ -152,21 +150,20 @@ class _Cell(NamedTuple):
 @cache
 def _specialize(config: NetworkConfig) -> _Cell:
     """Return the class of a built-in cell, with the options of a config."""
-    if isinstance(config, CellConfig):
+    if not config.is_built_in:
         raise CellError(
             f"cell {config.cell} has no generated code: its source file defines it, expected a "
             "built-in cell"
         )
-    cell = "gated" if isinstance(config, GatedConfig) else config.cell
     source = Path(__file__).with_name("cells.py").read_text("utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    (found,) = (node for node in classes if node.name.lower() == f"{cell}cell")
+    (found,) = (node for node in classes if node.name.lower() == f"{config.cell}cell")
     functions = [node for node in found.body if isinstance(node, ast.FunctionDef)]
     options = [argument.arg for argument in functions[0].args.kwonlyargs]
     description = dedent(f"    {ast.get_source_segment(source, found.body[0])}")
     if options:  # the rest describes all of them
         description = description.splitlines()[0] + '"""'
-    specializer = _Specializer({name: getattr(config, name) for name in options})
+    specializer = _Specializer(dict(config.options))
     methods = {
         function.name: _specialize_method(function, specializer, source) for function in functions
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rnn.cells import ElmanCell, GRUCell, LSTMCell
-from rnn.config import BYTES, GatedConfig, NetworkConfig, TaskSpec
+from rnn.config import BYTES, NetworkConfig, TaskSpec
 from rnn.network import NamedTensors, network_shapes
 from rnn.parameters import Segment
 
@@ -33,9 +33,9 @@ class FusedGatedCell(nn.Module):
     - ``of_o`` (n, n): the rows of W_y that read o.
     """
 
-    def __init__(self, config: GatedConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.config = config
+        self.options = config.gated
         prefix = "layers.0."
         _, fused = place_fused(replace(config, layers=1), BYTES, Segment.unlimited())
         for name, view in fused.items():
@@ -54,7 +54,7 @@ class FusedGatedCell(nn.Module):
         Returns:
             The outputs (U, B, n) of the last steps, and the last state (B, n).
         """
-        config = self.config
+        options = self.options
         n = h.shape[1]
         weights = {name: _as_factor(weight) for name, weight in self.named_parameters()}
         new_states = []
@@ -62,16 +62,18 @@ class FusedGatedCell(nn.Module):
         for x in xs:
             c = torch.cat((x, h), 1)  # (B, 2n)
             gated_h = h  # (B, n)
-            if config.input_gate:
+            if options.input_gate:
                 c = _multiply(c, weights["of_x"], weights["bias_of_x"]).sigmoid() * c  # (B, 2n)
                 gated_h = c[:, n:]  # (B, n)
             products = _multiply(c, weights["of_c"], weights["bias_of_c"])  # (B, n to 3n)
-            u, *gates = products.chunk(1 + config.state_gate + config.forget_gate, 1)  # (B, n) each
+            u, *gates = products.chunk(
+                1 + options.state_gate + options.forget_gate, 1
+            )  # (B, n) each
             u = u.tanh()  # (B, n)
-            if config.state_gate:
+            if options.state_gate:
                 z = _gate(gates[0], weights.get("state_gate_of_u"), u)  # (B, n)
                 u = torch.lerp(h, u, z)  # (B, n), z ⊙ u + (1 − z) ⊙ h
-            if config.forget_gate:
+            if options.forget_gate:
                 f = _gate(gates[-1], weights.get("forget_gate_of_u"), u)  # (B, n)
                 u = f * u  # (B, n)
             h = u  # (B, n)
@@ -81,16 +83,16 @@ class FusedGatedCell(nn.Module):
         # The states do not depend on the read-out: it is one product for all steps.
         steps = slice(len(xs) - outputs, None)
         parts = []
-        if config.reads_new_state:
+        if options.reads_new_state:
             parts.append(torch.stack(new_states[steps]))  # (U, B, n)
-        if config.reads_previous_state:
+        if options.reads_previous_state:
             parts.append(torch.stack(gated_states[steps]))  # (U, B, n)
-        if config.residual:
+        if options.residual:
             parts.append(xs[steps])  # (U, B, n)
         r = torch.cat(parts, 2)  # (U, B, n to 3n)
         products = _multiply(r, weights["of_r"], weights["bias_of_r"])  # (U, B, n or 2n)
-        o, *gates = products.chunk(1 + config.output_gate, 2)  # (U, B, n) each
-        y = _gate(gates[0], weights["of_o"], o) * o if config.output_gate else functional.silu(o)
+        o, *gates = products.chunk(1 + options.output_gate, 2)  # (U, B, n) each
+        y = _gate(gates[0], weights["of_o"], o) * o if options.output_gate else functional.silu(o)
         return y, h  # (U, B, n), (B, n)
 
 
@@ -105,7 +107,7 @@ def place_fused(
     Returns:
         The views by their stored names, and those of layers of :class:`FusedGatedCell`.
     """
-    assert isinstance(config, GatedConfig)
+    options = config.gated
     n = config.state_size
     shapes = network_shapes(config, spec).linear_maps
     stored: NamedTensors = {}
@@ -133,17 +135,17 @@ def place_fused(
     join(["embedding"])
     for index in range(config.layers):
         layer = f"layers.{index}."
-        if config.input_gate:
+        if options.input_gate:
             fused[f"{layer}of_x"], fused[f"{layer}bias_of_x"] = join(of_layer(index, "input_gate"))
         block, bias = join(of_layer(index, "candidate", "state_gate", "forget_gate"))
         fused[f"{layer}of_c"], fused[f"{layer}bias_of_c"] = block[..., : 2 * n, :], bias
         for column, name in enumerate(of_layer(index, "state_gate", "forget_gate"), start=1):
-            if config.gate_inputs == "candidate":
+            if options.gate_inputs == "candidate":
                 columns = slice(n * column, n * (column + 1))
                 fused[f"{name}_of_u"] = block[..., 2 * n :, columns]
         block, bias = join(of_layer(index, "read_out", "output_gate"), first=n)
         fused[f"{layer}bias_of_r"] = bias
-        if config.output_gate:
+        if options.output_gate:
             fused[f"{layer}of_o"] = block[..., :n, n:]
             block = block[..., n:, :]
         fused[f"{layer}of_r"] = block

@@ -10,7 +10,7 @@ import click
 from torch import nn
 
 from rnn.autograd import lockstep_obstacle
-from rnn.config import format_value
+from rnn.config import BUILT_IN_CELLS, format_value
 from rnn.errors import RNNError
 from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
@@ -24,7 +24,7 @@ from studies.cli import artifacts_option, debug_option, storage_options, study_a
 from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
-from studies.space import BUILT_IN_CELLS, cell_name
+from studies.space import cell_name
 from studies.study_settings import EvaluationSettings
 from studies.text import format_count, shorten, to_printable
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from rnn.config import (
     BYTE_VOCAB_SIZE,
     BYTES,
-    CellConfig,
+    NetworkConfig,
     OptimizerConfig,
     ParamValue,
     Precision,
@@ -73,7 +73,7 @@ _TIMEOUT = 600
 # ------------------------------------------------------------------ cells
 
 
-def _build(config: CellConfig) -> Network:
+def _build(config: NetworkConfig) -> Network:
     return build_seeded(config, BYTES, 0)
 
 
@@ -94,7 +94,7 @@ def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-def check_numbers(config: CellConfig) -> None:
+def check_numbers(config: NetworkConfig) -> None:
     """Require the shapes and dtypes that networks need, and finite numbers."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision, streams in itertools.product(precisions, (1, _STREAMS)):
@@ -114,7 +114,7 @@ def check_numbers(config: CellConfig) -> None:
                     )
 
 
-def check_function(config: CellConfig) -> None:
+def check_function(config: NetworkConfig) -> None:
     """Require outputs to depend on tokens and state of their own stream and the weights alone."""
     cell = f"cell {config.cell}"
     module = _build(config)
@@ -161,7 +161,7 @@ def check_function(config: CellConfig) -> None:
             )
 
 
-def check_gradients(config: CellConfig) -> None:
+def check_gradients(config: NetworkConfig) -> None:
     """Require the gradient to reach every parameter within a few updates."""
     module = _build(config)
     tokens = _draw_tokens(12)
@@ -183,7 +183,7 @@ def check_gradients(config: CellConfig) -> None:
         )
 
 
-def check_resumption(config: CellConfig) -> None:
+def check_resumption(config: NetworkConfig) -> None:
     """Require a training that is resumed from a checkpoint to be that without one."""
     trial = TrialConfig(config, bptt_steps=2, optimizer=OptimizerConfig(learning_rate=0.01))
     text = np.random.default_rng(0).integers(0, BYTE_VOCAB_SIZE, 50).astype(np.uint8)
@@ -213,7 +213,7 @@ def check_resumption(config: CellConfig) -> None:
         )
 
 
-CHECKS: dict[str, Callable[[CellConfig], None]] = {
+CHECKS: dict[str, Callable[[NetworkConfig], None]] = {
     "output, state and gradient have their shapes and are finite in fp32 and bf16": check_numbers,
     "forward is deterministic, and the streams of a batch are independent": check_function,
     "the gradient reaches every parameter": check_gradients,
@@ -248,7 +248,7 @@ print(json.dumps(answers))
 """Program that reads tokens with an export, with its initial weights and with its stored ones."""
 
 
-def check_export(config: CellConfig) -> None:
+def check_export(config: NetworkConfig) -> None:
     """Require an export to run in a new process, without this program, and to compute the same."""
     module = _build(config)
     trained, constants = split_tensors(module)
@@ -277,7 +277,7 @@ _HINTS = {
 
 
 def check_networks(
-    networks: Sequence[CellConfig], on_passed: Callable[[str], None] = lambda _: None
+    networks: Sequence[NetworkConfig], on_passed: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run every check on tiny networks of a user's cell.
 
@@ -303,7 +303,7 @@ def check_networks(
     on_passed("an export computes the same in a new process, without this program")
 
 
-def _describe_options(network: CellConfig, message: str = "") -> str:
+def _describe_options(network: NetworkConfig, message: str = "") -> str:
     if not network.options or f", {network.options[0][0]}=" in message:
         return ""
     options = ", ".join(f"{name} = {format_value(value)}" for name, value in network.options)
@@ -330,7 +330,7 @@ def check_cells(config: StudyConfig, earlier: StudyConfig | None = None) -> None
         check_networks(list_networks(name, record, values, min(size, _MAX_STATE_SIZE)))
 
 
-def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[CellConfig]:
+def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[NetworkConfig]:
     """Return a network of one layer for each combination of options and sizes in a study."""
     trials: Iterable[Params] = ()
     if config.grid is not None:
@@ -350,7 +350,7 @@ def list_networks(
     values: Iterable[tuple[str, ParamValue]] = (),
     state_size: int = _STATE_SIZE,
     base: Mapping[str, ParamValue] | None = None,
-) -> list[CellConfig]:
+) -> list[NetworkConfig]:
     """Return the networks by which a cell is checked: each value of each option, one at a time.
 
     Besides the given values, these are all of a ``bool`` or a ``Literal``. Options that are not
@@ -373,13 +373,13 @@ def list_networks(
 
 def _to_network(
     name: str, record: CellRecord, params: Mapping[str, ParamValue], size: int, layers: int
-) -> CellConfig:
+) -> NetworkConfig:
     options = tuple(
         (option, definition.convert(params[option]))
         for option, definition in record.options.items()
         if option in params
     )
-    return CellConfig(name, record.sha256, options, layers, size)
+    return NetworkConfig(name, layers, size, options, record.sha256)
 
 
 # ------------------------------------------------------------------ tasks

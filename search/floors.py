@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnn.autograd import AutogradStack
-from rnn.config import WHOLE_SEQUENCE, BaselineConfig, OptimizerConfig, TaskSpec, TrialConfig
+from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TaskSpec, TrialConfig
 from rnn.engines import Engine
 from rnn.tasks.task import Batch, SequenceTask
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
@@ -35,7 +35,7 @@ _MAX_STEPS = 8_000
 """Of the training of the small networks, which takes seconds."""
 
 _NETWORK = TrialConfig(
-    BaselineConfig("gru", 1, 32),
+    NetworkConfig("gru", 1, 32),
     bptt_steps=WHOLE_SEQUENCE,
     update_every=WHOLE_SEQUENCE,
     optimizer=OptimizerConfig(learning_rate=0.005, gradient_clipping=1.0),

@@ -1,13 +1,12 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
-from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
+from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
 from studies.errors import RowError
 from studies.hypotheses import HypothesisRecord
@@ -302,7 +301,7 @@ RESERVED_OPTION_NAMES = RESULT_NAMES.union(
     BUILT_IN_PARAMS,
     Space.model_fields,
     TrainingSettings.model_fields,
-    (field.name for field in fields(GatedConfig)),
+    ("gate_inputs",),
 )
 """Names that an option of a user's own cell cannot have."""
 

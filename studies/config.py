@@ -18,14 +18,14 @@ from pydantic import (
 
 from rnn.config import (
     BASELINE_CELLS,
-    BaselineConfig,
-    CellConfig,
-    GatedConfig,
+    BUILT_IN_CELLS,
+    GATED_CELL,
     GateInputs,
     NetworkConfig,
     ParamValue,
     TrainingPrecision,
     TrialConfig,
+    gated_network,
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
@@ -43,9 +43,7 @@ from studies.records import (
     unit,
 )
 from studies.space import (
-    BUILT_IN_CELLS,
     CELL,
-    GATED_CELL,
     GATED_PARAMS,
     REPLICATE,
     TASK,
@@ -539,17 +537,17 @@ def resolve_params(
 def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:
     cell = params.get(CELL, GATED_CELL)
     if cell == GATED_CELL:
-        return GatedConfig.from_params(params, config.gate_inputs)
+        return gated_network(params, config.gate_inputs)
     if cell in BASELINE_CELLS:
-        return BaselineConfig(cell, params["layers"], params["state_size"])
+        return NetworkConfig(cell, params["layers"], params["state_size"])
     if cell not in config.cells:
         raise StudyFormatError(
             f"a trial has the cell {shorten(repr(cell))}, which its study does not know: restore "
             "the storage from a backup, or choose another study"
         )
     record = config.cells[cell]
-    options = _select(params, record.options)
-    return CellConfig(cell, record.sha256, options, params["layers"], params["state_size"])
+    varied = _select(params, record.options)
+    return NetworkConfig(cell, params["layers"], params["state_size"], varied, record.sha256)
 
 
 def top_count(top: float | int, total: int) -> int:

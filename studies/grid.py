@@ -4,13 +4,11 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from rnn.config import OPTIMIZERS, ParamValue
+from rnn.config import BUILT_IN_CELLS, GATED_CELL, OPTIMIZERS, ParamValue
 from studies.records import CellRecord, TaskRecord
 from studies.space import (
     BPTT_STEPS,
-    BUILT_IN_CELLS,
     CELL,
-    GATED_CELL,
     SWITCHES,
     TASK,
     Params,

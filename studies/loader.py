@@ -12,6 +12,7 @@ import optuna
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from rnn.config import GATED_CELL
 from studies.attributes import SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import (
@@ -25,7 +26,6 @@ from studies.records import TEXT, CellRecord, StrictModel, TaskRecord, message_o
 from studies.space import (
     BPTT_STEPS,
     CELL,
-    GATED_CELL,
     SWITCHES,
     TASK,
     Space,

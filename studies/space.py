@@ -24,12 +24,13 @@ from pydantic import (
 )
 
 from rnn.config import (
-    BASELINE_CELLS,
+    BUILT_IN_CELLS,
+    GATED_CELL,
     GATED_OPTIONS,
     LATER_SWITCHES,
     STATE_SOURCES,
-    BaselineConfig,
-    GatedConfig,
+    GatedOptions,
+    NetworkConfig,
     ParamValue,
 )
 from studies.records import TEXT, Options, StrictModel, first_message, unit, with_bounds
@@ -48,21 +49,15 @@ TASK = "task"
 CELL = "cell"
 """Parameter: name of the cell, in studies of other cells than the gated one."""
 
-GATED_CELL = "gated"
-"""Name of the gated cell."""
+SWITCHES = tuple(name for name in GATED_OPTIONS if name != "gate_inputs")
+"""Parameters that only gated networks have."""
 
-BUILT_IN_CELLS = (GATED_CELL, *BASELINE_CELLS)
-"""Names of the cells that need no file."""
-
-GATED_PARAMS = tuple(field.name for field in fields(GatedConfig) if field.name != "gate_inputs")
+GATED_PARAMS = (*SWITCHES, "layers", "state_size")
 """Parameters of a gated network."""
 
-BASELINE_PARAMS = tuple(field.name for field in fields(BaselineConfig))
+BASELINE_PARAMS = (CELL, "layers", "state_size")
 """Parameters of a network of any other cell: ``cell``, ``layers`` and ``state_size``; those of a
 user's cell have its options as well."""
-
-SWITCHES = tuple(name for name in GATED_PARAMS if name not in BASELINE_PARAMS)
-"""Parameters that only gated networks have."""
 
 BPTT_STEPS = "bptt_steps"
 """Parameter: number of steps that a gradient goes back, or ``"sequence"``, in studies that vary
@@ -83,7 +78,7 @@ _TYPES: dict[str, Any] = {
     CELL: str,
     **{
         field.name: with_bounds(field.type)
-        for field in fields(GatedConfig)
+        for field in (*fields(GatedOptions), *fields(NetworkConfig))
         if field.name in GATED_PARAMS
     },
     **{name: TrainingSettings.model_fields[name].rebuild_annotation() for name in TRAINING_PARAMS},
@@ -187,7 +182,7 @@ _TaskAxis = Annotated[
 class Space(_NetworkValues):
     """One table ``[space]``: the values of each parameter, less the excluded combinations.
 
-    Switches and sizes are those of :class:`rnn.config.GatedConfig`. Keys that are no field are
+    Switches and sizes are those of :class:`rnn.config.GatedOptions`. Keys that are no field are
     options of users' cells; :class:`Grid` checks them.
     """
 

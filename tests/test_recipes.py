@@ -31,11 +31,11 @@ ADDED_SWITCH = tomllib.loads(Path(__file__).with_name("added_switch.toml").read_
 
 NETWORKS_WITHOUT_IT = """\
 import itertools
-from rnn.config import GATED_OPTIONS, GatedConfig
+from rnn.config import GATED_OPTIONS, GatedOptions
 from rnn.network import network_shapes
 options = {name: values for name, values in GATED_OPTIONS.items() if name != "shortcut"}
 for values in itertools.product(*options.values()):
-    config = GatedConfig(**dict(zip(options, values)), layers=2, state_size=8)
+    config = GatedOptions(**dict(zip(options, values))).network(2, 8)
     print(config.label, config.init_key, network_shapes(config).parameters)
 """
 

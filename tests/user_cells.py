@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from rnn.config import CellConfig, ParamValue
+from rnn.config import NetworkConfig, ParamValue
 from rnn.own_code import CellSource, load_class, read_source
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +89,8 @@ def source_of(cell: str, text: str | None = None) -> CellSource:
 
 def cell_config(
     cell: str, layers: int = 2, state_size: int = 5, text: str | None = None, **options: ParamValue
-) -> CellConfig:
+) -> NetworkConfig:
     """Load a cell, and return the config of a network of it."""
     source = source_of(cell, text)
     load_class(source)
-    return CellConfig(cell, source.sha256, tuple(options.items()), layers, state_size)
+    return NetworkConfig(cell, layers, state_size, tuple(options.items()), source.sha256)

@@ -9,12 +9,12 @@ from pydantic import BaseModel
 
 from docs.generator.source_pages import ROOT
 from docs.generator.tables import make_table
-from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig
+from rnn.config import OPTIMIZERS, GatedOptions, NetworkConfig, OptimizerConfig
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis
 from studies.records import TaskSettings
-from studies.space import GATED_PARAMS, Refinement, Space
+from studies.space import GATED_PARAMS, SWITCHES, Refinement, Space
 from studies.study_settings import (
     OPTIMIZER_PARAMS,
     CheckpointSettings,
@@ -83,7 +83,7 @@ def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
 def describe_field(model: type[BaseModel], name: str) -> str:
     """Return the docstring of a model's field, in one line; "" if it has none."""
     if name in GATED_PARAMS:
-        return _describe_attribute(GatedConfig, name)
+        return _describe_attribute(GatedOptions if name in SWITCHES else NetworkConfig, name)
     if model is TrainingSettings and name in OPTIMIZER_PARAMS:
         return _describe_attribute(OptimizerConfig, "name" if name == "optimizer" else name)
     member = _parse_module(model.__module__)[model.__name__].all_members[name]

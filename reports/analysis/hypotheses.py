@@ -13,9 +13,11 @@ from reports.formatting import label_change
 from reports.results import Results
 from reports.stats.effects import PairedDifference
 from reports.trial_table import find_traits
-from rnn.config import BASELINE_CELLS, ParamValue
+from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.hypotheses import Hypothesis, HypothesisRecord
-from studies.space import CELL, GATED_CELL
+from studies.space import (
+    CELL,
+)
 from studies.text import format_param, format_value
 
 

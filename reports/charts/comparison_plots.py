@@ -58,7 +58,7 @@ from reports.stats.effects import Effect, PairedDifference
 from reports.stats.noise import NoiseSource
 from reports.stats.replicates import Comparison
 from reports.study_reader import select_evenly
-from rnn.config import BASELINE_CELLS, BaselineConfig
+from rnn.config import BASELINE_CELLS
 from studies.measure import Measure
 from studies.text import (
     add_unit,
@@ -533,7 +533,9 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
 def _name_baseline(entry: LeaderboardEntry) -> str:
     """Return the baseline cell of an architecture; "" for another cell."""
     architecture = entry.architecture
-    return architecture.cell if isinstance(architecture, BaselineConfig) else ""
+    if architecture is None or architecture.cell not in BASELINE_CELLS:
+        return ""
+    return architecture.cell
 
 
 def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:

@@ -15,7 +15,6 @@ from reports.charts.chart import Chart
 from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
 from reports.page import setup
-from rnn.config import CellConfig
 from rnn.source_code import generate_module
 from studies.text import to_printable
 
@@ -229,7 +228,7 @@ def _show_source(findings: StudyFindings) -> Section | None:
         f"Train it once more, alone: rnn-search run {shlex.quote(results.name)} "
         f"--trial {best.number}.",
     ]
-    if isinstance(best.architecture, CellConfig):
+    if not best.architecture.is_built_in:
         texts.append(f"The source file of {best.architecture.cell} is stored with the study.")
     module = generate_module(best.architecture, results.spec, best.bptt_steps)
     source = Folded("The network as a Python module", [Code(module)])

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import torch
 
-from rnn.config import GatedConfig, Precision
+from rnn.config import GatedOptions, Precision
 from rnn.network import network_shapes
 
 SWITCH = "RNN_SEARCH_NATIVE"
 """Environment variable that switches the library off if it is 0."""
 
-_EVERY_OPTION = GatedConfig.with_every_option(layers=1, state_size=1)
+_EVERY_OPTION = GatedOptions.of_largest()
 
 MAPS = [
     name.removeprefix("layers.0.")
-    for name in network_shapes(_EVERY_OPTION).linear_maps
+    for name in network_shapes(_EVERY_OPTION.network(layers=1, state_size=1)).linear_maps
     if name.startswith("layers.0.")
 ]
 """Linear maps of a layer: the fields of struct Layer."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnn.autograd import AutogradStack
-from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.config import BYTES, GatedOptions, NetworkConfig, Precision, TaskSpec, TrialConfig
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
@@ -215,7 +215,7 @@ class NativeStack:
         others = scratch, next_addresses
         return _Buffers(step, next_states, output, state_addresses, others)
 
-    def _describe(self, k: int, architecture: GatedConfig) -> None:
+    def _describe(self, k: int, architecture: NetworkConfig) -> None:
         """Write the structs that tell the library where the weights of network k are."""
         packed_size = self._library.rnn_packed_size
         views, n = self.parameters.views(self.parameters.values, k), self._state_size
@@ -242,7 +242,7 @@ class NativeStack:
             end=segment.stop,
             packed_size=align(packed),
             layers=ctypes.addressof(self._maps[first]),
-            **{name: getattr(architecture, name) for name in OPTIONS},
+            **{name: getattr(architecture.gated, name) for name in OPTIONS},
         )
 
 
@@ -291,7 +291,7 @@ def computes_correctly(precision: Precision) -> bool:
     """
     if load_library(precision) is None:
         return False
-    config = TrialConfig(GatedConfig.with_every_option(layers=2, state_size=20))
+    config = TrialConfig(GatedOptions.of_largest().network(layers=2, state_size=20))
     tokens = torch.arange(19) % 7
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     spec = TaskSpec.of_text(7)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn.config import GATED_OPTIONS, GatedConfig, ParamValue
+from rnn.config import GATED_OPTIONS, GatedOptions, NetworkConfig, ParamValue
 from rnn.stacked.linear import BufferCache, FusedLinear, GatheredInput, Part, StackedLinear
 
 _ops = torch.ops.aten
@@ -28,14 +28,14 @@ _OUTPUT_OPTIONS = {"state_source", "residual", "output_gate"}
 """Options that :class:`Output` alone computes. Another option keeps products of both apart."""
 
 
-def state_options(config: GatedConfig) -> tuple[ParamValue, ...]:
+def state_options(options: GatedOptions) -> tuple[ParamValue, ...]:
     """Return the options that networks with one product for their state update agree in."""
-    return tuple(getattr(config, name) for name in GATED_OPTIONS if name not in _OUTPUT_OPTIONS)
+    return tuple(getattr(options, name) for name in GATED_OPTIONS if name not in _OUTPUT_OPTIONS)
 
 
-def output_options(config: GatedConfig) -> tuple[ParamValue, ...]:
+def output_options(options: GatedOptions) -> tuple[ParamValue, ...]:
     """Return the options that networks with one product for their outputs agree in."""
-    return tuple(getattr(config, name) for name in GATED_OPTIONS if name not in _STATE_OPTIONS)
+    return tuple(getattr(options, name) for name in GATED_OPTIONS if name not in _STATE_OPTIONS)
 
 
 class Group(NamedTuple):
@@ -49,7 +49,7 @@ class Group(NamedTuple):
         shares_x: whether streams share their input.
     """
 
-    config: GatedConfig
+    config: NetworkConfig
     prefix: str
     networks: Sequence[int]
     requires_grad: bool
@@ -83,21 +83,21 @@ class StackedLayer:
 
     def __init__(
         self,
-        configs: Sequence[GatedConfig],
+        configs: Sequence[NetworkConfig],
         prefix: str,
         requires_grad: Sequence[bool],
         shares_x: bool,
         device: torch.device,
     ) -> None:
         def state_update_key(k: int) -> Hashable:
-            config = configs[k]
-            needs_state_grad = requires_grad[k] and config.reads_new_state
-            needs_previous_state_grad = requires_grad[k] and config.has_previous_state_grad
-            return state_options(config), needs_state_grad, needs_previous_state_grad
+            options = configs[k].gated
+            needs_state_grad = requires_grad[k] and options.reads_new_state
+            needs_previous_state_grad = requires_grad[k] and options.has_previous_state_grad
+            return state_options(options), needs_state_grad, needs_previous_state_grad
 
         def output_key(k: int) -> tuple[ParamValue, ...]:
-            config = configs[k]
-            return *output_options(config), config.has_previous_state_grad, requires_grad[k]
+            options = configs[k].gated
+            return *output_options(options), options.has_previous_state_grad, requires_grad[k]
 
         order = range(len(configs))
         self._state_updates = [
@@ -221,14 +221,14 @@ class StateUpdate:
     """Gates and candidate state, for R networks with the same gates."""
 
     def __init__(self, group: Group) -> None:
-        config = group.config
+        options = group.config.gated
         prefix = group.prefix
-        self.n = n = config.state_size
-        self.needs_state_grad = group.requires_grad and config.reads_new_state
-        self.needs_previous_state_grad = group.requires_grad and config.has_previous_state_grad
-        self.input_gate = InputGate(group) if config.input_gate else None
-        gates = ["state_gate"] * config.state_gate + ["forget_gate"] * config.forget_gate
-        self.state_gate, self.forget_gate = config.state_gate, config.forget_gate
+        self.n = n = group.config.state_size
+        self.needs_state_grad = group.requires_grad and options.reads_new_state
+        self.needs_previous_state_grad = group.requires_grad and options.has_previous_state_grad
+        self.input_gate = InputGate(group) if options.input_gate else None
+        gates = ["state_gate"] * options.state_gate + ["forget_gate"] * options.forget_gate
+        self.state_gate, self.forget_gate = options.state_gate, options.forget_gate
         self.columns = {name: slice(n * i, n * (i + 1)) for i, name in enumerate(gates, start=1)}
         parts = [
             part
@@ -236,9 +236,9 @@ class StateUpdate:
             for part in _stack(f"{prefix}{name}", n * i, range(n), range(n, 2 * n))
         ]
         # After an input gate streams no longer share their input.
-        self.fused = group.fuse(1 + len(gates), parts, includes_x=not config.input_gate)
+        self.fused = group.fuse(1 + len(gates), parts, includes_x=not options.input_gate)
         self.candidate_linears = {
-            name: group.linear_of(name, 2 * n) for name in gates if config.gates_read_candidate
+            name: group.linear_of(name, 2 * n) for name in gates if options.gates_read_candidate
         }
         of_input_gate = self.input_gate.fused.linears if self.input_gate else []
         self.linears = [*of_input_gate, *self.fused.linears, *self.candidate_linears.values()]
@@ -333,23 +333,23 @@ class Output:
     """Read-out and output gate, for R networks that read the same states."""
 
     def __init__(self, group: Group) -> None:
-        config = group.config
+        options = group.config.gated
         prefix = group.prefix
-        self.n = n = config.state_size
+        self.n = n = group.config.state_size
         self.requires_grad = group.requires_grad
-        self.reads_new_state = config.reads_new_state
-        self.reads_previous_state = config.reads_previous_state
-        self.has_previous_state_grad = config.has_previous_state_grad
-        states = n * (config.reads_new_state + config.reads_previous_state)
+        self.reads_new_state = options.reads_new_state
+        self.reads_previous_state = options.reads_previous_state
+        self.has_previous_state_grad = options.has_previous_state_grad
+        states = n * (options.reads_new_state + options.reads_previous_state)
         # A parameter's rows are ordered o, u, h', x. Here x comes first, and what needs no gradient
         # comes last; the rows of o are a layer of their own.
         parts = []
         for column, first, name in ((0, 0, "read_out"), (n, n, "output_gate")):
-            rows_of_x = [range(first + states, first + states + n)] * config.residual
-            if name == "read_out" or config.output_gate:
+            rows_of_x = [range(first + states, first + states + n)] * options.residual
+            if name == "read_out" or options.output_gate:
                 parts += _stack(prefix + name, column, *rows_of_x, range(first, first + states))
-        self.fused = group.fuse(1 + config.output_gate, parts, includes_x=config.residual)
-        self.gate_linear = group.linear_of("output_gate", 0) if config.output_gate else None
+        self.fused = group.fuse(1 + options.output_gate, parts, includes_x=options.residual)
+        self.gate_linear = group.linear_of("output_gate", 0) if options.output_gate else None
         self.linears = [*self.fused.linears, *([self.gate_linear] if self.gate_linear else [])]
         self._buffers = BufferCache()
 

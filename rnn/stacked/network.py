@@ -10,7 +10,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from rnn.config import BYTES, GatedConfig, Precision, TaskSpec, TrialConfig
+from rnn.config import BYTES, NetworkConfig, Precision, TaskSpec, TrialConfig
 from rnn.network import NamedTensors, Window, draw_initial_weights
 from rnn.stacked.layer import StackedLayer, output_options, state_options
 from rnn.stacked.linear import BufferCache, FlatParameters, GatheredInput, Part, StackedLinear
@@ -73,7 +73,7 @@ class NetworkStack:
             layer = StackedLayer(architectures, prefix, requires_grad, shares_x, self.device)
             self._layers.insert(0, layer)
             requires_grad = [
-                required and a.output_depends_on_input
+                required and a.gated.output_depends_on_input
                 for a, required in zip(architectures, requires_grad, strict=True)
             ]
         linears = [linear for layer in self._layers for linear in layer.linears]
@@ -184,7 +184,7 @@ class NetworkStack:
         return log_sum - logits.gather(2, index)[:, :, 0], p
 
 
-def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
+def require_one_shape(configs: Sequence[TrialConfig]) -> list[NetworkConfig]:
     """Return the architectures of configs, if they can be stacked.
 
     Raises:
@@ -192,7 +192,7 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
             network with ``bptt_steps = update_every = 1``.
     """
     architectures = [_require_gated(config) for config in configs]
-    shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
+    shapes = {(a.layers, a.state_size, a.gated.gate_inputs) for a in architectures}
     if len(shapes) != 1:
         raise ValueError(
             f"networks have the shapes {sorted(shapes)}: expected one (layers, state size, "
@@ -201,10 +201,10 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
     return architectures
 
 
-def _require_gated(config: TrialConfig) -> GatedConfig:
+def _require_gated(config: TrialConfig) -> NetworkConfig:
     """Return the architecture of a config, if it can be stacked."""
     architecture = config.architecture
-    if not isinstance(architecture, GatedConfig) or not config.updates_every_step:
+    if not architecture.is_gated or not config.updates_every_step:
         raise ValueError(
             f"{architecture.label} with bptt_steps {config.bptt_steps} and update_every "
             f"{config.update_every} cannot be stacked: expected a gated network with 1 and 1"
@@ -214,7 +214,7 @@ def _require_gated(config: TrialConfig) -> GatedConfig:
 
 def _sort_key(config: TrialConfig) -> tuple[object, ...]:
     """Return a key by which configs with the same gates and outputs become consecutive."""
-    a = _require_gated(config)
+    a = _require_gated(config).gated
     return (
         *state_options(a),
         not a.reads_new_state,

@@ -11,8 +11,7 @@ from rnn.autograd import lockstep_obstacle
 from rnn.config import (
     BYTES,
     WHOLE_SEQUENCE,
-    CellConfig,
-    GatedConfig,
+    GatedOptions,
     Precision,
     TaskSpec,
     TrialConfig,
@@ -145,7 +144,6 @@ class LockstepPlan:
         reason = lockstep_obstacle(architecture, self._precision, self._device)
         if reason is None:
             return True
-        assert isinstance(architecture, CellConfig)
         if architecture.cell not in self._cells_alone:
             self._cells_alone.add(architecture.cell)
             _logger.info(
@@ -160,7 +158,7 @@ class LockstepPlan:
         if self._has_noted_slowness or self._device.type != "cpu":
             return
         spec = self._spec_of(trial_config.task_options)
-        if not isinstance(network, GatedConfig) or not has_fast_path(trial_config, spec):
+        if not has_fast_path(trial_config, spec):
             return
         if (reason := library_obstacle(network.state_size, self._precision)) is not None:
             self._has_noted_slowness = True
@@ -173,7 +171,7 @@ class LockstepPlan:
         """Return what determines the memory of a network, up to the switches."""
         trial_config = to_trial_config(params, self._config)
         architecture = trial_config.architecture
-        cell = type(architecture) if isinstance(architecture, GatedConfig) else architecture
+        cell = architecture.cell if architecture.is_gated else architecture
         window = trial_config.bptt_steps, trial_config.update_every
         size = architecture.layers, architecture.state_size, *window
         task = trial_config.task_options if self._config.task_records else ()
@@ -208,9 +206,9 @@ def auto_lockstep(
         return 1
     largest = architecture
     if is_fast:
-        assert isinstance(architecture, GatedConfig)  # the other networks may have every option
-        shape = architecture.layers, architecture.state_size, architecture.gate_inputs
-        largest = GatedConfig.with_every_option(*shape)
+        options = GatedOptions.of_largest(architecture.gated.gate_inputs)
+        # The other networks may have every option.
+        largest = options.network(architecture.layers, architecture.state_size)
     memory = available_memory(device) * _MEMORY_FRACTION
     has_windows = trial_config.update_every > 1
     if is_cpu and not has_windows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import FrozenTrial
 
-from rnn.config import CellConfig, OptimizerConfig, TrialConfig
+from rnn.config import OptimizerConfig, TrialConfig
 from rnn.errors import CellError
 from rnn.tasks.corpus import Corpus
 from rnn.training import checkpoint
@@ -122,7 +122,7 @@ def checkpoint_identity(
         "tokenizer": config.tokenizer,
         "training": asdict(train_config) | optimizer,
     }
-    if isinstance(architecture, CellConfig):
+    if not architecture.is_built_in:
         fields["cell_sha256"] = architecture.sha256
     if trial_config.update_every > 1:
         fields["update_every"] = trial_config.update_every

@@ -25,10 +25,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from rnn.config import GATED_CELL
 from studies.attributes import FAILURE, LEASE, AuditState, Failure
 from studies.errors import RowError, StudyFormatError
 from studies.records import first_message
-from studies.space import CELL, GATED_CELL, GATED_PARAMS, complete_params, convert_value
+from studies.space import (
+    CELL,
+    GATED_PARAMS,
+    complete_params,
+    convert_value,
+)
 from studies.text import shorten
 
 MAX_NAMED = 3

@@ -10,8 +10,8 @@ from user_cells import CELLS, EXAMPLES, cell_config
 from rnn.autograd import AutogradStack, lockstep_obstacle
 from rnn.config import (
     BASELINE_CELLS,
-    BaselineConfig,
-    GatedConfig,
+    GatedOptions,
+    NetworkConfig,
     Precision,
     TrialConfig,
 )
@@ -54,9 +54,9 @@ def make_case(network, cell, options, bptt_steps, optimizer, replicate=0) -> Cas
         # So small that no tensor has 16 random normal numbers, which depend on the kind of CPU.
         architecture = cell_config(cell, 2, 3, **options)
     elif cell in BASELINE_CELLS:
-        architecture = BaselineConfig(cell, 2, 5)
+        architecture = NetworkConfig(cell, 2, 5)
     else:
-        architecture = GatedConfig(**options, layers=2, state_size=5)
+        architecture = GatedOptions(**options).network(layers=2, state_size=5)
     schedule = "" if optimizer.schedule == "constant" else f", {optimizer.schedule}"
     name = f"{network}, bptt_steps {bptt_steps}, {optimizer.name}{schedule}"
     config = TrialConfig(architecture, replicate, bptt_steps, optimizer)

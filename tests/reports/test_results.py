@@ -20,7 +20,7 @@ from reports.cli import reports, write_csv
 from reports.findings import StudyFindings
 from reports.sentences import list_warnings
 from reports.trial_table import decode_architecture
-from rnn.config import BaselineConfig
+from rnn.config import NetworkConfig
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -76,7 +76,7 @@ def test_baseline_cells_have_no_switches(sqlite_url):
     results = results_of(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     first = results.complete.iloc[0]
-    assert decode_architecture(first, results.config) == BaselineConfig("gru", 1, 4)
+    assert decode_architecture(first, results.config) == NetworkConfig("gru", 1, 4)
 
 
 @EACH_DATABASE

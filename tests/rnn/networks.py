@@ -6,7 +6,7 @@ pytest is needed. K is the number of networks, B the number of streams, T a numb
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,7 @@ from rnn.config import (
     BASELINE_CELLS,
     GATE_INPUTS,
     GATED_OPTIONS,
-    BaselineConfig,
-    GatedConfig,
+    GatedOptions,
     NetworkConfig,
     OptimizerConfig,
     Precision,
@@ -46,27 +45,28 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 0.02, "bf16": 0.05}
 # ------------------------------------------------------------------ configs
 
 
-def gated_configs(layers, state_size, gate_inputs=GATE_INPUTS) -> list[GatedConfig]:
+def gated_configs(layers, state_size, gate_inputs=GATE_INPUTS) -> list[NetworkConfig]:
     """Return the configs of all combinations of options."""
     shape = {"layers": layers, "state_size": state_size}
     options = {name: values for name, values in GATED_OPTIONS.items() if name != "gate_inputs"}
     return [
-        GatedConfig(**dict(zip(options, values, strict=True)), **shape, gate_inputs=inputs)
+        GatedOptions(**dict(zip(options, values, strict=True)), gate_inputs=inputs).network(**shape)
         for inputs in gate_inputs
         for values in itertools.product(*options.values())
     ]
 
 
-def baseline_configs(layers: int, state_size: int) -> list[BaselineConfig]:
-    return [BaselineConfig(cell, layers, state_size) for cell in BASELINE_CELLS]
+def baseline_configs(layers: int, state_size: int) -> list[NetworkConfig]:
+    return [NetworkConfig(cell, layers, state_size) for cell in BASELINE_CELLS]
 
 
-def representatives(configs: Sequence[GatedConfig]) -> list[GatedConfig]:
+def representatives(configs: Sequence[NetworkConfig]) -> list[NetworkConfig]:
     """Choose few configs in which every two fields take all their values in combination."""
     numbers: dict[object, int] = {}
     masks = []
     for config in configs:
-        pairs = itertools.combinations(enumerate(astuple(config)), 2)
+        values = (*dict(config.options).values(), config.layers, config.state_size)
+        pairs = itertools.combinations(enumerate(values), 2)
         masks.append(sum(1 << numbers.setdefault(pair, len(numbers)) for pair in pairs))
     chosen, missing = [], (1 << len(numbers)) - 1
     while missing:
@@ -77,7 +77,7 @@ def representatives(configs: Sequence[GatedConfig]) -> list[GatedConfig]:
 
 
 def label(config: NetworkConfig) -> str:
-    return f"{config.label} {getattr(config, 'gate_inputs', '')}"
+    return f"{config.label} {config.gated.gate_inputs if config.is_gated else ''}"
 
 
 def make_model(config, tokenizer, precision="bf16", scale=1.0, **metadata: str) -> Any:
@@ -286,8 +286,8 @@ def each_alone(architectures: Sequence[NetworkConfig]) -> dict[str, list[TrialCo
 
 
 GATED = [
-    GatedConfig.with_every_option(2, SIZE),
-    GatedConfig(False, True, False, True, False, "new", 2, SIZE, "candidate"),
+    GatedOptions.of_largest().network(2, SIZE),
+    GatedOptions(False, True, False, True, False, "new", "candidate").network(2, SIZE),
 ]
 CELLS = ["MinGRU", "LayerNormGRU", "DiagonalLRU", "Everything", "Delay", "TorchGRU", "OneStepGRU"]
 
@@ -301,7 +301,7 @@ def replicates(config: NetworkConfig) -> list[TrialConfig]:
 
 
 BUILT_IN = each_alone([*GATED, *baseline_configs(2, SIZE)])
-RECORDED_BUILT_IN = each_alone([GATED[0], BaselineConfig("lstm", 2, SIZE)])
+RECORDED_BUILT_IN = each_alone([GATED[0], NetworkConfig("lstm", 2, SIZE)])
 OWN_CELLS = each_alone([cell_config(cell, 2, SIZE) for cell in CELLS])
 LOCKSTEP = {
     f"3 {cell}": replicates(cell_config(cell, 2, SIZE))
@@ -309,7 +309,7 @@ LOCKSTEP = {
 }
 BUILT_IN_LOCKSTEP = {
     f"3 {label(config)}".strip(): replicates(config)
-    for config in (GATED[1], BaselineConfig("gru", 2, SIZE), BaselineConfig("lstm", 2, SIZE))
+    for config in (GATED[1], NetworkConfig("gru", 2, SIZE), NetworkConfig("lstm", 2, SIZE))
 }
 
 stacked = partial(NetworkStack, static_graph=True)

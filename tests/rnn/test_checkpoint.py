@@ -15,7 +15,7 @@ from safetensors.torch import save
 from test_contract import train_until
 
 import rnn
-from rnn.config import BYTES, BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BYTES, GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CheckpointError
 from rnn.tasks.corpus import TextData
@@ -31,7 +31,7 @@ from rnn.training.loop import TrainConfig, TrainLoop
 
 DATA = TextData(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8))
 TRAIN_CONFIG = TrainConfig(20, 3, 8, log_every=4, smoothing=0.9, seed=3, average_fraction=0.6)
-CONFIG = TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 5))
+CONFIG = TrialConfig(GatedOptions(True, True, True, True, True, "both").network(2, 5))
 IDENTITY = "settings of the training"
 
 
@@ -64,8 +64,8 @@ def test_training_time_is_resumed():
 @pytest.mark.parametrize(
     ("config", "streams"),
     [
-        (TrialConfig(GatedConfig(False, False, False, False, False, "new", 2, 300)), 3),
-        (TrialConfig(BaselineConfig("lstm", 2, 8), bptt_steps=50), 1000),
+        (TrialConfig(GatedOptions(False, False, False, False, False, "new").network(2, 300)), 3),
+        (TrialConfig(NetworkConfig("lstm", 2, 8), bptt_steps=50), 1000),
     ],
     ids=["weights", "states"],
 )
@@ -121,7 +121,7 @@ def checkpoint():
 
 def test_checkpoint_of_the_version_before_is_resumed():
     """It made an update at every step, and kept the tokens of the last steps."""
-    config = TrialConfig(BaselineConfig("lstm", 2, 8), bptt_steps=3)
+    config = TrialConfig(NetworkConfig("lstm", 2, 8), bptt_steps=3)
     run = TrainLoop(build_network([config], 1), DATA, TRAIN_CONFIG)
     train_until(run, 11)
     tensors, metadata = read_safetensors(serialize(run)[32:])

@@ -31,7 +31,7 @@ from torch import Tensor
 from user_cells import cell_config
 
 from rnn.autograd import lockstep_obstacle
-from rnn.config import BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network, stack_key
 from rnn.network import NamedTensors
 from rnn.tasks.corpus import TextData
@@ -312,13 +312,15 @@ def test_initial_weights_depend_on_seed_replicate_and_architecture_alone(case):
 
 # ------------------------------------------------------------------ what trains together
 
-FULL, LSTM = GatedConfig(True, True, True, True, True, "both", 2, 5), BaselineConfig("lstm", 2, 5)
+FULL = GatedOptions(True, True, True, True, True, "both").network(2, 5)
+LSTM = NetworkConfig("lstm", 2, 5)
 MIN_GRU = TrialConfig(cell_config("MinGRU"), 0, 2)
 
 
 def test_configs_of_one_key_are_trained_together():
     gated = TrialConfig(FULL)
-    other_gates = TrialConfig(replace(FULL, forget_gate=False), optimizer=OptimizerConfig("sgd"))
+    others = replace(FULL.gated, forget_gate=False).network(2, 5)
+    other_gates = TrialConfig(others, optimizer=OptimizerConfig("sgd"))
     far, lstm = gated._replace(bptt_steps=2), TrialConfig(LSTM)
     groups = [[gated, other_gates]]
     for config in (MIN_GRU, far, lstm):

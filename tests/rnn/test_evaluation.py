@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import (
@@ -47,7 +47,7 @@ def test_bits_per_byte_are_all_nats_over_all_bytes():
 class HandBuilt:
     """Network whose logits are a function of the last tokens; its state has them."""
 
-    configs = (TrialConfig(GatedConfig(False, True, False, True, True, "new", 1, 8)),)
+    configs = (TrialConfig(GatedOptions(False, True, False, True, True, "new").network(1, 8)),)
     device = torch.device("cpu")
     parameters = SimpleNamespace(values=torch.zeros(1))
 
@@ -89,8 +89,8 @@ def test_excess_loss_by_context_is_that_of_the_missing_tokens():
 
 def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
     architectures = (
-        GatedConfig(False, True, False, True, True, "new", 2, 8),
-        GatedConfig(True, True, True, True, True, "both", 2, 8),
+        GatedOptions(False, True, False, True, True, "new").network(2, 8),
+        GatedOptions(True, True, True, True, True, "both").network(2, 8),
     )
     network = build_network(list(map(TrialConfig, architectures)), seed=1, precision="fp64")
     windows = select_eval_windows(TEXT, 5, 60)
@@ -139,7 +139,7 @@ class Signs:
 def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric):
     task = SequenceTask(definition, "made")
     batch = task.held_out("validation", 16)
-    configs = [TrialConfig(BaselineConfig("gru", 1, 4), replicate=i) for i in (0, 1)]
+    configs = [TrialConfig(NetworkConfig("gru", 1, 4), replicate=i) for i in (0, 1)]
     stack = build_network(configs, 0, "fp32", task.spec)
     results = evaluate_sequences(stack, task, batch, streams=5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.matmul_limit import matmul_shapes
-from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
 from rnn.network import draw_initial_weights, network_shapes
 from rnn.stacked.network import NetworkStack
 from rnn.tasks.corpus import TextData
@@ -21,7 +21,7 @@ TRAIN_CONFIG = TrainConfig(20, batch_size=6, sequence_length=9, log_every=2, smo
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 MIXED = [
-    TrialConfig(GatedConfig(*switches, 2, 8), optimizer=OPTIMIZER)
+    TrialConfig(GatedOptions(*switches).network(2, 8), optimizer=OPTIMIZER)
     for switches in (
         (False, True, False, True, True, "new"),
         (True, True, True, True, True, "both"),
@@ -77,7 +77,7 @@ def test_sequences_reach_both_ends_of_the_text():
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
-    architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
+    architecture = GatedOptions(True, True, True, True, True, "both").network(1, 64)
     for name, (inputs, outputs) in network_shapes(architecture).linear_maps.items():
         drawn = draw_initial_weights(TrialConfig(architecture), 0)
         weight, bias = drawn[f"{name}.weight"], drawn[f"{name}.bias"]

@@ -15,7 +15,7 @@ from networks import (
     gated_configs,
 )
 
-from rnn.config import GatedConfig, TaskSpec, TrialConfig
+from rnn.config import GatedOptions, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.native import library
 from rnn.native.library import SWITCH, load_library
@@ -94,7 +94,7 @@ def test_arguments_that_would_read_other_memory_are_errors(tokens, targets, stre
         step(stack.init_state(streams))
 
 
-ALL_OPTIONS = [TrialConfig(GatedConfig.with_every_option(layers=2, state_size=8))]
+ALL_OPTIONS = [TrialConfig(GatedOptions.of_largest().network(layers=2, state_size=8))]
 
 
 def first_loss(network):

@@ -18,7 +18,7 @@ from torch import Tensor
 from user_cells import EXAMPLES, cell_config
 
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import BYTES, BaselineConfig, CellConfig, GatedConfig, NetworkConfig, TrialConfig
+from rnn.config import BYTES, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
@@ -49,7 +49,9 @@ def tensor_memory() -> dict[int, int]:
 
 
 def stack_of(size: int) -> list[TrialConfig]:
-    return [TrialConfig(each) for each in gated_configs(3, size, ["state"]) if each.residual][::6]
+    return [TrialConfig(each) for each in gated_configs(3, size, ["state"]) if each.gated.residual][
+        ::6
+    ]
 
 
 def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
@@ -63,7 +65,7 @@ def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
         (build_network, stack_of(32), "fp32", 10),  # the library keeps few intermediate results
         pytest.param(NetworkStack, stack_of(128), "bf16", 3, marks=pytest.mark.extended),
         pytest.param(build_network, stack_of(128), "bf16", 10, marks=pytest.mark.extended),
-        (build_network, replicates_of(BaselineConfig("lstm", 2, 32), 3), "fp32", 8),
+        (build_network, replicates_of(NetworkConfig("lstm", 2, 32), 3), "fp32", 8),
         (build_network, replicates_of(cell_config("MinGRU", 2, 32), 3), "bf16", 8),
         (build_network, replicates_of(cell_config("LayerNormGRU", 2, 32), 1), "fp32", 8),
     ],
@@ -101,7 +103,7 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
     ("place", "architectures"),
     [
         (place_stored, [*EVERY, *(cell_config(cell) for cell in EXAMPLES)]),
-        (place_fused, [each for each in EVERY if isinstance(each, GatedConfig)]),
+        (place_fused, [each for each in EVERY if each.is_gated]),
     ],
 )
 def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place, architectures):
@@ -125,7 +127,7 @@ def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place
 
 
 def test_network_reads_on_from_the_states_of_another():
-    first, other = (build_seeded(BaselineConfig("lstm", 2, 4), SPEC, 0) for _ in range(2))
+    first, other = (build_seeded(NetworkConfig("lstm", 2, 4), SPEC, 0) for _ in range(2))
     tokens = random_text(3)
     _, states = first(tokens[:2])
     assert torch.equal(other(tokens[2:], states)[0], first(tokens)[0])
@@ -184,7 +186,7 @@ def test_weights_of_another_network_are_refused():
 
 def cell_of(
     constructor: str = "pass", forward: str = "return x, state", more: str = ""
-) -> CellConfig:
+) -> NetworkConfig:
     text = f"""
 class Cell(nn.Module):
     def __init__(self, input_size, state_size):

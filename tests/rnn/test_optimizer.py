@@ -7,7 +7,7 @@ import torch
 from networks import SPEC
 from torch import Tensor
 
-from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import OPTIMIZERS, GatedOptions, OptimizerConfig, TrialConfig
 from rnn.engines import Engine
 from rnn.network import Window
 from rnn.stacked.network import NetworkStack
@@ -15,10 +15,10 @@ from rnn.training import optimizer
 from rnn.training.optimizer import Optimizer
 
 CONFIGS = [
-    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 6)),
-    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 6)),
+    TrialConfig(GatedOptions(False, True, False, True, True, "new").network(2, 6)),
+    TrialConfig(GatedOptions(True, True, True, True, True, "both").network(2, 6)),
     # Its candidate and gates never have a gradient.
-    TrialConfig(GatedConfig(False, True, True, True, True, "old", 2, 6)),
+    TrialConfig(GatedOptions(False, True, True, True, True, "old").network(2, 6)),
 ]
 
 STEPS = 6

@@ -11,12 +11,12 @@ import torch
 from networks import SPEC, baseline_configs, gated_configs, representatives
 from torch import nn
 
-from rnn.cells import BASELINE_CELLS
+from rnn.cells import CELLS
 from rnn.config import (
     GATE_INPUTS,
     GATED_OPTIONS,
     WHOLE_SEQUENCE,
-    GatedConfig,
+    GatedOptions,
     TaskSpec,
 )
 from rnn.network import Network
@@ -27,7 +27,7 @@ NUMBERS = TaskSpec(3, 2, reads_tokens=False, predicts_classes=False)
 LABELS = TaskSpec(11, 2)
 GATED, BASELINES = gated_configs(2, SIZE), baseline_configs(2, SIZE)
 SOME = [*representatives(GATED), *BASELINES]
-EXAMPLE = GatedConfig(False, True, False, True, True, "new", 2, 256)
+EXAMPLE = GatedOptions(False, True, False, True, True, "new").network(2, 256)
 MAPS = {name for config in GATED for name, _ in Network(config, SPEC).layers[0].named_children()}
 GATES = GATED_OPTIONS.keys() & MAPS
 
@@ -51,7 +51,7 @@ def test_code_has_no_trace_of_options_that_are_off(gate_inputs):
         layer = code[code.index("class GatedCell") : code.index("class Network")]
         for name in GATES:
             is_made = f"self.{name} = nn.Linear(" in layer
-            assert is_made == (name in layer) == getattr(config, name), layer
+            assert is_made == (name in layer) == dict(config.options)[name], layer
         layer = layer.replace("-> None", "")
         options = r"\b(if|else|None|state_source|gate_inputs|residual)\b|\b1 \*"
         assert not re.search(options, layer), layer
@@ -123,7 +123,7 @@ def test_modules_pass_the_linter_and_import_only_torch(tmp_path: Path):
     [("elman", nn.RNNCell), ("gru", nn.GRUCell), ("lstm", nn.LSTMCell)],
 )
 def test_baseline_cells_compute_those_of_pytorch(name, theirs):
-    cell, reference = BASELINE_CELLS[name](SIZE, SIZE), theirs(SIZE, SIZE)
+    cell, reference = CELLS[name](SIZE, SIZE), theirs(SIZE, SIZE)
     names = {"input.weight": "weight_ih", "input.bias": "bias_ih"}
     names |= {"state.weight": "weight_hh", "state.bias": "bias_hh"}
     reference.load_state_dict({names[key]: each for key, each in cell.state_dict().items()})

@@ -10,7 +10,7 @@ import numpy as np
 from networks import gated_configs, representatives
 
 from benchmarks.matmul_limit import matmul_shapes
-from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.tasks.corpus import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -56,13 +56,13 @@ def test_products_with_all_options_on():
         + linear(B, 3 * N, 2 * N, 3 * N)
         + linear(B, N, N, N)
     )
-    config = GatedConfig(True, True, True, True, True, "both", 2, N)
+    config = GatedOptions(True, True, True, True, True, "both").network(2, N)
     assert step_products(config) == HEAD + first + second
 
 
 def test_state_that_only_the_next_step_reads_takes_no_backward_products():
     """With source old, candidate and gates have no gradient."""
-    config = GatedConfig(False, True, False, True, True, "old", 1, N)
+    config = GatedOptions(False, True, False, True, True, "old").network(1, N)
     forward = Counter({(U, N, 3 * N): 1, (B, N, 3 * N): 1})
     assert step_products(config) == HEAD + forward + linear(U, N, N, N) + linear(B, N, N, 0)
 

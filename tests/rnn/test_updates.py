@@ -9,8 +9,8 @@ from user_cells import cell_config
 
 from rnn.config import (
     WHOLE_SEQUENCE,
-    BaselineConfig,
-    GatedConfig,
+    GatedOptions,
+    NetworkConfig,
     OptimizerConfig,
     TaskSpec,
     TrialConfig,
@@ -23,9 +23,9 @@ from rnn.training.loop import TrainConfig, TrainLoop
 
 STEPS, STREAMS = 7, 3
 LEARNING_RATE = 0.01
-GRU = BaselineConfig("gru", 2, 4)
-LSTM = BaselineConfig("lstm", 1, 4)
-GATED = GatedConfig.with_every_option(2, 4)
+GRU = NetworkConfig("gru", 2, 4)
+LSTM = NetworkConfig("lstm", 1, 4)
+GATED = GatedOptions.of_largest().network(2, 4)
 LEARNED = cell_config(
     "Learned",
     2,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from invocation import refused
 
-from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
 from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.train_states import checkpoint_identity
@@ -45,7 +45,7 @@ def test_unusable_folder_is_refused_and_nothing_created(tmp_path, place):
 
 
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
-    architecture = GatedConfig(False, True, False, True, True, "new", 2, 8)
+    architecture = GatedOptions(False, True, False, True, True, "new").network(2, 8)
     trial_config = TrialConfig(architecture, 1, optimizer=OptimizerConfig(learning_rate=0.01))
     space = {"layers": [2], "state_size": [8]}
     config = StudyConfig.model_validate({"precision": "fp32", "space": space})

@@ -6,7 +6,7 @@ from test_worker import SETTINGS, work
 from user_cells import cell_config
 
 from rnn.autograd import AutogradStack
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import GatedOptions, NetworkConfig, TrialConfig
 from rnn.network import estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.loop import TrainLoop
@@ -196,10 +196,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
 def all_options(state_size, layers=2):
-    return TrialConfig(GatedConfig.with_every_option(layers, state_size))
+    return TrialConfig(GatedOptions.of_largest().network(layers, state_size))
 
 
-PLAIN = TrialConfig(GatedConfig(False, False, False, False, False, "new", 3, 32))
+PLAIN = TrialConfig(GatedOptions(False, False, False, False, False, "new").network(3, 32))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
 
 
 @pytest.mark.parametrize(
-    "config", [TrialConfig(BaselineConfig("gru", 2, 32)), all_options(32)._replace(bptt_steps=2)]
+    "config", [TrialConfig(NetworkConfig("gru", 2, 32)), all_options(32)._replace(bptt_steps=2)]
 )
 def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, config):
     size = estimate_memory(config, 256, "fp32")

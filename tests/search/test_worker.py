@@ -365,7 +365,7 @@ def fail_with_a_forget_gate(monkeypatch, error):
     """Fail the evaluation of stacks with a forget gate; return the list of failed attempts."""
 
     def measure(lockstep, *rest):
-        if any(trial_config.architecture.forget_gate for trial_config in lockstep.configs):
+        if any(trial_config.architecture.gated.forget_gate for trial_config in lockstep.configs):
             tries.append(lockstep.configs)
             raise error
         return compute_eval_losses(lockstep, *rest)

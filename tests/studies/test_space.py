@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import fields
 from typing import Literal
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from rnn.config import GATED_OPTIONS, CellConfig
+from rnn.config import GATED_OPTIONS, NetworkConfig
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.records import CellRecord, read_options
 from studies.space import SWITCHES, distributions
@@ -50,8 +49,8 @@ def test_params_survive_optunas_categorical_distributions(space, data):
         external = {n: d.to_external_repr(internal[n]) for n, d in categorical.items()}
         assert repr(external) == repr(params)
         architecture = to_trial_config(external, config).architecture
-        names = [field.name for field in fields(architecture) if field.name != "gate_inputs"]
-        assert {name: getattr(architecture, name) for name in names} == params
+        sizes = {"layers": architecture.layers, "state_size": architecture.state_size}
+        assert dict(architecture.options) | sizes == params | {"gate_inputs": "state"}
         architectures.append(architecture)
     assert len({each.label for each in architectures}) == len(architectures)
     assert len({each.init_key for each in architectures}) == len(architectures)
@@ -65,7 +64,7 @@ def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study()
     settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
     fixed = StudyConfig.model_validate({"space": space | {"cell": ["gated"]}} | settings)
     config = to_trial_config(next(fixed.grid.combinations()), fixed)
-    assert (config.bptt_steps, config.architecture.gate_inputs) == (4, "candidate")
+    assert (config.bptt_steps, config.architecture.gated.gate_inputs) == (4, "candidate")
     assert config.label == config.architecture.label, "no setting varies"
 
 
@@ -118,7 +117,7 @@ def test_trials_lack_the_parameters_that_do_not_apply():
     ]
     config = cell_config({**table, **FIXED})
     architecture = to_trial_config(own[0], config).architecture
-    assert architecture == CellConfig("MinGRU", "0" * 64, (("norm", True),), 1, 8)
+    assert architecture == NetworkConfig("MinGRU", 1, 8, (("norm", True),), "0" * 64)
     # Every trial of a union has `cell` as soon as one table names it.
     assert combinations({**SMALL, **FIXED}, MIN_GRU)[0]["cell"] == "gated"
 
