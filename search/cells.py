@@ -40,14 +40,15 @@ def load_cells(file: ConfigFile) -> ConfigFile:
     Raises:
         CellError: if a source cannot be read, or does not define a cell.
     """
-    stored = file.settings.get("cells", {}) if file.is_stored else {}
     records: dict[str, CellRecord] = {}
     for spec in file.cell_specs:
         try:
             name = cell_name(spec)
         except ValueError:  # reported with the other settings
             continue
-        if name not in records and name not in stored:  # two of a name are reported as well
+        if (
+            name not in records and name not in file.stored_cells
+        ):  # two of a name are reported as well
             records[name] = load_record(spec, file.folder_of("space.cell"))
     return file.with_cells(records)
 

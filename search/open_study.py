@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import optuna
@@ -28,12 +27,14 @@ class OpenStudy:
         config: stored config, with this worker's settings for leases, checkpoints, outages and
             kept weights.
         folders: folders with its files.
+        record: what the study stored about itself when it was opened.
     """
 
     study: optuna.Study
     storage: LeasedRDBStorage
     config: StudyConfig
     folders: ArtifactFolders
+    record: StudyRecord
 
     @property
     def name(self) -> str:
@@ -44,11 +45,6 @@ class OpenStudy:
     def study_id(self) -> int:
         """Id of the study in the storage."""
         return self.study._study_id
-
-    @cached_property
-    def record(self) -> StudyRecord:
-        """What the study stored about itself when this was first read: before the training."""
-        return read_study_record(self.study)
 
     @property
     def artifact_folder(self) -> str:
@@ -80,9 +76,10 @@ def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         study = load_study(storage, name)
-        config = require_stored(study, storage, read_study_record(study))
+        record = read_study_record(study)
+        config = require_stored(study, storage, record)
         on_error.pop_all()
-    return OpenStudy(study, storage, config, folders)
+    return OpenStudy(study, storage, config, folders, record)
 
 
 def require_stored(

@@ -312,11 +312,10 @@ def _resolve(
 ) -> _Wanted:
     """Resolve settings whose cells are loaded, with what they inherit; load task and corpus."""
     folders = ArtifactFolders(options.artifacts, url)
-    origin = file.name if file.is_stored else file.source
-    record = None
-    if origin is not None:
+    record = file.record
+    if record is None and file.source is not None:
         with closing(read_storage(url)) as storage:
-            record = read_study_record(load_study(storage, origin))
+            record = read_study_record(load_study(storage, file.source))
 
     def open_sources() -> CodeStore:
         assert record is not None
@@ -353,6 +352,7 @@ def _open(
         storage,
         stored.model_copy(update=local),
         wanted.folders,
+        record,
         corpus,
         None if corpus is None else read_token_corpus(record, corpus),
         wanted.tasks,

@@ -50,7 +50,7 @@ class ConfigFile(BaseModel):
         origin: source of the settings, as error messages name it.
         settings: nested settings, with overrides.
         overridden: dotted keys of the overrides.
-        is_stored: whether the source is a stored study, which states every setting.
+        record: record of the stored study that the settings are those of, if they are.
         folder: folder of the file; None for a stored study.
         cells: records of the users' cells that the settings name.
         task: record of the task; None for a text, and before it is loaded.
@@ -62,7 +62,7 @@ class ConfigFile(BaseModel):
     origin: str
     settings: dict[str, Any]
     overridden: list[str] = []
-    is_stored: bool = False
+    record: StudyRecord | None = None
     folder: Path | None = None
     cells: dict[str, CellRecord] = {}
     task: TaskRecord | None = None
@@ -87,11 +87,8 @@ class ConfigFile(BaseModel):
         known = {*Space.model_fields, BPTT_STEPS}
         if GATED_CELL not in kept:
             known -= {*SWITCHES}
-        stored = self.settings.get("cells", {}) if self.is_stored else {}
-        stored = {name: record for name, record in stored.items() if name in kept}
-        for record in stored.values():
-            known |= {*record["options"]}
-        for cell in cells.values():
+        stored = {name: cell for name, cell in self.stored_cells.items() if name in kept}
+        for cell in (*stored.values(), *cells.values()):
             known |= {*cell.options}
         if self.is_stored:
             file = file.model_copy(update={"settings": {**self.settings, "cells": stored}})
@@ -104,37 +101,27 @@ class ConfigFile(BaseModel):
             cells: names of these cells.
             known: keys that a table ``[space]`` of these cells can have.
         """
-        settings = dict(self.settings)
-        left_out: dict[str, None] = {}
-        foreign = {name for name in SWITCHES if name not in known}
-
-        def keep_entries(key: str, entries: Any) -> Any:
-            """Return a list without what concerns the other cells alone."""
+        stated = dict.fromkeys(name for table in self._list_tables() for name in table)
+        names = [name for name in stated if name not in known]
+        names = [name for name in names if f"space.{name}" not in self.overridden]
+        left_out = dict.fromkeys(f"space.{name}" for name in names)
+        tables: list[dict[str, Any]] = [
+            {name: values for name, values in table.items() if name not in names}
+            for table in self._list_tables()
+        ]
+        is_union = isinstance(self.settings["space"], list)
+        settings = {**self.settings, "space": tables if is_union else tables[0]}
+        foreign = {*names, *(name for name in SWITCHES if name not in known)}
+        lists = [("space.exclude", table) for table in tables] + [("nuisance", settings)]
+        for key, table in lists:
+            name = key.rpartition(".")[2]
+            entries = table.get(name)
             if key in self.overridden or not isinstance(entries, list):
-                return entries
+                continue
             kept = [entry for entry in entries if not _concerns(entry, foreign, cells)]
             if len(kept) < len(entries):
+                table[name] = kept
                 left_out[f"entries of {key}"] = None
-            return kept
-
-        def keep_known(table: Any) -> Any:
-            """Return a table ``[space]`` without what concerns the other cells alone."""
-            if not isinstance(table, Mapping):
-                return table
-            names = [name for name in table if name not in known]
-            names = [name for name in names if f"space.{name}" not in self.overridden]
-            foreign.update(names)
-            left_out.update((f"space.{name}", None) for name in names)
-            kept = {name: values for name, values in table.items() if name not in names}
-            if "exclude" in kept:
-                kept["exclude"] = keep_entries("space.exclude", kept["exclude"])
-            return kept
-
-        space = settings["space"]
-        is_union = isinstance(space, list)
-        settings["space"] = list(map(keep_known, space)) if is_union else keep_known(space)
-        if "nuisance" in settings:
-            settings["nuisance"] = keep_entries("nuisance", settings["nuisance"])
         notice = f"left out what other cells than {', '.join(cells)} have: {', '.join(left_out)}"
         return self.model_copy(
             update={"settings": settings, "left_out": notice if left_out else ""}
@@ -147,6 +134,16 @@ class ConfigFile(BaseModel):
         """
         is_overridden = any(f"{key}.".startswith(f"{stated}.") for stated in self.overridden)
         return Path() if is_overridden or self.folder is None else self.folder
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the settings are those of a stored study, which states every setting."""
+        return self.record is not None
+
+    @property
+    def stored_cells(self) -> Mapping[str, CellRecord]:
+        """The users' cells by name that a stored study has copies of."""
+        return self.record.config.cells if self.record is not None else {}
 
     @property
     def cell_specs(self) -> list[str]:
@@ -417,9 +414,9 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
 
 
 def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:
-    settings = read_study_record(load_study(storage, name)).settings()
+    record = read_study_record(load_study(storage, name))
     origin = f"study {name!r} in {where}"
-    return ConfigFile(name=name, origin=origin, settings=settings, is_stored=True)
+    return ConfigFile(name=name, origin=origin, settings=record.settings(), record=record)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
