@@ -28,7 +28,7 @@ from search.extend import (
     no_space_error,
 )
 from search.grid import list_combinations
-from search.launch.shared_files import require_shared
+from search.launch.launcher import require_shared
 from search.open_study import OpenStudy, require_stored
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited

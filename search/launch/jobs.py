@@ -8,17 +8,14 @@ from dataclasses import replace
 from search.display import QuietDisplay, SafeConsole
 from search.errors import LaunchError
 from search.launch.launcher import (
+    ARTIFACTS_REMEDY,
     Job,
     Launcher,
     WorkerCommand,
     count_states,
     create_launcher,
+    mark_folder,
     parse_job,
-)
-from search.launch.shared_files import (
-    ARTIFACTS_REMEDY,
-    find_checkpoints,
-    mark_artifacts,
     require_server,
     require_shared,
     warn_of_loopback,
@@ -27,6 +24,7 @@ from search.options import RunOptions, to_words
 from search.status import Status, StatusReader
 from search.study import StudyHandle
 from search.worker.shutdown import ShutdownSignal
+from studies.artifacts import ArtifactFolders
 from studies.storage.counts import ActiveWorker
 from studies.text import format_trials
 
@@ -60,8 +58,8 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             "command that submitted them"
         )
     require_server(options.storage)
-    folder = find_checkpoints(options.artifacts, options.storage)
-    require_shared(folder, "folder of checkpoints", ARTIFACTS_REMEDY)
+    folders = ArtifactFolders(options.artifacts, options.storage, read_only=True)
+    require_shared(folders.root("checkpoints"), "folder of checkpoints", ARTIFACTS_REMEDY)
     if launcher.log_folder is not None:
         require_shared(launcher.log_folder, "folder of logs", "expected a shared working directory")
     launcher.check()
@@ -135,8 +133,8 @@ def build_worker_command(options: RunOptions, handle: StudyHandle) -> WorkerComm
     """
     worker = handle.for_worker(options).model_copy(update={"wait": True})
     arguments = ("continue", handle.name, "--storage", options.storage, *to_words(worker))
-    marker = mark_artifacts(options.artifacts, options.storage)
-    return WorkerCommand(arguments, options.threads, options.device, marker)
+    marker = mark_folder(handle.folders.root("checkpoints"))
+    return WorkerCommand(arguments, marker, options.threads, options.device)
 
 
 def _has_jobs(launcher: Launcher, name: str, status: Status) -> bool:

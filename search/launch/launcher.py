@@ -1,15 +1,21 @@
-"""What a launcher does: start, list and end the workers of a study on a cluster."""
+"""What a launcher does: start, list and end the workers of a study on a cluster.
+
+Workers on other machines need a storage on a server, and a folder that the machines share.
+"""
 
 import os
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from search.errors import LaunchError
 from studies.storage.counts import ActiveWorker
+from studies.storage.engine import parse_url, redact
 from studies.text import shorten
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -17,6 +23,17 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 JOB_VARIABLE = "RNN_SEARCH_JOB"
 """Environment variable with the id of the job that a worker runs in, which its leases then name."""
+
+SHARED_VARIABLE = "RNN_SEARCH_SHARED"
+"""Environment variable with the folders that all machines of a cluster share, separated by ``:``.
+
+Needed only for those on a disk of this machine, as on the server of a network file system.
+"""
+
+MARKER_PREFIX = ".shared-"
+"""Start of the random name of a file by which workers recognize the folder of checkpoints."""
+
+ARTIFACTS_REMEDY = "expected --artifacts with a shared folder"
 
 
 @dataclass(frozen=True)
@@ -79,33 +96,20 @@ def _parse_setting(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Marker:
-    """A file with a random name that a job finds only in a folder that its machine shares.
-
-    Attributes:
-        path: absolute path.
-        message: what the job reports if it does not find it.
-    """
-
-    path: str
-    message: str
-
-
-@dataclass(frozen=True)
 class WorkerCommand:
     """Command that runs one worker, the same on each machine.
 
     Attributes:
         arguments: arguments of ``python -m rnn_search``, to be run in this working directory.
+        marker: file in a shared folder that the job must find before it starts the worker.
         threads: CPU threads of the worker; None for those that its job has.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
-        marker: file that the job must find before it starts the worker; None for none.
     """
 
     arguments: tuple[str, ...]
+    marker: Path
     threads: int | None = None
     device: str = "auto"
-    marker: Marker | None = None
 
 
 @dataclass(frozen=True)
@@ -211,3 +215,87 @@ def parse_job(worker: str | None) -> str:
     """Return the job in a worker's name; "" if it runs in none."""
     parts = (worker or "").split("/", 2)
     return parts[2] if len(parts) > 2 else ""
+
+
+# ------------------------------------------------------------------ what machines share
+
+
+def require_server(storage: str) -> None:
+    """Check that workers on other machines can use a storage.
+
+    Raises:
+        LaunchError: if it is a file, or its URL has a password.
+        StorageError: if its URL is invalid.
+    """
+    url = parse_url(storage)
+    if url.get_backend_name() == "sqlite":
+        raise LaunchError(
+            f"storage {redact(url)} is a file, which workers on other machines cannot share: "
+            "expected a server, as in --storage postgresql+psycopg://USER@HOST/DATABASE"
+        )
+    if url.password or {"password", "sslpassword"} & url.query.keys():
+        raise LaunchError(
+            f"storage {redact(url)} has a password, which command lines of workers would show: "
+            "expected it in PGPASSWORD or ~/.pgpass"
+        )
+
+
+def warn_of_loopback(storage: str) -> str:
+    """Return a warning if a storage's address means another machine on each machine, or ""."""
+    url = parse_url(storage)
+    host = url.host or url.query.get("host") or os.environ.get("PGHOST", "")
+    is_socket = not host or str(host).startswith("/")
+    if not is_socket and host not in ("localhost", "127.0.0.1", "::1"):
+        return ""
+    return f"storage {redact(url)} is reached by workers on this machine only: name its host"
+
+
+def mark_folder(folder: Path) -> Path:
+    """Return the marker in the folder of checkpoints, created by the first call.
+
+    It has a random name, so that a job finds it only in a folder that its machine shares. A type of
+    file system does not say whether other machines have mounted the same folder.
+
+    Raises:
+        LaunchError: if it cannot be written.
+    """
+    folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = next(folder.glob(f"{MARKER_PREFIX}*"), folder / f"{MARKER_PREFIX}{uuid4().hex}")
+        path.touch()
+    except OSError as error:
+        raise LaunchError(f"cannot write to the folder of checkpoints {folder}: {error}") from error
+    return path
+
+
+def describe_missing(marker: Path) -> str:
+    """Return what a job reports that does not find the marker."""
+    folder = marker.parent
+    return f"folder of checkpoints {folder} is not the same on all machines: {ARTIFACTS_REMEDY}"
+
+
+def require_shared(path: Path, what: str, remedy: str = "expected a shared file system") -> None:
+    """Check that a file or folder is not in a place that only this machine has.
+
+    It need not exist. ``what`` and ``remedy`` are parts of the message.
+
+    Raises:
+        LaunchError: if it is in the temporary folder or on a disk of this machine.
+    """
+    path = path.expanduser().resolve()
+    folders = os.environ.get(SHARED_VARIABLE, "").split(os.pathsep)
+    shared = [Path(folder).expanduser().resolve() for folder in folders if folder]
+    if any(path.is_relative_to(folder) for folder in shared):
+        return
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if path.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        where = "in the temporary folder of this machine"
+    elif os.major(existing.stat().st_dev):  # 0 on file systems that have no device, as on networks
+        where = "on a disk of this machine"
+    else:
+        return
+    raise LaunchError(
+        f"{what} {path} is {where}, where other machines do not find it: {remedy}, or "
+        f"{SHARED_VARIABLE}=FOLDER if all machines share the folder"
+    )

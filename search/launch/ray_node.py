@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search.launch.launcher import JOB_VARIABLE, WorkerCommand
+from search.launch.launcher import JOB_VARIABLE, WorkerCommand, describe_missing
 from studies.text import shorten
 
 POLL_SECONDS = 0.2
@@ -48,8 +48,8 @@ def run_worker(
     """
     # Ray cancels by an interrupt, which has no effect in a node that was started in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if command.marker is not None and not Path(command.marker.path).exists():
-        raise WorkerFailedError(f"on {os.uname().nodename}: {command.marker.message}")
+    if not command.marker.exists():
+        raise WorkerFailedError(f"on {os.uname().nodename}: {describe_missing(command.marker)}")
     logged = os.fstat(2).st_size
     process = subprocess.Popen(
         [sys.executable, "-m", "search.launch.ray_node", *command.arguments],

@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search.errors import LaunchError
-from search.launch.launcher import JOB_VARIABLE, PROJECT, Job, WorkerCommand, count_states
+from search.launch.launcher import (
+    JOB_VARIABLE,
+    PROJECT,
+    Job,
+    WorkerCommand,
+    count_states,
+    describe_missing,
+)
 from studies.storage.counts import ActiveWorker
 from studies.text import shorten
 
@@ -104,10 +111,9 @@ def write_script(command: WorkerCommand) -> str:
     worker = shlex.join([sys.executable, "-m", "rnn_search", *command.arguments])
     if command.threads is None:
         worker += ' --threads "$SLURM_CPUS_PER_TASK"'
-    check = ""
-    if command.marker is not None:
-        path, error = shlex.quote(command.marker.path), shlex.quote(command.marker.message)
-        check = f'[ -e {path} ] || {{ echo "error: $HOSTNAME:" {error} >&2; exit 2; }}'
+    path = shlex.quote(str(command.marker))
+    error = shlex.quote(describe_missing(command.marker))
+    check = f'[ -e {path} ] || {{ echo "error: $HOSTNAME:" {error} >&2; exit 2; }}'
     return SCRIPT.format(
         variable=JOB_VARIABLE, project=shlex.quote(str(PROJECT)), check=check, worker=worker
     )

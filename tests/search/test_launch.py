@@ -17,10 +17,13 @@ from invocation import refused
 from rnn.errors import DeviceError
 from search.errors import LaunchError
 from search.launch.jobs import build_worker_command, prepare_launch
-from search.launch.launcher import LaunchTarget, WorkerCommand, create_launcher, parse_target
-from search.launch.shared_files import (
+from search.launch.launcher import (
     SHARED_VARIABLE,
-    mark_artifacts,
+    LaunchTarget,
+    WorkerCommand,
+    create_launcher,
+    mark_folder,
+    parse_target,
     require_shared,
     warn_of_loopback,
 )
@@ -55,7 +58,7 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
         command = build_worker_command(options, handle)
         assert command.arguments[:4] == ("continue", "quick", "--storage", sqlite_url)
         assert f"--artifacts {tmp_path}/shared" in " ".join(command.arguments)
-        assert Path(command.marker.path).is_file()
+        assert command.marker.is_file()
         assert build_worker_command(options, handle).marker == command.marker, "one per folder"
 
 
@@ -162,8 +165,8 @@ def job(tmp_path):
     return run
 
 
-def test_job_requeues_itself_only_after_the_signal_before_its_time_limit(job):
-    command = WorkerCommand(("continue", "mine"))
+def test_job_requeues_itself_only_after_the_signal_before_its_time_limit(job, tmp_path):
+    command = WorkerCommand(("continue", "mine"), mark_folder(tmp_path))
     worker = f"srun --cpus-per-task=2 {sys.executable} -m rnn_search continue mine --threads 2\n"
     for code in (0, 1, 128 + signal.SIGTERM):
         done = job(command, code)
@@ -172,10 +175,10 @@ def test_job_requeues_itself_only_after_the_signal_before_its_time_limit(job):
 
 
 def test_job_that_does_not_find_the_folder_of_checkpoints_stops_in_one_line(job, tmp_path):
-    marker = mark_artifacts(str(tmp_path / "it's"), SERVER)
-    command = WorkerCommand(("continue", "mine"), threads=1, marker=marker)
+    marker = mark_folder(tmp_path / "it's")
+    command = WorkerCommand(("continue", "mine"), marker, threads=1)
     assert job(command).stdout.endswith("continue mine\n")
-    Path(marker.path).rename(Path(marker.path).with_name(".shared-of-another-machine"))
+    marker.rename(marker.with_name(".shared-of-another-machine"))
     done = job(command)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: .*it's is not the same on all.*\n", done.stderr)
@@ -241,6 +244,7 @@ def test_death_of_a_clients_server_is_tried_again(monkeypatch, message, attempts
 @pytest.mark.extended
 def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
     ray_node = pytest.importorskip("search.launch.ray_node")
-    command = WorkerCommand(("continue", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db"))
+    arguments = ("continue", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
+    command = WorkerCommand(arguments, mark_folder(tmp_path))
     with pytest.raises(ray_node.WorkerFailedError, match=r"exited with code 2: error: .*not exist"):
         ray_node.run_worker(command, tmp_path, "worker 1", {"PYTHONPATH": str(ROOT)})
