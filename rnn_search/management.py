@@ -21,7 +21,7 @@ from studies.management import ListedStudy
 from studies.storage.open import read_storage
 from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
 from studies.study_file import export_study as export_stored
-from studies.text import expect_one_of, shorten, to_line
+from studies.text import expect_one_of, shorten
 
 if TYPE_CHECKING:  # slow to import
     import optuna
@@ -102,7 +102,7 @@ def import_results(
     chosen = ImportOptions(**options)
     is_path = isinstance(source, str | Path) and "://" not in str(source)
     if is_path and study is None and is_exported_study(Path(str(source))):
-        raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
+        raise ConfigError(f"{source} is an exported study: expected import_study")
     url = storage_or_default(storage)
     return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
 

@@ -49,7 +49,7 @@ from studies.storage.open import list_study_names, load_study, open_storage, rea
 from studies.storage.trials import StoredTrial
 from studies.storage.whole_study import new_folder
 from studies.study_settings import ImportedResults
-from studies.text import check_study_name, format_count, shorten, to_line
+from studies.text import check_study_name, format_count, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,7 +184,7 @@ def import_results(
     """
     is_url = isinstance(source, str) and "://" in source
     if study is not None and not is_url:
-        given = to_line(shorten(str(source)))
+        given = shorten(str(source))
         raise ConfigError(f"study={study!r} is for the URL of a storage: {given} is none")
     words = [str(source)]
     if is_url:
@@ -224,7 +224,7 @@ def _open_study(url: str, study: str | None, options: ImportOptions) -> tuple[li
         if study is None and len(names) != 1:
             raise ConfigError(
                 f"storage {where} has {len(names)} studies: choose one with --study, of "
-                f"{', '.join(map(to_line, names)) or 'none'}"
+                f"{', '.join(names) or 'none'}"
             )
         name = study or names[0]
         table = read_study(load_study(opened, name), f" of {where}", options.value)
@@ -397,7 +397,7 @@ def _guess_parameters(
         raise TableError(
             f"{table.source}: {join_names(scattered)} may be parameters or results, with another "
             "value in most rows: name the parameters with --parameters, of "
-            f"{','.join(map(to_line, candidates))}"
+            f"{','.join(candidates)}"
         )
     if scattered:
         left_out["they have another value in most rows, as results and names have"] = scattered
@@ -419,7 +419,7 @@ def _name_parameters(columns: Iterable[str]) -> dict[str, str]:
     """Return the name of the parameter of each column; reports have columns of their own."""
     names: dict[str, str] = {}
     for column in columns:
-        name = to_line(strip_prefix(column))
+        name = strip_prefix(column)
         while name in RESULT_NAMES or name in names.values():
             name += "_"
         names[column] = name

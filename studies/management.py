@@ -28,7 +28,7 @@ from studies.storage.counts import (
 )
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import check_study_name, to_line
+from studies.text import check_study_name
 
 PLAIN = "plain Optuna"
 DAMAGED = "damaged"
@@ -169,7 +169,7 @@ def list_studies(storage: LeasedRDBStorage, folders: ArtifactFolders) -> list[Li
                 continue
             if not isinstance(error, StudiesError):
                 raise
-            listed.append(ListedStudy(name, DAMAGED, problem=to_line(str(error))))
+            listed.append(ListedStudy(name, DAMAGED, problem=str(error)))
     return listed
 
 
@@ -185,7 +185,7 @@ def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) 
             record = read_record(study)
             kind = _kind(record)
         except StudiesError as error:
-            kind, problem = DAMAGED, to_line(str(error))
+            kind, problem = DAMAGED, str(error)
     with storage.reading() as connection:
         counts = count(storage, study_id)
         best = BestReader(study, storage, record.config).read() if record else None

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 
 from studies.attributes import IS_GRID_TRIAL
 from studies.errors import ConfigError, TableError
-from studies.text import shorten, to_line
+from studies.text import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ class Table:
         if name in self.columns or len(found) == 1:
             return name if name in self.columns else found[0]
         raise TableError(
-            f"{self.source} has no column {to_line(shorten(name, 60))!r}: choose {option}, of "
+            f"{self.source} has no column {shorten(name, 60)!r}: choose {option}, of "
             f"{join_names(self.columns, 30)}"
         )
 
@@ -69,8 +69,8 @@ class Table:
                 numbers.append(None if cell is None else float(cell))
             except ValueError as error:
                 raise TableError(
-                    f"{self.source}, row {row}, column {to_line(shorten(name, 60))!r}: "
-                    f"{to_line(shorten(cell, 60))!r} is not a number: expected a number, nothing "
+                    f"{self.source}, row {row}, column {shorten(name, 60)!r}: "
+                    f"{shorten(cell, 60)!r} is not a number: expected a number, nothing "
                     "for a run that failed, or nan for one that diverged"
                 ) from error
         return numbers
@@ -86,7 +86,7 @@ def strip_prefix(name: str) -> str:
 
 def join_names(names: Iterable[str], limit: int = 8) -> str:
     """Join the names of columns; of many, the first and the number of the others."""
-    listed = [to_line(shorten(name, 60)) for name in names]
+    listed = [shorten(name, 60) for name in names]
     others = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {others:,} more" if others > 0 else "")
 
@@ -99,7 +99,7 @@ def read_file(path: Path) -> Table:
     """
     import pandas as pd
 
-    name = to_line(path.name)
+    name = path.name
     try:
         if path.suffix == ".parquet":
             return read_frame(pd.read_parquet(path), name)
@@ -112,11 +112,10 @@ def read_file(path: Path) -> Table:
     except ImportError as error:
         raise TableError(f"{name} needs pyarrow to be read: pip install pyarrow") from error
     except OSError as error:
-        raise TableError(f"{to_line(str(path))} cannot be read: {error.strerror}") from error
+        raise TableError(f"{path} cannot be read: {error.strerror}") from error
     except (TypeError, ValueError, csv.Error) as error:
         raise TableError(
-            f"{name} is not CSV in UTF-8, JSON lines (.jsonl) or Parquet (.parquet): "
-            f"{to_line(str(error))}"
+            f"{name} is not CSV in UTF-8, JSON lines (.jsonl) or Parquet (.parquet): {error}"
         ) from error
 
 
@@ -198,7 +197,7 @@ def read_study(study: optuna.Study, where: str, value: str | None) -> Table:
     Raises:
         ConfigError: if it is a study of this program, or has several objectives or no results.
     """
-    source = f"study {to_line(study.study_name)}{where}"
+    source = f"study {study.study_name}{where}"
     trials = study.get_trials(deepcopy=False)
     if any(IS_GRID_TRIAL in trial.system_attrs for trial in trials):
         raise ConfigError(
@@ -212,7 +211,7 @@ def read_study(study: optuna.Study, where: str, value: str | None) -> Table:
     known = [*(f"values_{place}" for place in range(count)), *names]
     chosen = "values_0" if count == 1 and value in (None, "value") else value
     if chosen not in known:
-        listed = ", ".join(map(to_line, known))
+        listed = ", ".join(known)
         raise ConfigError(f"{source} has {count} objectives: choose one with --value, of {listed}")
     place = known.index(chosen) % count
     columns: dict[str, list[Any]] = {
