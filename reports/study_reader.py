@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ from reports.results import Results
 from reports.trial_table import build_table, read_source_trials
 from studies.attributes import StudyRecord
 from studies.loader import read_record
-from studies.space import TASK
 from studies.storage.open import load_study
 from studies.storage.reads import (
     read_audit_looks,
@@ -87,10 +86,7 @@ def read_results(
         results = _add_curves(results, storage, study_id, drawn_only)
     if not with_windows:
         return results
-    tasks: dict[Any, str] = {}
-    if results.config.task_records:
-        tasks = results.table[TASK].to_dict()
-    windows = read_eval_windows(storage, study_id, results.metric.split, tasks)
+    windows = read_eval_windows(storage, study_id, results.metric.split)
     return replace(results, windows=windows)
 
 

@@ -57,7 +57,7 @@ def extend(
     """
     name = study.study_name
     stored = record.config
-    trials = read_trials(storage, study._study_id, is_strict=True)
+    trials = read_trials(storage, study._study_id)
     replicates = _find_more_replicates(name, record, config)
     new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
     changed = list_descriptive_changes(stored, config)

@@ -2,9 +2,17 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
@@ -306,10 +314,32 @@ RESERVED_OPTION_NAMES = RESULT_NAMES.union(
 """Names that an option of a user's own cell cannot have."""
 
 
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    name: TypeAdapter(Annotated[field.annotation, field], config=_STORED)  # type: ignore[arg-type]
-    for name, field in TrialRecord.model_fields.items()
-} | {SOURCE_TRIALS: TypeAdapter(list[_Count], config=_STORED)}
+if TYPE_CHECKING:
+
+    class TrialAttributes(BaseModel):
+        """User attributes of a trial that this program defines, each of which may be absent."""
+
+else:
+    TrialAttributes = create_model(
+        "TrialAttributes",
+        __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+        **{
+            name: (Annotated[field.annotation, field], None)
+            for name, field in TrialRecord.model_fields.items()
+        },
+        **{SOURCE_TRIALS: (list[_Count] | None, None)},
+    )
+
+
+def _list_adapters(model: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
+    """Return the parser of each field of a model."""
+    return {
+        name: TypeAdapter(Annotated[field.annotation, field], config=_STORED)  # type: ignore[arg-type]
+        for name, field in model.model_fields.items()
+    }
+
+
+_ADAPTERS = _list_adapters(TrialAttributes)
 
 
 def parse_trial_attribute(key: str, stored: str | None) -> Any:
@@ -381,19 +411,26 @@ class _PastTrial(BaseModel):
     attributes: dict[str, Any]
 
 
-_RESULTS_OF_TRIALS: dict[str, TypeAdapter[Any]] = {
-    AUDIT: TypeAdapter(AuditState),
-    PAUSED: TypeAdapter(datetime),
-    EARLIER_FAILURES: TypeAdapter(list[_PastTrial]),
-    **{name: _ADAPTERS[name] for name in LONG_RESULTS},
-}
+class TrialResults(BaseModel):
+    """System attributes of a trial that belong to the results of its study.
 
-_RESULTS_OF_STUDIES: dict[str, TypeAdapter[Any]] = {
-    GRID_SIZE: TypeAdapter(Annotated[int, Field(ge=1, strict=True)]),
-    AUDIT_LOOKS: TypeAdapter(dict[str, AuditLook]),
-}
+    Others say who works on the trial, or what a dashboard shows.
+    """
 
-STUDY_SYSTEM_ATTRIBUTES = tuple(_RESULTS_OF_STUDIES)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    grid_trial: Literal[True, "imported"]
+    audit: AuditState | None = None
+    paused: datetime | None = None
+    earlier_failures: list[_PastTrial] = []
+    validation_windows: list[float] = []
+    test_windows: list[float] = []
+
+
+_RESULTS_OF_TRIALS = _list_adapters(TrialResults)
+del _RESULTS_OF_TRIALS[IS_GRID_TRIAL]
+
+STUDY_SYSTEM_ATTRIBUTES = (GRID_SIZE, AUDIT_LOOKS)
 """System attributes of a study that belong to its results. Others say what a dashboard shows."""
 
 
@@ -414,9 +451,29 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
     return _parse(_RESULTS_OF_TRIALS.get(name), f"system attribute {name}", stored)
 
 
-def parse_study_system_attribute(name: str, stored: str) -> Any:
-    """Parse a system attribute of a study as :func:`parse_trial_system_attribute` does."""
-    return _parse(_RESULTS_OF_STUDIES.get(name), f"system attribute {name}", stored)
+class StudyResults(BaseModel):
+    """System attributes of a study that belong to its results.
+
+    Others say what a dashboard shows.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    grid_size: int | None = Field(None, ge=1, alias=GRID_SIZE)
+    audit_looks: dict[str, AuditLook] = Field({}, alias=AUDIT_LOOKS)
+
+
+def parse_audit_looks(stored: str) -> dict[str, AuditLook]:
+    """Parse the system attribute of a study with its looks at audited trials, given as JSON.
+
+    Raises:
+        RowError: if this program cannot have stored it.
+    """
+    looks: dict[str, AuditLook] = _parse(_LOOKS, f"system attribute {AUDIT_LOOKS}", stored)
+    return looks
+
+
+_LOOKS: TypeAdapter[Any] = TypeAdapter(dict[str, AuditLook])
 
 
 # ------------------------------------------------------------------ records of a study

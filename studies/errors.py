@@ -26,8 +26,16 @@
 class RowError(ValueError):
     """A row of a database cannot be decoded: this program cannot have stored it.
 
-    Only this error means damage. The message is part of a line and names what is wrong.
+    Only this error means damage. The message is part of a line and names what is wrong; the
+    storage's transactions turn it into a :class:`StudyFormatError` that names the study as well.
+
+    Attributes:
+        study_id: study of the row; None if that is not known.
+        trial_id: trial of the row; None if that is not known, or it belongs to no trial.
     """
+
+    study_id: int | None = None
+    trial_id: int | None = None
 
 
 class StudiesError(Exception):

@@ -43,15 +43,13 @@ from studies.attributes import (
     IS_GRID_TRIAL,
     OBJECTIVE_ATTRIBUTES,
     OBJECTIVE_NAMES,
-    SOURCE_TRIALS,
     STUDY_SYSTEM_ATTRIBUTES,
     AuditState,
     StudyRecord,
-    TrialRecord,
+    StudyResults,
+    TrialAttributes,
+    TrialResults,
     is_result,
-    parse_study_system_attribute,
-    parse_trial_attribute,
-    parse_trial_system_attribute,
 )
 from studies.config import Objective, StudyConfig, to_trial_config
 from studies.errors import (
@@ -69,11 +67,7 @@ from studies.space import contains_exact
 from studies.storage.counts import count_where, find_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
-from studies.storage.trials import (
-    StoredTrial,
-    check_params,
-    decode_distribution,
-)
+from studies.storage.trials import StoredTrial, decode_distribution
 from studies.storage.whole_study import (
     WholeStudy,
     new_folder,
@@ -98,7 +92,7 @@ _FIRST_LINE = re.compile(rf'\{{\s*"format"\s*:\s*"{_FORMAT}"')
 
 _GZIP = b"\x1f\x8b"
 
-_USER_ATTRIBUTES = (*TrialRecord.model_fields, SOURCE_TRIALS)
+_USER_ATTRIBUTES = tuple(TrialAttributes.model_fields)
 """User attributes of a trial in a file, in their order."""
 
 _PRIVATE = {"host", "worker", ERROR}
@@ -523,7 +517,7 @@ class _StudyLine(BaseModel):
     metric: str
     trials: _Count
     user_attrs: dict[str, Any]
-    system_attrs: dict[str, Any]
+    system_attrs: StudyResults
     distributions: _Distributions
 
 
@@ -539,8 +533,8 @@ class _TrialLine(BaseModel):
     datetime_complete: NaiveDatetime | None = None
     params: dict[str, ParamValue] = {}
     distributions: _Distributions = {}
-    user_attrs: dict[str, Any] = {}
-    system_attrs: dict[str, Any]
+    user_attrs: TrialAttributes = TrialAttributes()
+    system_attrs: TrialResults
     intermediate_values: dict[_Step, _Number] = {}
 
 
@@ -563,9 +557,7 @@ class _FileReader:
         try:
             check_study_name(header.name)
             record = parse_record(header.name, {**header.user_attrs, "artifact_folder": "none"})
-            for name, value in header.system_attrs.items():
-                parse_study_system_attribute(name, json.dumps(value))
-        except (RowError, StudiesError) as error:
+        except StudiesError as error:
             self._reject(shorten(str(error), 200), error)
         if record.config.direction != header.direction:
             self._reject(f"direction {header.direction}, expected {record.config.direction}")
@@ -575,7 +567,7 @@ class _FileReader:
             header.metric,
             StudyDirection[header.direction.upper()],
             header.user_attrs,
-            header.system_attrs,
+            header.system_attrs.model_dump(mode="json", by_alias=True, exclude_unset=True),
             self._distributions,
             self._read_trials(record.config, header.trials, lines),
         )
@@ -611,31 +603,26 @@ class _FileReader:
             if not _contains(own[name], value):
                 expected = shorten(str(own[name]))
                 self._reject(f"params.{name}: {shorten(repr(value))}, expected one of {expected}")
-        try:
-            if config.is_trained:
-                check_params(line.params)
+        if config.is_trained:
+            try:
                 to_trial_config(line.params, config)
-            for key, value in line.user_attrs.items():
-                if key not in _USER_ATTRIBUTES:
-                    raise RowError(f"attribute {key}: it is not known")
-                parse_trial_attribute(key, json.dumps(value))
-            mark = line.system_attrs.pop(IS_GRID_TRIAL, None)
-            if mark not in (True, IMPORTED) or (mark == IMPORTED) is config.is_trained:
-                raise RowError(f"system attribute {IS_GRID_TRIAL}: {mark!r}")
-            for key, value in line.system_attrs.items():
-                parse_trial_system_attribute(key, json.dumps(value))
-        except (RowError, StudyFormatError, ValueError) as error:
-            self._reject(f"{shorten(str(error), 200)}; expected a trial of this study", error)
+            except (StudyFormatError, ValueError) as error:
+                self._reject(f"params: {shorten(str(error), 200)}", error)
+        mark = line.system_attrs.grid_trial
+        if (mark == IMPORTED) is config.is_trained:
+            self._reject(f"system_attrs.{IS_GRID_TRIAL}: {mark!r}, as in no trial of this study")
         return StoredTrial(
             line.params,
-            line.user_attrs,
+            line.user_attrs.model_dump(mode="json", exclude_unset=True),
             state=TrialState[line.state],
             values={} if line.value is None else {0: line.value},
             number=line.number,
             started=line.datetime_start,
             completed=line.datetime_complete,
             is_imported=mark == IMPORTED,
-            system_attributes=line.system_attrs,
+            system_attributes=line.system_attrs.model_dump(
+                mode="json", exclude_unset=True, exclude={IS_GRID_TRIAL}
+            ),
             curve=line.intermediate_values,
             distributions=own,
         )

@@ -26,7 +26,6 @@ from hooks import run_program
 
 import reports.cli
 from search.worker.shutdown import SIGNALS
-from studies.storage.trials import DamagedTrials
 
 SECRETS = ("s3cret", "hunter2")
 """Passwords that tests give to commands, which print none."""
@@ -114,7 +113,6 @@ def restored_process() -> Iterator[None]:
     argv = sys.argv
     variables = dict(os.environ)
     threads, finalize = torch.get_num_threads(), reports.cli.finalize_search
-    reported, DamagedTrials._reported = DamagedTrials._reported, {}
     loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
     settings = [(each, each.level, [*each.handlers], each.propagate) for each in loggers]
     try:
@@ -127,7 +125,6 @@ def restored_process() -> Iterator[None]:
         os.environ.update(variables)
         torch.set_num_threads(threads)
         reports.cli.finalize_search = finalize
-        DamagedTrials._reported = reported
         for logger, level, its_handlers, propagate in settings:
             logger.setLevel(level)
             logger.handlers, logger.propagate = its_handlers, propagate

@@ -59,10 +59,9 @@ class StudyProgress:
     Attributes:
         trials: those N grid trials that did not fail, as decisions see them, by number.
         state: what is known of them; the design is the same object while they are the same.
-        planned: number of grid trials, damaged ones included.
+        planned: number of grid trials.
         is_audited: whether some trials are audited.
         looks: planned looks at the audited trials so far, by name.
-        damaged_paused: ids of paused trials that are damaged, not among ``trials``.
     """
 
     trials: Sequence[StoredTrial]
@@ -70,7 +69,6 @@ class StudyProgress:
     planned: int
     is_audited: bool
     looks: Mapping[str, AuditLook]
-    damaged_paused: Sequence[int]
 
     @property
     def can_prune(self) -> bool:
@@ -131,10 +129,9 @@ class PauseResumeScheduler:
         return StudyProgress(
             trials,
             state,
-            planned=self._reader.planned,
+            planned=len(stored),
             is_audited=any(trial.is_audited for trial in stored),
             looks=read_audit_looks(self._storage, self._study_id),
-            damaged_paused=self._reader.damaged_paused,
         )
 
     def decide(
@@ -193,8 +190,6 @@ class PauseResumeScheduler:
             paused. With ``audited`` or ``looks``, there may be more to decide once these are
             stored.
         """
-        if progress.damaged_paused:  # a worker that claims a damaged trial fails it
-            return Decisions(resumed=list(progress.damaged_paused))
         policy = self.build_policy(progress, deferred)
         look = policy.due_look(progress.looks, progress.is_idle) if progress.is_audited else None
         if look is not None:

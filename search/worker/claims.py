@@ -26,12 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
-from studies.attributes import CHECKPOINTED, ERROR, FAILURE, Failure
+from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
 from studies.storage.engine import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trials import DamagedTrialError
 from studies.study_settings import DEFAULT_LEASE_SECONDS
 from studies.text import format_trials
 
@@ -352,11 +351,12 @@ class ClaimManager:
     def _claim(self, request: _Request) -> list[Claim]:
         """Claim trials, in the thread; a retry takes what an earlier attempt has committed."""
         trial_ids = self._find_claimed(request.claim_token) if self._is_retry else []
-        while not (claims := self._read_claimed(trial_ids, request.claim_token)):
+        if not trial_ids:
             first = self._claim_first(request)
             if first is None:
                 return []
-            trial_ids = [first]  # read as no claim if it is damaged
+            trial_ids = [first]
+        claims = self._read_claimed(trial_ids, request.claim_token)
         if len(claims) > 1:
             return claims
         others = self._claim_others(claims[0].trial, request)
@@ -560,13 +560,5 @@ class ClaimManager:
             _logger.info(f"{trials}: lease expired, its worker sent no heartbeat; requeued")
 
     def _read_claimed(self, trial_ids: Sequence[int], claim_token: str) -> list[Claim]:
-        """Read claimed trials, and fail those that cannot be read, so that no worker waits."""
         trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
-        for trial_id in {*trial_ids} - {trial._trial_id for trial in trials}:
-            try:
-                self._storage.get_trial(trial_id)
-            except DamagedTrialError as error:
-                attributes = {FAILURE: Failure.EXCEPTION, ERROR: f"damaged: {error.summary}"}
-                with contextlib.suppress(LeaseLostError):
-                    self._storage.finish(trial_id, claim_token, TrialState.FAIL, None, attributes)
         return [Claim(trial, claim_token, self._lease_seconds) for trial in trials]

@@ -30,7 +30,7 @@ from studies.attributes import (
 )
 from studies.errors import RowError, StudiesError, StudyExistsError
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
-from studies.storage.reads import RECORDS, read_distributions, read_where
+from studies.storage.reads import RECORDS, read_distributions, read_grid_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     ARTIFACT_PREFIX,
@@ -50,7 +50,6 @@ from studies.storage.tables import (
     delete_rows,
     insert_study,
     insert_trials,
-    is_grid_trial,
     of_study,
     read_study_attrs,
     select_trial_ids,
@@ -62,7 +61,7 @@ from studies.storage.trials import (
     TrialStatus,
     decode_choices,
     decode_json,
-    reporting_damage,
+    locating,
 )
 
 _RECORDED = tuple(TrialRecord.model_fields)
@@ -132,7 +131,7 @@ def extend_study(
         StudiesError: if the grid grows and a worker holds a grid trial, because it would continue
             with the old config, or trials are pruned, because they were compared with the old grid.
     """
-    with reporting_damage(storage, study_id), storage.transaction() as connection:
+    with storage.transaction() as connection:
         if _lock_attributes(connection, study_id, STUDY_USER_ATTRS, expected) != expected:
             return False
         if grid_size is not None:
@@ -153,7 +152,7 @@ def update_system_attributes(
 
     This is one transaction. Of a deleted study nothing is written.
     """
-    with reporting_damage(storage, study_id), storage.transaction() as connection:
+    with storage.transaction() as connection:
         stored = _lock_attributes(connection, study_id, STUDY_SYSTEM_ATTRS)
         if stored is not None:
             write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: update(stored)})
@@ -167,7 +166,8 @@ def _lock_attributes(
     if connection.scalar(study.with_for_update()) is None:
         return None
     stored = read_study_attrs(connection, table, study_id, keys)
-    return {key: decode_json(value, key) for key, value in stored.items()}
+    with locating(study_id):
+        return {key: decode_json(value, key) for key, value in stored.items()}
 
 
 def _require_extensible(connection: Connection, study_id: int) -> None:
@@ -192,7 +192,8 @@ def _append_choices(
     stored = read_distributions(connection, study_id)
     extended = {}
     for name, distribution in distributions.items():
-        earlier = decode_choices(stored[name]) if name in stored else ()
+        with locating(study_id):
+            earlier = decode_choices(stored[name]) if name in stored else ()
         choices = dict.fromkeys((*earlier, *distribution.choices))
         extended[name] = CategoricalDistribution(tuple(choices))
         connection.execute(
@@ -223,9 +224,8 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     names = {TrialStatus.FAIL: "failed", TrialStatus.DIVERGED: "diverged"}
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name)
-        where = [TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL, is_grid_trial()]
-        failed, damaged = read_where(connection, study_id, where, RECORDS)
-        damaged.report(storage, study_id)
+        is_failed = TRIALS.c.state == TrialState.FAIL
+        failed = read_grid_trials(connection, study_id, [is_failed], RECORDS)
         reopened = [trial for trial in failed if names[trial.status] in kinds]
         _reopen(connection, reopened)
     storage.merge_log()
@@ -384,8 +384,9 @@ def _derived_studies(connection: Connection, name: str) -> dict[int, str]:
     for study_id, study_name, stored in connection.execute(query):
         try:
             config = decode_json(stored, CONFIG)
-        except RowError:  # it is damaged
+        except RowError:  # another study is damaged
             continue
+        # Plain Optuna may have given the name to something else.
         refinement = config.get("refinement") if isinstance(config, dict) else None
         if isinstance(refinement, dict) and refinement.get("source") == name != study_name:
             derived[study_id] = study_name

@@ -3,7 +3,6 @@
 The database computes it, so that little is read.
 """
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -29,7 +28,7 @@ from studies.attributes import (
     VersionRecord,
     parse_trial_attribute,
 )
-from studies.errors import RowError, StudyHeldError, StudyNotFoundError
+from studies.errors import StudyHeldError, StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import redact
 from studies.storage.leases import Lease, database_seconds
@@ -56,7 +55,7 @@ from studies.storage.trials import (
     decode_state,
     decode_time,
     find_status,
-    reporting_damage,
+    locating,
 )
 from studies.text import did_you_mean, format_duration, format_trials, shorten
 
@@ -67,9 +66,6 @@ MAX_POLL_SECONDS = 5.0
 """Longest time between two looks at the leases of a study."""
 
 _MAX_LISTED = 5
-
-_IS_NUMBER = TRIAL_VALUES.c.value.between(-sys.float_info.max, sys.float_info.max)
-"""Condition that a stored value is finite; on SQLite it may also be a text."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +144,13 @@ def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
 
 
 def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
-    """Count a study's grid trials by state.
-
-    Those of an unknown state or failure, and complete ones without a value, are left out.
-    """
+    """Count a study's grid trials by state."""
     failure = sa.select(TRIAL_USER_ATTRS.c.value_json).where(is_attr(TRIAL_USER_ATTRS, FAILURE))
     of_trial = sa.exists().where(TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
     columns = {
         "failure": failure.scalar_subquery(),
         "is_paused": has_system_attr(PAUSED),
         "is_infinite": of_trial.where(~IS_FINITE),
-        "has_value": of_trial.where(_IS_NUMBER),
     }
     query: sa.Select[Any] = (
         sa.select(
@@ -170,33 +162,19 @@ def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
         .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
     )
     counts: Counter[TrialStatus] = Counter()
-    is_damaged = False
-    with storage.reading() as connection:
-        for *row, count in connection.execute(query):
-            try:
-                counts[_find_status(*row)] += count
-            except RowError:
-                is_damaged = True
-        if is_damaged:
-            read_trials(storage, study_id)  # names them
+    with storage.reading() as connection, locating(study_id):
+        for stored, failed_by, is_paused, is_infinite, count in connection.execute(query):
+            reason = None if failed_by is None else parse_trial_attribute(FAILURE, failed_by)
+            state = decode_state(stored)
+            counts[find_status(state, reason, bool(is_paused), not is_infinite)] += count
     return count_statuses(counts)
-
-
-def _find_status(
-    stored: Any, failed_by: str | None, is_paused: bool, is_infinite: bool, has_value: bool
-) -> TrialStatus:
-    state = decode_state(stored)
-    failure = None if failed_by is None else parse_trial_attribute(FAILURE, failed_by)
-    if state is TrialState.COMPLETE and not (is_infinite or has_value):
-        raise RowError("it is complete without a value")
-    return find_status(state, failure, bool(is_paused), not is_infinite)
 
 
 def count_all(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
     """Count all trials of a study of plain Optuna by state."""
     state = raw(TRIALS.c.state)
     query = sa.select(state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(state)
-    with storage.reading() as connection, reporting_damage(storage, study_id):
+    with storage.reading() as connection, locating(study_id):
         return count_statuses(
             {
                 TrialStatus[decode_state(stored).name]: count
@@ -247,16 +225,11 @@ def _count_distinct(
         .where(TRIALS.c.study_id == study_id, stored.key.in_(keys), is_grid_trial())
         .group_by(stored.key, stored.value_json)
     )
-    found, is_damaged = [], False
-    with storage.reading() as connection:
-        for key, text, count in connection.execute(query):
-            try:
-                found.append((key, parse_trial_attribute(key, text), count))
-            except RowError:
-                is_damaged = True
-        if is_damaged:
-            read_trials(storage, study_id)  # names them
-    return [each for each in found if each[1] is not None]
+    with storage.reading() as connection, locating(study_id):
+        return [
+            (key, parse_trial_attribute(key, text), count)
+            for key, text, count in connection.execute(query)
+        ]
 
 
 def top_trials(
@@ -272,19 +245,13 @@ def top_trials(
 def read_best_trial(
     storage: "LeasedRDBStorage", study_id: int, task: int | None = None
 ) -> StoredTrial | None:
-    """Read a study's best trial that is not damaged, the first of equals; None without any.
+    """Read a study's best trial, the first of equals; None without any.
 
     Of a study of several tasks that of one, by the place of its choice.
     """
-    limit = 1
-    while True:
-        ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, limit, task)]
-        trials = {trial.trial_id: trial for trial in read_trials(storage, study_id, ids)}
-        if found := [trials[trial_id] for trial_id in ids if trial_id in trials]:
-            return found[0]
-        if len(ids) < limit:
-            return None
-        limit *= 10  # all of these are damaged
+    ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, 1, task)]
+    trials = read_trials(storage, study_id, ids) if ids else []
+    return trials[0] if trials else None
 
 
 def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
@@ -403,13 +370,10 @@ def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, 
     """Return when the first trial was started, and when the last one was started or finished."""
     start, end = raw(TRIALS.c.datetime_start), raw(TRIALS.c.datetime_complete)
     query = sa.select(sa.func.min(start), sa.func.max(start), sa.func.max(end))
-    times: list[datetime | None] = []
-    for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
-        try:
-            times.append(decode_time(stored))
-        except RowError:  # of a damaged trial
-            times.append(None)
-    return times[0], max((each for each in times[1:] if each is not None), default=None)
+    row = connection.execute(query.where(TRIALS.c.study_id == study_id)).one()
+    with locating(study_id):
+        first, *last = map(decode_time, row)
+    return first, max((time for time in last if time is not None), default=None)
 
 
 def _rank(
@@ -426,7 +390,6 @@ def _rank(
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.COMPLETE,
             IS_FINITE,
-            _IS_NUMBER,
             is_grid_trial(),
         )
     )
@@ -506,8 +469,9 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
 
     Grid trials without a lease are the last entry.
     """
+    columns = TRIALS.c.trial_id, TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json
     query = (
-        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json, database_seconds(connection))
+        sa.select(*columns, database_seconds(connection))
         .outerjoin(TRIAL_SYSTEM_ATTRS, is_attr(TRIAL_SYSTEM_ATTRS, LEASE))
         .where(
             TRIALS.c.study_id == study_id,
@@ -517,13 +481,13 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
         .order_by(TRIALS.c.number)
     )
     held: dict[str | None, list[tuple[int, float | None, float | None]]] = {}
-    for number, stored, now in connection.execute(query):
+    for trial_id, number, stored, now in connection.execute(query):
         name = silent = seconds = None
         if stored is not None:
-            lease = Lease.parse(stored)
-            name, seconds = lease.worker, lease.seconds
-            if isinstance(lease.heard, float) and math.isfinite(lease.heard):
-                silent = max(0.0, float(now) - lease.heard)
+            lease = Lease.parse(trial_id, stored)
+            name = lease.worker
+            seconds = lease.seconds
+            silent = max(0.0, float(now) - lease.heard)
         held.setdefault(name, []).append((number, silent, seconds))
     workers = []
     for name, rows in held.items():

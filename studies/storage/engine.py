@@ -147,8 +147,6 @@ def configure(engine: Engine) -> None:
         connection.isolation_level = None
         # In WAL mode a commit survives the end of any process without a sync.
         connection.cursor().execute("PRAGMA synchronous = NORMAL")
-        # By default a text that is not UTF-8 fails the query; so its row is found to be damaged.
-        connection.text_factory = lambda text: text.decode(errors="replace")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

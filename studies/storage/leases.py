@@ -6,8 +6,6 @@ clock, and never that of a worker's or a reader's machine. The clock of an SQLit
 the machine that has it.
 """
 
-import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +26,7 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.errors import RowError
+from studies.records import first_message
 from studies.storage.tables import (
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
@@ -46,8 +45,8 @@ from studies.storage.tables import (
     write_curves,
     write_user_attrs,
 )
-from studies.storage.trials import decode_state
-from studies.study_settings import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
+from studies.storage.trials import decode_state, locating
+from studies.study_settings import MAX_LEASE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,26 @@ class Lease:
         claim_token: name of the worker, a slash, and a token unique to the claim.
         seconds: time without a heartbeat after which the lease expires.
         heartbeats: number of heartbeats since the claim.
-        heard: when the database wrote it, in seconds since 1970 by its own clock; anything else in
-            a damaged one, and None in one of an earlier version.
+        heard: when the database wrote it, in seconds since 1970 by its own clock.
     """
 
     claim_token: str
     seconds: Annotated[int | float, Field(gt=0, le=MAX_LEASE_SECONDS)]
     heartbeats: int = 0
-    heard: Any = field(default=None, compare=False)
+    heard: float = field(default=0.0, compare=False)
 
     @classmethod
-    def parse(cls, stored: Any) -> "Lease":
-        """Parse a stored attribute; fields that another version may have added are ignored.
+    def parse(cls, trial_id: int, stored: str) -> "Lease":
+        """Parse a stored lease of a trial.
 
-        An unreadable lease belongs to no known claim: its trial cannot be written to. It has the
-        default duration and differs from other unreadable ones, so it expires unless it changes.
+        Raises:
+            RowError: if it is none.
         """
-        with contextlib.suppress(ValidationError):
+        try:
             return _ADAPTER.validate_json(stored, strict=True)
-        digest = hashlib.sha256(repr(stored).encode()).hexdigest()
-        return cls(f"unreadable/{digest}", DEFAULT_LEASE_SECONDS)
+        except ValidationError as error:
+            with locating(trial_id=trial_id):
+                raise RowError(f"attribute {LEASE}: {first_message(error)}") from error
 
     @property
     def worker(self) -> str:
@@ -139,22 +138,22 @@ class LeaseMonitor:
 def lock_trials(
     connection: Connection, trial_ids: Collection[int]
 ) -> dict[int, tuple[TrialState, Lease | None]]:
-    """Read trials' states and leases; lock the trials until the transaction ends.
-
-    Those of an unknown state are left out.
-    """
+    """Read trials' states and leases; lock the trials until the transaction ends."""
     # All writers lock trials in the order of their ids, to avoid deadlocks.
     query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.state)).order_by(TRIALS.c.trial_id)
     states = {}
     for trial_id, stored in select_in_batches(
         connection, query.with_for_update(), TRIALS, trial_ids
     ):
-        with contextlib.suppress(RowError):
+        with locating(trial_id=trial_id):
             states[trial_id] = decode_state(stored)
     # Only now: a joined lease would be that of before the wait for the lock.
     leases = read_attribute(connection, TRIAL_SYSTEM_ATTRS, LEASE, states)
     return {
-        trial_id: (state, Lease.parse(leases[trial_id]) if trial_id in leases else None)
+        trial_id: (
+            state,
+            Lease.parse(trial_id, leases[trial_id]) if trial_id in leases else None,
+        )
         for trial_id, state in states.items()
     }
 
@@ -167,7 +166,7 @@ def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
         is_attr(TRIAL_SYSTEM_ATTRS, LEASE),
     )
     rows = connection.execute(query.order_by(TRIALS.c.trial_id))
-    return {trial_id: Lease.parse(stored) for trial_id, stored in rows}
+    return {trial_id: Lease.parse(trial_id, stored) for trial_id, stored in rows}
 
 
 def write_leases(connection: Connection, leases: Mapping[int, Lease]) -> None:
@@ -295,7 +294,7 @@ def requeue(
     for trial_id in trial_ids:
         retries: Counter[str] = Counter()
         if trial_id in stored:
-            with contextlib.suppress(RowError):  # damaged: counted anew
+            with locating(trial_id=trial_id):
                 retries.update(parse_trial_attribute(RETRY_COUNTS, stored[trial_id]))
         retries[cause] += 1
         attributes[trial_id] = {RETRY_COUNTS: retries}

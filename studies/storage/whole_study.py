@@ -4,7 +4,7 @@ Trials are read and stored one after the other: few of them are in memory.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -15,22 +15,21 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.errors import RowError, StudyExistsError
+from studies.errors import StudyExistsError
 from studies.storage.counts import find_study
-from studies.storage.reads import read_distributions, read_where
+from studies.storage.reads import read_distributions, read_whole_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     METRIC_NAMES,
     STUDIES,
     STUDY_SYSTEM_ATTRS,
-    TRIAL_TABLES,
     TRIALS,
     insert_study,
     insert_trials,
     select_trial_ids,
     write_attrs,
 )
-from studies.storage.trials import StoredTrial, decode_distribution, reporting_damage
+from studies.storage.trials import StoredTrial, decode_distribution, locating
 
 _BATCH = 200
 """Number of trials that are read at once."""
@@ -69,7 +68,7 @@ def read_study(storage: LeasedRDBStorage, name: str) -> WholeStudy:
         (direction,) = storage.get_study_directions(study_id)
         attributes = storage.get_study_user_attrs(study_id)
         system_attributes = storage.get_study_system_attrs(study_id)
-        with reporting_damage(storage, study_id):
+        with locating(study_id):
             stored = read_distributions(connection, study_id)
             distributions = {key: decode_distribution(each) for key, each in stored.items()}
     (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
@@ -78,30 +77,16 @@ def read_study(storage: LeasedRDBStorage, name: str) -> WholeStudy:
 
 
 def read_all_trials(
-    storage: LeasedRDBStorage,
-    study_id: int,
-    ids: Sequence[int],
-    columns: Collection[sa.Table] = TRIAL_TABLES,
+    storage: LeasedRDBStorage, study_id: int, ids: Sequence[int]
 ) -> Iterator[StoredTrial]:
     """Read trials of a study in the caller's reading transaction, grid trials and others.
 
-    Their ids are in the order of their numbers. They are read with everything that they have; of
-    fewer columns only what this program defines.
-
-    Raises:
-        DamagedTrialError: if one is damaged.
+    Their ids are in the order of their numbers. They are read with everything that they have.
     """
-    is_whole = columns is TRIAL_TABLES
     for first in range(0, len(ids), _BATCH):
         where = [TRIALS.c.trial_id.in_(ids[first : first + _BATCH])]
         with storage.reading() as connection:
-            trials, damaged = read_where(connection, study_id, where, columns, is_whole)
-        for trial in trials:
-            for key in (*trial.attributes, *trial.system_attributes):
-                if not isinstance(key, str):
-                    error = RowError(f"attribute {key!r}: no name")
-                    damaged.add(trial.trial_id, trial.number, error)
-        damaged.report(storage, study_id, is_strict=True)
+            trials = read_whole_trials(connection, study_id, where)
         yield from trials
 
 

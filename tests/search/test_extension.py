@@ -179,8 +179,8 @@ def test_trials_are_read_as_they_were_before_a_change_that_comes_meanwhile(
             changed.append(True)
             retry_trials(url, "quick", ["failed"])
 
-    before = read_trials(storage, joined.study_id, is_strict=True)
-    after = read_trials(storage, joined.study_id, is_strict=True)
+    before = read_trials(storage, joined.study_id)
+    after = read_trials(storage, joined.study_id)
     assert changed
     assert {(trial.state, "seconds" in trial.attributes) for trial in before} == {
         (TrialState.FAIL, True)

@@ -200,17 +200,14 @@ FIELDS = [
     ({"params": {"layers": 9}}, "line 4: params.layers: 9, expected one of Categorical"),
     ({"params": {"layers": True}}, "line 4: params.layers: True, expected one of Categorical"),
     ({"params": {"width": 9}}, "line 4: params: 'width' has no distribution"),
-    ({"params": {"layers": 1}}, "line 4: it has no parameter "),
-    ({"user_attrs": {"seconds": -1}}, "line 4: attribute seconds: input should be greater"),
-    ({"user_attrs": {"mine": 1}}, "line 4: attribute mine: it is not known"),
-    ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system attribute audit: "),
-    ({"system_attrs": {}}, "line 4: system attribute grid_trial: None"),
-    (
-        {"intermediate_values": {"5": "1_0"}},
-        "line 4: intermediate_values.5 is '1_0': input should be a val",
-    ),
-    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x is 'x': input should be"),
-    ({"extra": 1}, "line 4: extra is 1: extra inputs are not permitted"),
+    ({"params": {"layers": 1}}, "line 4: params: a trial has no parameter "),
+    ({"user_attrs": {"seconds": -1}}, "line 4: user_attrs.seconds: input should be greater"),
+    ({"user_attrs": {"mine": 1}}, "line 4: user_attrs.mine: extra inputs are not permitted"),
+    ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system_attrs.audit: "),
+    ({"system_attrs": {}}, "line 4: system_attrs.grid_trial: field required"),
+    ({"intermediate_values": {"5": "1_0"}}, "line 4: intermediate_values.5: input should be a val"),
+    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x.[key]: input should be"),
+    ({"extra": 1}, "line 4: extra: extra inputs are not permitted"),
 ]
 
 
