@@ -428,7 +428,7 @@ class LeasedRDBStorage(RDBStorage):
 
         Answers whether a commit succeeded whose connection was lost.
         """
-        with self.engine.begin() as connection:
+        with self.transaction() as connection:
             state, lease = lock_trials(connection, [trial_id]).get(trial_id, (None, None))
         is_finished = state is not None and state.is_finished()
         return is_finished and lease is not None and lease.claim_token == claim_token

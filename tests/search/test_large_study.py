@@ -3,10 +3,7 @@
 import pytest
 from optuna.trial import TrialState
 
-from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler
-from search.worker.claims import ClaimManager
-from search.worker.shutdown import ShutdownSignal
 from studies.storage.leases import PendingWrite
 from tests.simulations.large_study import create_large_study
 
@@ -54,32 +51,3 @@ def test_decisions_do_not_depend_on_what_a_worker_has_read_before(handle):
             storage.pause(trial_id, "me/1", {})
         else:
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
-
-
-def test_damaged_trial_does_not_keep_paused_trials_from_being_pruned(handle):
-    with handle.storage.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trials SET state = 'FAIL' WHERE state = 'RUNNING'")
-        connection.exec_driver_sql("UPDATE trials SET state = 'ODD' WHERE number = 5")
-    scheduler = make_scheduler(handle)
-    progress = scheduler.read()
-    assert len(progress.trials) + progress.state.failed == 95
-    stops = dict.fromkeys(paused_ids(progress), PruneDecision(True, {}))
-    assert len(scheduler.store(progress, Decisions(pruned=stops))) == len(stops) > 0
-
-
-def test_paused_trial_whose_number_is_damaged_is_failed_by_the_worker_that_resumes_it(handle):
-    """No worker waits for it."""
-    storage, scheduler = handle.storage, make_scheduler(handle)
-    first, *others = paused_ids(scheduler.read())
-    with storage.engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE trials SET number = NULL WHERE trial_id = {first}")
-    selected = scheduler.select(scheduler.read(), 0.5)
-    assert selected.resumed == [first]
-    with ClaimManager(storage, handle.study_id, "me", ShutdownSignal()) as claims:
-        assert claims.claim(paused_ids=selected.resumed) == []
-    with storage.reading() as connection:
-        (state,) = connection.exec_driver_sql(f"SELECT state FROM trials WHERE trial_id = {first}")
-    assert state == ("FAIL",)
-    progress = scheduler.read()
-    assert first not in scheduler.select(progress, 0.5).resumed
-    assert paused_ids(progress) == others

@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 from helpers import create_small_study
-from optuna.trial import TrialState
 
 from studies.attributes import LEASE
+from studies.errors import RowError
 from studies.storage import leases
 from studies.storage.counts import count_trials, read_active_workers
 from studies.storage.leases import Lease, LeaseMonitor, PendingWrite
@@ -19,19 +19,13 @@ from studies.storage.open import load_study, open_storage
 from studies.storage.tables import TRIAL_SYSTEM_ATTRS
 
 
-def test_lease_is_read_with_unknown_fields_and_belongs_to_no_claim_if_it_is_unreadable():
+def test_lease_is_read_with_unknown_fields_and_refused_with_wrong_ones():
     fields = {"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3}
-    assert Lease.parse(json.dumps(fields | {"rank": [0], "heard": "x"})) == Lease("me/1", 4.5, 3)
+    assert Lease.parse(1, json.dumps(fields | {"rank": [0]})) == Lease("me/1", 4.5, 3)
     wrong = [("claim_token", None), ("seconds", "4"), ("seconds", math.nan), ("seconds", 0)]
-    unreadable = [
-        json.dumps(fields | {name: value}) for name, value in [*wrong, ("heartbeats", [])]
-    ]
-    unreadable += [None, "", "me/1", "[]", "{}", "[" * 100_000]
-    for stored in [*unreadable, '{"seconds": 4}']:
-        lease = Lease.parse(stored)
-        assert lease == Lease.parse(stored)
-        assert lease != Lease.parse("changed")
-        assert (lease.worker, lease.seconds) == ("unreadable", 120), stored
+    for name, value in [*wrong, ("heartbeats", []), ("heard", "x")]:
+        with pytest.raises(RowError, match="attribute lease: "):
+            Lease.parse(1, json.dumps(fields | {name: value}))
 
 
 @pytest.fixture
@@ -49,27 +43,6 @@ def change_lease(storage, trial_id, change):
         lease = connection.scalar(sa.select(attributes.value_json).where(of_lease))
         update = TRIAL_SYSTEM_ATTRS.update().where(of_lease)
         connection.execute(update.values(value_json=change(lease)))
-
-
-@pytest.mark.parametrize("stored", ["not JSON", None])
-def test_unreadable_lease_concerns_its_own_trial_only(storage, stored):
-    damaged, alive = storage.claim(1, "old/1"), storage.claim(1, "me/1")
-    change_lease(storage, damaged, lambda _: stored)
-    (third,) = storage.claim_matching(alive, "me/1", 1, [])
-    writes = [PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)]
-    assert storage.flush(writes) == []
-    storage.finish(third, "me/1", TrialState.COMPLETE, 1.0, {})
-    assert storage.flush([PendingWrite(damaged, "old/1", heartbeat=True)]) == [damaged]
-    assert count_trials(storage, 1).running == 2
-    assert len(load_study(storage, "small").trials) == 6
-    monitor, expired = LeaseMonitor(), []
-    for now in (0.0, 60.0, 120.0, 180.0, 240.0):
-        if now == 120.0:
-            change_lease(storage, damaged, lambda _: "changed, as by a heartbeat")
-        expired.append(storage.expire_leases(1, monitor, lambda now=now: now))
-        storage.flush([PendingWrite(alive, "me/1", heartbeat=True)])
-    assert expired == [[], [], [], [], [damaged]]
-    assert storage.get_trial(damaged).user_attrs == {"retries": {"lease_expired": 1}}
 
 
 def test_heartbeat_between_observation_and_requeue_is_respected(postgresql_url):
@@ -122,7 +95,5 @@ def test_workers_are_listed_with_their_trials_the_longest_silent_first(storage):
     (silent, *_) = list_workers(now - 900)
     assert silent.is_expired
     assert silent.description.endswith("min ago, longer than its lease of 2.0 min")
-    for heard, seconds in ((now + 3600, 0), ("unknown", None), (10**400, None), (-math.inf, None)):
-        (worker,) = (each for each in list_workers(heard) if each.host == "node2")
-        assert (worker.silent_seconds, worker.is_expired) == (seconds, False)
-    assert worker.description == "node2/5 holds trial 2"
+    (worker,) = (each for each in list_workers(now + 3600) if each.host == "node2")
+    assert (worker.silent_seconds, worker.is_expired) == (0, False)

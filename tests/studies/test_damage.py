@@ -1,0 +1,157 @@
+"""A row that cannot be decoded is one error that names study, trial and attribute."""
+
+import json
+from contextlib import closing
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from helpers import create_small_study, study_attributes
+from optuna.trial import TrialState
+
+from rnn.config import LATER_SWITCHES
+from studies.attributes import AUDIT_LOOKS, SCHEMA_VERSION
+from studies.config import ImportedResults, StudyConfig
+from studies.errors import StudyFormatError
+from studies.loader import parse_record
+from studies.space import distributions
+from studies.storage.changes import create_study
+from studies.storage.counts import count_trials, read_active_workers
+from studies.storage.open import open_storage
+from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
+from studies.storage.trials import StoredTrial
+
+ATTRIBUTE = "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'seconds'"
+LEASED = "UPDATE trial_system_attributes SET value_json = '{}' WHERE key = 'lease'"
+DAMAGES = {
+    ATTRIBUTE.format("["): "trial 0: attribute seconds: invalid JSON",
+    ATTRIBUTE.format("-5"): "trial 0: attribute seconds: input should be greater than or equal",
+    "UPDATE trial_params SET param_value = 7 WHERE trial_id = {first}": (
+        "trial 0: parameter x: its choice is 7 of "
+    ),
+    "UPDATE trial_params SET distribution_json = '[' WHERE trial_id = {first}": (
+        "trial 0: parameter x: its distribution cannot be read: "
+    ),
+    "DELETE FROM trial_values": "trial 0: it is complete without a value",
+}
+"""Damage of trial 0 that both databases allow, and what the message says of it."""
+
+
+@pytest.fixture
+def storage(url):
+    with closing(open_storage(url)) as storage:
+        for name in ("small", "other"):
+            study_id = create_small_study(storage, 3, name)
+            first = storage.claim(study_id, "me/1")
+            storage.finish(first, "me/1", TrialState.COMPLETE, 1.0, {"seconds": 2.0}, {1: 2.0})
+            storage.claim(study_id, "me/2")
+        yield storage
+
+
+def execute(storage, statement):
+    with storage.engine.begin() as connection:
+        of_study = "trial_id IN (SELECT trial_id FROM trials WHERE study_id = 1)"
+        first = connection.scalar(sa.text("SELECT min(trial_id) FROM trials"))
+        place = "AND" if "WHERE" in statement else "WHERE"
+        statement = f"{statement.format(first=first)} {place} {of_study}"
+        assert connection.exec_driver_sql(statement).rowcount
+
+
+@pytest.mark.parametrize("statement", DAMAGES)
+def test_trial_that_cannot_be_decoded_is_named_and_other_studies_stay_readable(storage, statement):
+    reader = TrialReader(storage, 1)
+    execute(storage, statement)
+    for read in (lambda: read_trials(storage, 1), reader.read):
+        with pytest.raises(StudyFormatError) as refused:
+            read()
+        message = str(refused.value)
+        assert message.startswith(f"study 'small' is damaged ({DAMAGES[statement]}")
+        assert message.endswith(
+            "from a backup, or repair an SQLite file with sqlite3 FILE .recover"
+        )
+        assert "\n" not in message
+    assert len(read_trials(storage, 2)) == 3
+
+
+@pytest.mark.parametrize("stored", ["x", "[]"])
+def test_lease_that_cannot_be_decoded_is_named(storage, stored):
+    execute(storage, LEASED.format(stored))
+    with storage.reading() as connection:
+        assert len(read_active_workers(connection, 2)) == 1
+    for read in (
+        lambda: storage.running_leases(1),
+        lambda: storage.is_finished_by(2, "me/2"),
+    ):
+        with pytest.raises(StudyFormatError, match=r"trial 1: attribute lease: "):
+            read()
+
+
+def test_state_and_curve_that_sqlite_alone_lets_be_anything_are_named(sqlite_url):
+    with closing(open_storage(sqlite_url)) as storage:
+        trial_id = storage.claim(create_small_study(storage, 2), "me/1")
+        storage.finish(trial_id, "me/1", TrialState.COMPLETE, 1.0, {}, {1: 2.0})
+        execute(storage, "UPDATE trial_intermediate_values SET intermediate_value = 'x'")
+        with pytest.raises(StudyFormatError, match=r"loss of trial 0 at step 1 is 'x'"):
+            read_curves(storage, 1)
+        execute(storage, "UPDATE trials SET state = 'ODD' WHERE number = 1")
+        for read in (storage.get_all_trials, lambda study: count_trials(storage, study)):
+            with pytest.raises(StudyFormatError, match=r"its state is 'ODD'"):
+                read(1)
+
+
+def test_attribute_of_a_study_is_named_and_the_others_are_listed(storage, url, invoke):
+    storage.set_study_system_attr(1, AUDIT_LOOKS, {"first": {"trials": -1}})
+    with pytest.raises(StudyFormatError, match=r"'small' is damaged \(system attribute rnn_search"):
+        read_audit_looks(storage, 1)
+    storage.set_study_user_attr(1, "config", {})
+    with storage.transaction() as connection:
+        connection.exec_driver_sql("UPDATE study_user_attributes SET value_json = '{'")
+    done = invoke("list", "--storage", url, "--json")
+    assert done.returncode == 0, done.stderr
+    damaged, other = sorted(json.loads(done.stdout), key=lambda study: study["kind"])
+    assert (damaged["study"], damaged["kind"]) == ("small", "damaged")
+    assert "study 'small' is damaged (attribute config: " in damaged["problem"]
+    assert (other["study"], other["planned"]) == ("other", 3)
+
+
+def test_plain_optuna_gives_attributes_another_meaning(sqlite_url):
+    with closing(open_storage(sqlite_url)) as storage:
+        study = optuna.create_study(study_name="plain", storage=storage)
+        for name in ("error", "seconds", "lease"):
+            study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={name: [1]}))
+        assert [trial.user_attrs[name] for trial in study.trials for name in trial.user_attrs] == [
+            [1]
+        ] * 3
+
+
+FOREIGN = [
+    ({"schema_version": SCHEMA_VERSION + 1}, f"expected {SCHEMA_VERSION}"),
+    ({"schema_version": None}, "no schema version"),
+    ({"artifact_folder": "/tmp"}, "an invalid attribute artifact_folder"),
+    ({"artifact_folder": "../foreign"}, "an invalid attribute artifact_folder"),
+    ({"artifact_folder": "x/../../foreign"}, "an invalid attribute artifact_folder"),
+    ({"config": {"nuisance": ["x"]}}, "an invalid attribute config"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), FOREIGN)
+def test_study_of_another_version_or_with_a_folder_that_leads_elsewhere_is_refused(
+    changes, message
+):
+    attributes = study_attributes(
+        StudyConfig(results=ImportedResults(source="x", parameters=["y"]))
+    )
+    parse_record("small", attributes)
+    with pytest.raises(StudyFormatError, match=message):
+        parse_record("small", attributes | changes)
+
+
+def test_trial_that_was_stored_without_a_switch_has_it_off(sqlite_url, monkeypatch):
+    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
+    trials = [StoredTrial({"layers": 1, "state_size": 4})]
+    with closing(open_storage(sqlite_url)) as storage:
+        choices = distributions({"layers": [1], "state_size": [4]})
+        create_study(storage, "earlier", "loss", {}, choices, trials)
+        (trial,) = read_trials(storage, 1)
+        assert trial.params == {"layers": 1, "state_size": 4, "input_gate": False}
+        optuna.create_study().add_trials(storage.get_all_trials(1))  # refuses contradictions
