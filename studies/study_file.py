@@ -43,6 +43,7 @@ from studies.attributes import (
     IS_GRID_TRIAL,
     OBJECTIVE_ATTRIBUTES,
     OBJECTIVE_NAMES,
+    SOURCE_TRIALS,
     STUDY_SYSTEM_ATTRIBUTES,
     AuditState,
     StudyRecord,

@@ -186,28 +186,22 @@ def require_refused(url, paths, message):
 FIELDS = [
     ({"number": "x"}, "line 4: number is 'x': input should be a valid integer"),
     ({"number": 0}, "line 4: number: 0, expected one above 1"),
-    (
-        {"state": "RUNNING"},
-        "line 4: state is 'RUNNING': input should be 'COMPLETE', 'PRUNED', 'FAIL' or 'WAI",
-    ),
+    ({"state": "RUNNING"}, "line 4: state is 'RUNNING': input should be 'COMPLETE', 'PRUNED', 'FA"),
     ({"state": "COMPLETE"}, "line 4: value: expected a number because"),
     ({"state": "COMPLETE", "value": "nan"}, "line 4: value: expected a number because"),
-    ({"datetime_start": "2026-11-27T12:00:00+05:00"}, "+05:00': input should not have time"),
-    (
-        {"datetime_start": "today"},
-        "line 4: datetime_start is 'today': input should be a valid datetime",
-    ),
+    ({"datetime_start": "2026-11-27T12:00:00+05:00"}, "+05:00': input should not have"),
+    ({"datetime_start": "today"}, "line 4: datetime_start is 'today': input should be a val"),
     ({"params": {"layers": 9}}, "line 4: params.layers: 9, expected one of Categorical"),
     ({"params": {"layers": True}}, "line 4: params.layers: True, expected one of Categorical"),
     ({"params": {"width": 9}}, "line 4: params: 'width' has no distribution"),
     ({"params": {"layers": 1}}, "line 4: params: a trial has no parameter "),
-    ({"user_attrs": {"seconds": -1}}, "line 4: user_attrs.seconds: input should be greater"),
-    ({"user_attrs": {"mine": 1}}, "line 4: user_attrs.mine: extra inputs are not permitted"),
-    ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system_attrs.audit: "),
+    ({"user_attrs": {"seconds": -1}}, "line 4: user_attrs.seconds is -1: input should be gre"),
+    ({"user_attrs": {"mine": 1}}, "line 4: user_attrs.mine is 1: extra inputs are not"),
+    ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system_attrs.audit is 3: "),
     ({"system_attrs": {}}, "line 4: system_attrs.grid_trial: field required"),
-    ({"intermediate_values": {"5": "1_0"}}, "line 4: intermediate_values.5: input should be a val"),
-    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x.[key]: input should be"),
-    ({"extra": 1}, "line 4: extra: extra inputs are not permitted"),
+    ({"intermediate_values": {"5": "1_0"}}, "line 4: intermediate_values.5 is '1_0': input sho"),
+    ({"intermediate_values": {"x": 1.0}}, "line 4: intermediate_values.x is 'x': input shou"),
+    ({"extra": 1}, "line 4: extra is 1: extra inputs are not permitted"),
 ]
 
 
