@@ -23,7 +23,6 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.config import GATED_CELL
 from studies.attributes import FAILURE, LEASE, AuditState, Failure
 from studies.errors import RowError
 from studies.text import shorten
