@@ -12,8 +12,6 @@ import tenacity
 from alembic.script import ScriptDirectory
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
-from optuna.storages import _rdb as rdb
-from optuna.storages._rdb import models
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
@@ -30,6 +28,7 @@ from studies.storage.engine import (
     read_only_url,
     redact,
 )
+from studies.storage.optuna_tables import METADATA, MIGRATIONS
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import STUDIES, TRIALS
 
@@ -39,7 +38,7 @@ DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 CLAIM_INDEX = "ix_trials_study_id_state_number"
 """Index added to Optuna's tables, to find the next waiting trial in logarithmic time."""
 
-_TABLES = {*models.BaseModel.metadata.tables, "alembic_version"}
+_TABLES = {*METADATA.tables, "alembic_version"}
 """Tables of Optuna."""
 
 
@@ -155,7 +154,7 @@ def _open(url: URL) -> LeasedRDBStorage:
             f"storage {redact(url)} is not a database of studies and was left unchanged: expected "
             "a new database, or one that Optuna created"
         )
-    expected = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
+    expected = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     if version != expected:
         raise StorageError(
             f"storage {redact(url)} has schema {version} and was left unchanged: Optuna "
@@ -253,7 +252,7 @@ def _create_on_server(url: URL) -> bool:
         lock = 0x524E4E  # arbitrary key, held until the connection is closed
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock))):
             return False
-        models.BaseModel.metadata.create_all(connection)
+        METADATA.create_all(connection)
         LeasedRDBStorage(url)  # inserts the version
         return True
 

@@ -12,7 +12,6 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
@@ -42,6 +41,7 @@ from studies.storage.leases import (
     waiting_query,
     write_pending,
 )
+from studies.storage.optuna_tables import FINITE
 from studies.storage.reads import read_whole_trials
 from studies.storage.tables import (
     STUDIES,
@@ -417,8 +417,7 @@ class LeasedRDBStorage(RDBStorage):
         with self._leased_transaction(write) as (connection, _):
             if value is not None:
                 assert math.isfinite(value)
-                kind = models.TrialValueModel.TrialValueType.FINITE
-                row = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": kind}
+                row = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": FINITE}
                 insert(connection, TRIAL_VALUES, [row])
             write_user_attrs(connection, {trial_id: attributes})
             update_trials(connection, {trial_id: {"state": state, "datetime_complete": utcnow()}})

@@ -13,13 +13,18 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
 from studies.attributes import AUDIT, IMPORTED, IS_GRID_TRIAL, LONG_RESULTS
 from studies.errors import StorageError
 from studies.storage.engine import redact
+from studies.storage.optuna_tables import (
+    FINITE,
+    METADATA,
+    intermediate_value_to_stored_repr,
+    value_to_stored_repr,
+)
 from studies.storage.trials import StoredTrial
 
 METRIC_NAMES = "study:metric_names"
@@ -34,7 +39,7 @@ MAX_IDS = 500
 _BATCH = 1000
 """Number of trials that are inserted at once."""
 
-_TABLES = models.BaseModel.metadata.tables
+_TABLES = METADATA.tables
 
 TRIALS = _TABLES["trials"]
 STUDIES = _TABLES["studies"]
@@ -60,7 +65,7 @@ TRIAL_TABLES = (
 )
 """Tables of what a trial has, heartbeats of plain Optuna aside."""
 
-IS_FINITE = TRIAL_VALUES.c.value_type == models.TrialValueModel.TrialValueType.FINITE
+IS_FINITE = TRIAL_VALUES.c.value_type == FINITE
 """Condition that the value of a trial is finite."""
 
 
@@ -224,13 +229,12 @@ def write_curves(
 
 
 def _list_points(curves: Mapping[int, Mapping[int, float]]) -> Iterator[tuple[Any, ...]]:
-    to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
     for trial_id, curve in curves.items():
         for step, value in curve.items():
             if math.isfinite(value):  # Optuna's function takes a microsecond
                 yield trial_id, step, value, "FINITE"
             else:
-                stored, kind = to_stored(value)
+                stored, kind = intermediate_value_to_stored_repr(value)
                 yield trial_id, step, stored, kind.name
 
 
@@ -305,7 +309,7 @@ def insert_trials(
                 written[TRIAL_SYSTEM_ATTRS].append((trial_id, key, json.dumps(value)))
             own = {} if trial.value is None else {0: trial.value}
             for objective, each in (trial.values or own).items():
-                stored, kind = models.TrialValueModel.value_to_stored_repr(each)
+                stored, kind = value_to_stored_repr(each)
                 written[TRIAL_VALUES].append((trial_id, objective, stored, kind.name))
         points = _list_points({trial_id: trial.curve for trial_id, trial in created.items()})
         for table, values in (written | {INTERMEDIATE_VALUES: points}).items():
