@@ -80,8 +80,8 @@ format: install ## fix lint errors and format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: install ## run the benchmarks: about an hour on two cores
-	$(RUN) -m benchmarks
+bench: install ## list the benchmarks; BENCH="training-step scale" runs some
+	$(RUN) -m benchmarks $(BENCH)
 
 dashboard: install ## serve optuna-dashboard for the default storage on the loopback address
 	$(VENV)/bin/rnn-search dashboard --port $(PORT)

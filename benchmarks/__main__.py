@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: print the measurements of docs/benchmarks.md.
+"""``python -m benchmarks NAME …``: print the measurements of docs/benchmarks.md.
 
 A benchmark is imported when it runs: ``gpu`` needs PyTorch and numpy alone.
 """
@@ -15,34 +15,29 @@ from importlib import import_module
 import torch
 
 BENCHMARKS = {
-    "audit": "audited_pruning:measure",
-    "training-step": "training_step:measure",
-    "stacks": "training_step:stacks",
-    "cell-lockstep": "cell_lockstep:measure",
-    "plain-loop": "plain_loop:measure",
-    "end-to-end": "end_to_end:measure",
-    "overhead": "overhead:measure",
-    "precision": "precision:measure",
-    "pruning-families": "pruning_families:measure",
-    "claiming": "claiming:measure",
-    "orderly-stop": "orderly_stop:measure",
-    "replicates": "error_rates:measure_replicates",
-    "report-time": "report_time:measure",
-    "scale": "scale:measure",
-    "effects": "error_rates:measure_effects",
-    "unequal-runs": "error_rates:measure_unequal_runs",
-    "uneven-noise": "error_rates:measure_uneven_noise",
-    "gpu": "gpu:measure",
+    "training-step": ("training_step", "a training step, next to a plain loop and the products"),
+    "plain-loop": ("plain_loop", "labelled sequences, next to nn.GRU and Adam"),
+    "gpu": ("gpu", "training on a GPU; --device cpu rehearses it"),
+    "scale": ("scale", "work on studies of 432 and 10,080 trials"),
+    "audit": ("audited_pruning", "pruning without and with audited trials, on simulated curves"),
+    "pruning-families": ("pruning_families", "pruners on curves for which none was tuned"),
 }
-"""Module and function of each benchmark, by its name."""
+"""Module and content of each benchmark, by its name."""
+
+SCRIPTS = """\
+scripts with arguments of their own (--help):
+  python -m benchmarks.compare_speed BEFORE AFTER   training steps of two checkouts
+  python -m benchmarks.replay_pruning FILE …        pruners on recorded curves
+  python -m tests.simulations.error_rates NAME …    error rates of statistics"""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the named benchmarks."""
+    """Run the named benchmarks; without a name, list them."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Run benchmarks, by default all. Run nothing else on the machine meanwhile.",
-        epilog=f"names: {', '.join(BENCHMARKS)}",
+        description="Run benchmarks. Run nothing else on the machine meanwhile.",
+        epilog=_list_benchmarks(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark to run")
@@ -59,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.device is not None and "gpu" not in names:
         parser.error("--device is of the benchmark gpu: add its name")
     if not names:
-        names = [name for name in BENCHMARKS if name != "gpu" or torch.cuda.is_available()]
+        print(_list_benchmarks())
+        return
     if "gpu" in names:
         from benchmarks.gpu import find_device
 
@@ -85,11 +81,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(line, flush=True)
 
 
+def _list_benchmarks() -> str:
+    lines = [f"  {name:18} {content}" for name, (_, content) in BENCHMARKS.items()]
+    return "\n".join(["names:", *lines, SCRIPTS])
+
+
 def _load(name: str) -> Callable[..., Iterator[str]]:
-    module, _, function = BENCHMARKS[name].partition(":")
-    benchmark: Callable[..., Iterator[str]] = getattr(
-        import_module(f"benchmarks.{module}"), function
-    )
+    module, _ = BENCHMARKS[name]
+    benchmark: Callable[..., Iterator[str]] = import_module(f"benchmarks.{module}").measure
     if "optuna" in sys.modules:
         optuna = sys.modules["optuna"]
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -30,12 +30,9 @@ from reports.stats.audit import (
 from reports.stats.effects import Effect, FactorialTable
 from reports.trial_table import find_traits
 from search.pruning.audit import DIVISOR, number_architectures
-from search.pruning.policy import PruningPolicy, StudyState
-from search.pruning.regression import DesignMatrix, Indices, Mask
-from search.pruning.scheduler import compute_steps_to_next_rung
+from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores
 from studies.config import top_count
-from studies.storage.trials import TrialStatus
 from tests.simulations.pruned_search import RecordedCurves, Replay
 
 CURVES = "RNN_SEARCH_CURVES"
@@ -120,11 +117,12 @@ def simulate_curves(kind: str, seed: int) -> RecordedCurves:
         for source in ("new", "old", "both")
         for size in (16, 32, 64, 128)
     ]
-    design, count = DesignMatrix.from_params(networks), len(networks)
+    design = DesignMatrix.from_params(networks)
+    count = len(networks)
     values = 2 + design.main_effects @ random.normal(0, 0.1, design.main_effects.shape[1])
     values += design.interactions @ random.normal(0, 0.03, design.interactions.shape[1])
     values += random.normal(0, 0.02, count)
-    switches = np.array([[each[name] for name in SWITCHES] for each in networks])
+    switches = np.array([[network[name] for name in SWITCHES] for network in networks])
     kinds: dict[str, Mask] = {
         "ordinary": np.zeros(count, dtype=bool),
         "late by a switch": switches[:, 3],
@@ -133,9 +131,9 @@ def simulate_curves(kind: str, seed: int) -> RecordedCurves:
         "noisy": np.zeros(count, dtype=bool),
     }
     is_late = kinds[kind.removesuffix(RATES)]
-    params: list[dict[str, Any]] = [dict(each) for each in networks]
+    params: list[dict[str, Any]] = [dict(network) for network in networks]
     if rates:
-        params = [{**each, NUISANCE: rate} for each in networks for rate in rates]
+        params = [{**network, NUISANCE: rate} for network in networks for rate in rates]
         best = random.normal(0, 0.8, count)  # logarithm of the best rate
         penalty = 0.05 * (np.log(rates) - best[:, None]) ** 2
         values = (values[:, None] + penalty + random.normal(0, 0.02, penalty.shape)).ravel()
@@ -161,7 +159,8 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         audit: number of audited architectures, at most a tenth of all.
         seed: seed of the order of the trials and of the sample.
     """
-    count, random = len(recorded.values), np.random.default_rng(seed)
+    count = len(recorded.values)
+    random = np.random.default_rng(seed)
     owners = number_architectures(recorded.params, recorded.nuisance)
     total = int(owners.max()) + 1
     order = random.permutation(count).tolist()
@@ -188,9 +187,11 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         audited=audited,
     )
     names = [name for name in recorded.params[0] if name not in recorded.nuisance]
-    judged, known = judge_architectures(whole, names), judge_architectures(table, names)
+    judged = judge_architectures(whole, names)
+    known = judge_architectures(table, names)
     kept = top_count(KEEP, total)
-    recall, lost = measure_recall(known, kept), measure_recall(judged, kept).lost
+    recall = measure_recall(known, kept)
+    lost = measure_recall(judged, kept).lost
     _, is_inside = compare_predictions(table, names)
     errors = (whole["value"] - whole["predicted_value"])[is_pruned].abs()
     traits = find_traits(names)
@@ -207,8 +208,8 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
         tested=len(is_inside),
         has_failed_test=compute_outside_p_value(len(is_inside), int(is_inside.sum())) < ALARM_LEVEL,
         bound_holds=lost - recall.lost <= recall.lost_high if audit else None,
-        survivors=_cover(truth, survivors),
-        estimates=_cover(truth, estimate_with_audit(known, names, traits=traits).effects),
+        survivors=cover_effects(truth, survivors),
+        estimates=cover_effects(truth, estimate_with_audit(known, names, traits=traits).effects),
         forecasts=_compare_forecasts(search),
     )
 
@@ -223,79 +224,7 @@ def _compare_forecasts(search: Replay) -> dict[float, tuple[float, float, float]
     }
 
 
-SAMPLES = 6
-"""Number of audits of the same simulated stops."""
-
-_SHARES = (0.75, 0.55, 0.45, 0.4, 0.35)
-"""Share of the trials that continues after each rung."""
-
-_RANK_NOISE = (0.15, 0.1, 0.08, 0.06, 0.05)
-"""Standard deviation, in nats, of the values by which trials are ranked at each rung."""
-
-
-def redraw_audits(kind: str, seed: int) -> list[bool]:
-    """Return whether intervals of effects have the effect, over audits of the same stops.
-
-    At each rung the trials with the worst final values stop, up to noise, whatever is audited.
-
-    Args:
-        kind: one of :data:`KINDS`.
-        seed: seed of the curves, the stops and the audits.
-    """
-    recorded, random = simulate_curves(kind, seed), np.random.default_rng(seed)
-    count = len(recorded.values)
-    reached = np.full(count, len(recorded.rungs))
-    continues = np.ones(count, dtype=bool)
-    for rung, (share, noise) in enumerate(zip(_SHARES, _RANK_NOISE, strict=True)):
-        rank = recorded.values + random.normal(0, noise, count)
-        best = np.argsort(np.where(continues, rank, np.inf))[: int(share * count)]
-        reached[continues & ~np.isin(np.arange(count), best)] = rung + 1
-        continues = np.isin(np.arange(count), best)
-    names = list(recorded.params[0])
-    whole = pd.DataFrame(recorded.params).assign(value=recorded.values)
-    truth = FactorialTable.from_frame(whole, names, traits=find_traits(names))
-    covered = []
-    for _ in range(SAMPLES):
-        drawn = random.choice(count, min(AUDIT, count // DIVISOR), replace=False)
-        is_audited = np.isin(np.arange(count), drawn)
-        policy = PruningPolicy(_stop(recorded, reached, ~continues, is_audited), KEEP, CONFIDENCE)
-        predicted = policy.prediction.mean.copy()
-        for trial in np.flatnonzero(is_audited & ~continues):
-            predicted[trial] = policy.leave_out(int(trial)).prediction.mean[trial]
-        is_lost = ~continues & ~is_audited
-        table = whole.assign(
-            state=np.where(is_lost, TrialState.PRUNED.name, TrialState.COMPLETE.name),
-            value=whole["value"].mask(is_lost),
-            audited=is_audited,
-            reason=pd.Series("pruned", whole.index).mask(continues),
-            predicted_value=np.where(continues, np.nan, predicted),
-        )
-        estimates = estimate_with_audit(
-            judge_architectures(table, names), names, traits=find_traits(names)
-        ).effects
-        covered += _cover(truth, estimates)
-    return covered
-
-
-def _stop(
-    recorded: RecordedCurves, reached: Indices, is_stopped: Mask, is_audited: Mask
-) -> StudyState:
-    """Return the state of a search whose trials stopped after some rungs, unless audited."""
-    rungs = np.arange(len(recorded.rungs))
-    is_hidden = (is_stopped & ~is_audited)[:, None] & (rungs >= reached[:, None])
-    return StudyState(
-        [TrialStatus.PRUNED if each else TrialStatus.COMPLETE for each in is_stopped],
-        np.where(is_hidden, np.nan, recorded.losses),
-        np.where(is_stopped & ~is_audited, np.nan, recorded.values),
-        recorded.design,
-        np.arange(len(reached)),
-        compute_steps_to_next_rung(recorded.rungs, recorded.end),
-        np.where(is_stopped & is_audited, reached, -1),
-        np.full(len(reached), np.nan),
-    )
-
-
-def _cover(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
+def cover_effects(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
     """Return whether the interval of each effect has the effect of the whole grid."""
     return [
         effect.low <= truth.compute_effect(effect.contrast).mean <= effect.high
@@ -309,13 +238,12 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 4, studies: int = 5) -> Iterator[str]:
-    """Yield tables: searches on each kind of curves, and effects of more audits of given stops.
+def measure(searches: int = 4) -> Iterator[str]:
+    """Yield a table of searches on each kind of curves, without and with audited trials.
 
     Args:
-        searches: number of searches on each kind of curves, without and with audited trials; on
-            recorded curves in other orders with other samples.
-        studies: number of studies with given stops of each kind.
+        searches: number of searches on each kind of curves; on recorded curves in other orders with
+            other samples.
     """
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     recorded = os.environ.get(CURVES)
@@ -333,12 +261,6 @@ def measure(searches: int = 4, studies: int = 5) -> Iterator[str]:
             for audit in (0, AUDIT):
                 run = partial(_replay_kind, kind, audit)
                 yield _format(Path(kind).name, audit, list(pool.map(run, range(searches))))
-        if recorded:
-            return
-        yield f"{SAMPLES} audits each of {studies} studies with given stops: intervals that cover"
-        for kind in KINDS:
-            covered = list(pool.map(partial(redraw_audits, kind), range(studies)))
-            yield f"  {kind:36} {np.mean([each for study in covered for each in study]):6.3f}"
 
 
 def _format(kind: str, audit: int, results: Sequence[AuditedReplay]) -> str:

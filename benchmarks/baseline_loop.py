@@ -2,20 +2,16 @@
 
 The generated module of the network, with one ``Linear`` per gate over concatenated inputs; one-hot
 inputs, default Adam, the loss read back at every step: a correct first implementation.
-``python -m benchmarks.baseline_loop STEPS PARAMS`` trains one network for each parameter set of a
-JSON list, one after another.
 """
 
-import json
-import sys
 from typing import Any
 
 import torch
 from torch import nn
 
-from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, OptimizerConfig, gated_network
+from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, OptimizerConfig
 from rnn.source_code import generate_module
-from rnn.tasks.corpus import TextData, TokenArray, load_corpus
+from rnn.tasks.corpus import TextData, TokenArray
 from rnn.training.loop import TrainConfig
 
 
@@ -37,7 +33,8 @@ class PlainTraining:
         device: torch.device | None = None,
     ) -> None:
         # PyTorch's default: rnn.training.devices may have selected another library.
-        if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
+        onednn = getattr(torch.backends.mkldnn, "matmul", None)
+        if onednn is not None:
             onednn.fp32_precision = "none"
         names: dict[str, Any] = {"__name__": "network"}
         exec(generate_module(config), names)
@@ -46,7 +43,8 @@ class PlainTraining:
         learning_rate = OptimizerConfig().learning_rate
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         self.smoothed = TextData.initial_loss
-        self._data, self._settings = TextData(text), settings
+        self._data = TextData(text)
+        self._settings = settings
         self._shape = (settings.batch_size, config.state_size)
 
     def begin_sequence(self, number: int) -> None:
@@ -55,9 +53,8 @@ class PlainTraining:
         batch = self._data.train_batch(
             settings.seed, number, 0, settings.batch_size, settings.sequence_length
         )
-        tokens, self._targets = (
-            torch.from_numpy(each).long().to(self._device) for each in batch[:2]
-        )
+        tokens = torch.from_numpy(batch[0]).long().to(self._device)
+        self._targets = torch.from_numpy(batch[1]).long().to(self._device)
         self._one_hot = nn.functional.one_hot(tokens, BYTE_VOCAB_SIZE).float()
         self._states = [torch.zeros(self._shape, device=self._device) for _ in self.network.layers]
 
@@ -74,20 +71,3 @@ class PlainTraining:
         self.optimizer.step()
         decay = self._settings.smoothing
         self.smoothed = decay * self.smoothed + (1 - decay) * loss.item()
-
-
-def main() -> None:
-    """Train the networks of the command line on one thread."""
-    steps, params = int(sys.argv[1]), json.loads(sys.argv[2])
-    torch.set_num_threads(1)
-    text = load_corpus("stdlib").train
-    for each in params:
-        settings = TrainConfig(steps, 256, steps + 1, 50, 0.95, 0)
-        training = PlainTraining(gated_network(each, "state"), text, settings)
-        training.begin_sequence(0)
-        for t in range(steps):
-            training.step(t)
-
-
-if __name__ == "__main__":
-    main()

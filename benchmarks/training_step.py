@@ -68,36 +68,14 @@ def measure() -> Iterator[str]:
             yield f"  {name:36} batch {batch_size:3}, threads {threads}, {precision}  {compared}"
 
 
-def stacks() -> Iterator[str]:
-    """Yield a line for each shape and precision, by the number of networks in lockstep."""
-    torch.set_num_threads(1)
-    text = load_corpus("stdlib").train
-    yield f"milliseconds per network and step, by the number in lockstep, minimum of {ROUNDS}"
-    large = [
-        GatedOptions(i, f, o, s, r, "new").network(2, 256)
-        for i, f, o, s, r in itertools.product((False, True), repeat=5)
-    ]
-    for name, configs in (("2×32", SMALL), ("2×256", large)):
-        mixed = random.Random(0).sample(configs, 32)
-        for precision in ("fp32", "bf16"):
-            timings = {}
-            for size in (1, 2, 4, 8, 16, 32):
-                groups = [mixed[first : first + size] for first in range(0, 32, size)]
-                steps = 30 if configs is SMALL else 4
-                seconds = min(
-                    sum(_group_seconds(group, text, precision, steps) for group in groups)
-                    for _ in range(ROUNDS if configs is SMALL else 2)
-                )
-                timings[size] = f"{size}: {1000 * seconds / 32:.2f}"
-            yield f"  {name:6} {precision}  {', '.join(timings.values())}"
-
-
 def _compare(
     configs: Sequence[NetworkConfig], text: ByteArray, precision: Precision, batch_size: int
 ) -> str:
     steps = 40 if configs[0].state_size > 100 else 100
     rng = random.Random(0)
-    to_plain, shares, to_pytorch = [], [], []
+    to_plain = []
+    shares = []
+    to_pytorch = []
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     separate = _pytorch_stack(configs, precision, static_graph=True)
     products = matmul_shapes(TrainLoop(separate, TextData(text), _settings(2, batch_size)))
@@ -132,16 +110,9 @@ def _pytorch_stack(
     return NetworkStack(trial_configs, 0, precision, static_graph=static_graph)
 
 
-def _step_seconds(stack: Engine, text: ByteArray, steps: int, batch_size: int = 256) -> float:
+def _step_seconds(stack: Engine, text: ByteArray, steps: int, batch_size: int) -> float:
     loop = TrainLoop(stack, TextData(text), _settings(steps, batch_size))
     return _seconds(lambda: list(loop.train())) / steps
-
-
-def _group_seconds(
-    configs: Sequence[NetworkConfig], text: ByteArray, precision: Precision, steps: int
-) -> float:
-    stack = build_network([TrialConfig(config) for config in configs], 0, precision)
-    return _step_seconds(stack, text, steps)
 
 
 def _plain_step_seconds(

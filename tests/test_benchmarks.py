@@ -28,15 +28,23 @@ from tests.simulations.pruned_search import RecordedCurves
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmark_of_every_name_exists(name):
-    module, _, function = BENCHMARKS[name].partition(":")
-    assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), function))
+    module, _ = BENCHMARKS[name]
+    assert callable(importlib.import_module(f"benchmarks.{module}").measure)
+
+
+def test_benchmarks_are_listed_without_a_name(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1 : len(BENCHMARKS) + 1]] == [
+        *BENCHMARKS
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("gpu", "spede"), ["benchmark 'spede' not found: expected one of audit, "]),
-        (("claiming", "--device", "cpu"), ["--device is of the benchmark gpu"]),
+        (("gpu", "spede"), ["benchmark 'spede' not found: expected one of training-step, "]),
+        (("scale", "--device", "cpu"), ["--device is of the benchmark gpu"]),
         (("gpu", "--device", "tpu"), ["'tpu' not found"]),
         (("gpu",), ["no GPU: PyTorch finds none", "--device cpu"]),
     ],

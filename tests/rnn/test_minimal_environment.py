@@ -79,10 +79,10 @@ def test_gpu_benchmark_needs_nothing_else():
 
 @pytest.mark.extended
 def test_benchmark_that_needs_another_library_says_so():
-    ended = run('from benchmarks.__main__ import main\nmain(["gpu", "--device=cpu", "claiming"])')
+    ended = run('from benchmarks.__main__ import main\nmain(["gpu", "--device=cpu", "scale"])')
     assert ended.returncode == 2
     (message,) = ended.stderr.splitlines()
-    assert message.endswith("benchmark 'claiming' needs optuna: install the project (make install)")
+    assert message.endswith("benchmark 'scale' needs optuna: install the project (make install)")
     assert ended.stdout == ""
 
 

@@ -1,19 +1,32 @@
 """Error rates and power of the statistics of reports, in the simulated studies of the tests.
 
-``python -m benchmarks effects``, ``uneven-noise``, ``unequal-runs`` and
-``replicates`` print the tables of docs/statistics.md.
+``python -m tests.simulations.error_rates NAME …`` prints the tables of docs/statistics.md, where
+NAME is one of ``effects``, ``uneven-noise``, ``unequal-runs``, ``replicates`` and ``audits``.
 """
 
+import argparse
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
+from optuna.trial import TrialState
 
+from benchmarks.audited_pruning import AUDIT, CONFIDENCE, KEEP, KINDS, simulate_curves
+from benchmarks.audited_pruning import cover_effects as cover_audited
 from reports.stats import Floats, Integers
+from reports.stats.audit import estimate_with_audit, judge_architectures
 from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable
 from reports.stats.run_means import average_runs
+from reports.trial_table import find_traits
+from search.pruning.audit import DIVISOR
+from search.pruning.policy import PruningPolicy, StudyState
+from search.pruning.regression import Indices, Mask
+from search.pruning.scheduler import compute_steps_to_next_rung
+from studies.storage.trials import TrialStatus
 from tests.simulations.grids import (
     NOISE,
     SMALL_GRID,
@@ -23,6 +36,7 @@ from tests.simulations.grids import (
     names_zero,
     simulate,
 )
+from tests.simulations.pruned_search import RecordedCurves
 from tests.simulations.replicates import (
     ARCHITECTURES,
     MARGIN,
@@ -238,3 +252,107 @@ def _measure_few(studies: int) -> Iterator[str]:
             noise = np.where(np.arange(size) == 0, math.sqrt(factor), 1.0)
             (verdicts,) = simulate_verdicts([np.zeros(size)], noise, runs, studies)
             yield f"{size} | {runs} | ×{factor} | {count_false_worse(verdicts, np.zeros(size)):.1%}"
+
+
+# ------------------------------------------------------------------ audits
+
+SAMPLES = 6
+"""Number of audits of the same simulated stops."""
+
+_SHARES = (0.75, 0.55, 0.45, 0.4, 0.35)
+"""Share of the trials that continues after each rung."""
+
+_RANK_NOISE = (0.15, 0.1, 0.08, 0.06, 0.05)
+"""Standard deviation, in nats, of the values by which trials are ranked at each rung."""
+
+
+def redraw_audits(kind: str, seed: int) -> list[bool]:
+    """Return whether intervals of effects have the effect, over audits of the same stops.
+
+    At each rung the trials with the worst final values stop, up to noise, whatever is audited.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        seed: seed of the curves, the stops and the audits.
+    """
+    recorded, random = simulate_curves(kind, seed), np.random.default_rng(seed)
+    count = len(recorded.values)
+    reached = np.full(count, len(recorded.rungs))
+    continues = np.ones(count, dtype=bool)
+    for rung, (share, noise) in enumerate(zip(_SHARES, _RANK_NOISE, strict=True)):
+        rank = recorded.values + random.normal(0, noise, count)
+        best = np.argsort(np.where(continues, rank, np.inf))[: int(share * count)]
+        reached[continues & ~np.isin(np.arange(count), best)] = rung + 1
+        continues = np.isin(np.arange(count), best)
+    names = list(recorded.params[0])
+    whole = pd.DataFrame(recorded.params).assign(value=recorded.values)
+    truth = FactorialTable.from_frame(whole, names, traits=find_traits(names))
+    covered = []
+    for _ in range(SAMPLES):
+        drawn = random.choice(count, min(AUDIT, count // DIVISOR), replace=False)
+        is_audited = np.isin(np.arange(count), drawn)
+        policy = PruningPolicy(_stop(recorded, reached, ~continues, is_audited), KEEP, CONFIDENCE)
+        predicted = policy.prediction.mean.copy()
+        for trial in np.flatnonzero(is_audited & ~continues):
+            predicted[trial] = policy.leave_out(int(trial)).prediction.mean[trial]
+        is_lost = ~continues & ~is_audited
+        table = whole.assign(
+            state=np.where(is_lost, TrialState.PRUNED.name, TrialState.COMPLETE.name),
+            value=whole["value"].mask(is_lost),
+            audited=is_audited,
+            reason=pd.Series("pruned", whole.index).mask(continues),
+            predicted_value=np.where(continues, np.nan, predicted),
+        )
+        estimates = estimate_with_audit(
+            judge_architectures(table, names), names, traits=find_traits(names)
+        ).effects
+        covered += cover_audited(truth, estimates)
+    return covered
+
+
+def _stop(
+    recorded: RecordedCurves, reached: Indices, is_stopped: Mask, is_audited: Mask
+) -> StudyState:
+    """Return the state of a search whose trials stopped after some rungs, unless audited."""
+    rungs = np.arange(len(recorded.rungs))
+    is_hidden = (is_stopped & ~is_audited)[:, None] & (rungs >= reached[:, None])
+    return StudyState(
+        [TrialStatus.PRUNED if each else TrialStatus.COMPLETE for each in is_stopped],
+        np.where(is_hidden, np.nan, recorded.losses),
+        np.where(is_stopped & ~is_audited, np.nan, recorded.values),
+        recorded.design,
+        np.arange(len(reached)),
+        compute_steps_to_next_rung(recorded.rungs, recorded.end),
+        np.where(is_stopped & is_audited, reached, -1),
+        np.full(len(reached), np.nan),
+    )
+
+
+def measure_audits(studies: int = 5) -> Iterator[str]:
+    """Yield how often intervals that audited trials estimate have the effect."""
+    yield f"{SAMPLES} audits each of {studies} studies with given stops: intervals that cover"
+    for kind in KINDS:
+        covered = [hit for seed in range(studies) for hit in redraw_audits(kind, seed)]
+        yield f"{kind} | {np.mean(covered):.3f}"
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    "effects": measure_effects,
+    "uneven-noise": measure_uneven_noise,
+    "unequal-runs": measure_unequal_runs,
+    "replicates": measure_replicates,
+    "audits": measure_audits,
+}
+
+
+def main() -> None:
+    """Print the tables that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulations.error_rates")
+    parser.add_argument("names", nargs="+", choices=TABLES, metavar="NAME")
+    for name in parser.parse_args().names:
+        for line in TABLES[name]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
