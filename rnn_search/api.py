@@ -1,6 +1,7 @@
 """Run a search: the function :func:`run`, and what it shares with the command line."""
 
 import json
+import logging
 import math
 import os
 import signal
@@ -18,7 +19,7 @@ import reports.cli
 from reports.dashboard import HOST, open_listener
 from rnn_search.arguments import artifacts_or_default, storage_or_default
 from rnn_search.study import Study, load
-from search.display import SafeConsole, Ticker
+from search.display import Display
 from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.options import RunOptions, build_options
@@ -27,6 +28,8 @@ from search.study import StudyHandle
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.errors import ConfigError
 from studies.text import check_study_name, shorten
+
+_logger = logging.getLogger(__name__)
 
 
 def run(
@@ -194,8 +197,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     Raises:
         StudiesError, RNNError, SearchError: see :func:`search.run.run_workers`.
     """
-    storage = options.storage
-    artifacts = options.artifacts
+    storage, artifacts = options.storage, options.artifacts
     cluster = prepare_launch(options)
     with ExitStack() as stack:
 
@@ -206,9 +208,11 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
 
         result = run_workers(options, serve, cluster)
     if cluster is not None and result.is_finished and result.record is not None:
-        cancel_pending(cluster, result.record.artifact_folder, SafeConsole())
+        with Display():
+            cancel_pending(cluster, result.record.artifact_folder)
     if options.report and result.is_finished and not result.exit_code:
-        with Ticker(SafeConsole(), "writing the report"):
+        with Display():
+            _logger.info("writing the report")
             reports.cli.finalize_search(storage, result.study, result.finished, result.was_finished)
     return result
 

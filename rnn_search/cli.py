@@ -180,9 +180,8 @@ def continue_search(**options: Any) -> int:
 @storage_options
 def status(study: str, as_json: bool, launch: str, artifacts: str | None, storage: str) -> None:
     """Print the progress of a study without changing anything."""
-    from search.display import format_status
     from search.launch.jobs import format_jobs, read_jobs
-    from search.status import read_status
+    from search.status import format_status, read_status
 
     target = build_options(RunOptions, study=study, storage=storage, launch=launch).target
     with closing(read_storage(storage)) as opened:

@@ -249,16 +249,16 @@ def to_words(options: WorkerOptions, names: Iterable[str] | None = None) -> list
     """
     words: list[str] = []
     for name in WorkerOptions.model_fields if names is None else names:
-        value = getattr(options, name)
+        value, field = getattr(options, name), type(options).model_fields[name]
         flag = flag_of(type(options), name)
-        if value == type(options).model_fields[name].default:
+        if value == field.default:
             continue
         if value is False and not flag.startswith("--no-"):
             words.append(f"--no-{flag.removeprefix('--')}")
         elif isinstance(value, bool):
             words.append(flag)
         elif isinstance(value, tuple):
-            words += [word for item in value for word in (flag, item)]
+            words += [word for each in value for word in (flag, each)]
         else:
             words += [flag, f"{value:f}s" if name == "until" else str(value)]
     return words

@@ -3,7 +3,9 @@
 Worker processes and jobs get the name of the stored study, and open it.
 """
 
+import logging
 import multiprocessing
+import os
 import random
 import re
 import signal
@@ -15,28 +17,20 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, TypeVar
 
-import click
 import torch
 
 from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
-from search.display import (
-    QuietDisplay,
-    SafeConsole,
-    Ticker,
-    create_display,
-    explain_failure,
-    format_progress,
-)
+from search.display import Display
 from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
-from search.status import Status, StatusReader
+from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
 from search.study import StudyHandle, create_or_join, open_study
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
@@ -44,18 +38,22 @@ from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer, Worker
 from studies.attributes import StudyRecord
-from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, print_bug, run_with_exit_code
+from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
+from studies.text import shorten
 
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
 
 POLL_SECONDS = 1.0
 """Interval between checks of worker processes."""
+
+OUTPUT_SECONDS = 2.0
+"""Time to wait for the last lines of a worker process that has exited."""
 
 _CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
 """Exit codes of workers that finished, or stopped on request."""
@@ -64,6 +62,8 @@ _main_program_lock = threading.Lock()
 """Held while worker processes start, see :func:`_hidden_main_program`."""
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,6 @@ class _Session:
     device: torch.device
     stop: ShutdownSignal
     reader: StatusReader
-    display: QuietDisplay
     claims: ClaimManager
 
 
@@ -135,41 +134,51 @@ def run_workers(
         StudiesError, RNNError, SearchError: for invalid input, before anything is written.
         StorageLostError: if the storage or the study was deleted during the search.
     """
-    console, name = SafeConsole(), options.stored_name
     # Each worker of a cluster stops itself.
     stop = ShutdownSignal(options.until if launcher is None else None)
+    with Display(stop) as display:
+        return _run(options, on_open, launcher, stop, display)
+
+
+def _run(
+    options: RunOptions,
+    on_open: Callable[[StudyHandle], object],
+    launcher: Launcher | None,
+    stop: ShutdownSignal,
+    display: Display,
+) -> RunResult:
+    name = options.stored_name
     device = find_device(options)
+    _logger.info(f"preparing study {name} (storage, data and cells)")
     try:
-        with Ticker(console, f"preparing study {name} (storage, data and cells)"):
-            handle, reader = wait_for_storage(
-                lambda: _open(options, device),
-                lambda: _find_outage_seconds(options),
-                stop,
-                console.print_line,
-            )
+        handle, reader = wait_for_storage(
+            lambda: _open(options, device), lambda: _find_outage_seconds(options), stop
+        )
     except ShutdownRequestedError:
-        console.print_line(_describe_early_stop(stop))
+        _logger.info(_describe_early_stop(stop))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
     with closing(storage):
         on_open(handle)
-        _print_study(console, handle, device)
+        _log_study(handle, device)
         before = reader.recent_status()
         failed_workers, failure = 0, ""
-        display = create_display(console, reader)
-        with _start_session(handle, options.storage, device, stop, reader, display) as session:
+        with (
+            _start_session(handle, options.storage, device, stop, reader) as session,
+            display.show_progress(reader),
+        ):
             if launcher is not None:
-                failure = run_jobs(options, launcher, handle, reader, stop, console, display)
+                failure = run_jobs(options, launcher, handle, reader, stop)
             elif options.workers == 1:
                 _work(session, options)
             else:
-                console.print_line(f"starting {options.workers} worker processes")
-                failed_workers = _run_processes(session, options)
+                _logger.info(f"starting {options.workers} worker processes")
+                failed_workers = _run_processes(session, options, display)
             status = reader.read_status()
         storage.merge_log()
         if status.is_finished:
             _remove_leftovers(handle)
-        failure = failure or _conclude(console, session, before, status, launcher)
+        failure = failure or _conclude(session, before, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
         status.name,
@@ -199,15 +208,13 @@ def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, Statu
         handle = open_study(options.study, options.storage, options, device, is_local)
     else:
         handle = create_or_join(options, device)
-    return _with_reader(handle, options.workers, handle.folder("checkpoints"))
+    return _with_reader(handle, options.workers)
 
 
-def _with_reader(
-    handle: StudyHandle, workers: int = 0, checkpoints: Path | None = None
-) -> tuple[StudyHandle, StatusReader]:
+def _with_reader(handle: StudyHandle, workers: int = 0) -> tuple[StudyHandle, StatusReader]:
     """Read the status of an open study, which is closed if that fails."""
     try:
-        reader = StatusReader(handle.study, handle.storage, handle.config, workers, checkpoints)
+        reader = StatusReader(handle.study, handle.storage, handle.config, workers)
     except BaseException:
         handle.storage.close()
         raise
@@ -228,7 +235,6 @@ def wait_for_storage(
     operation: Callable[[], _T],
     outage_seconds: Callable[[], float],
     stop: ShutdownSignal,
-    print_line: Callable[[str], None],
 ) -> _T:
     """Call a function again while the storage is unavailable, and return its result.
 
@@ -236,7 +242,6 @@ def wait_for_storage(
         operation: function that may be called again after it raised an error.
         outage_seconds: returns how long to wait; called after each failed attempt.
         stop: signal on which to end the wait; its handlers are installed between the attempts.
-        print_line: prints a line for the user.
 
     Raises:
         ShutdownRequestedError: if a shutdown was requested during the wait.
@@ -254,7 +259,9 @@ def wait_for_storage(
             now = time.monotonic()
             if unavailable_since is None:
                 unavailable_since = now
-                print_line(f"storage unavailable ({reason}); waiting for it for up to {limit:g} s")
+                _logger.info(
+                    f"storage unavailable ({reason}); waiting for it for up to {limit:g} s"
+                )
             elapsed = now - unavailable_since
             if elapsed >= limit:
                 raise StorageUnavailableError(
@@ -263,7 +270,7 @@ def wait_for_storage(
                 ) from error
         else:
             if unavailable_since is not None:
-                print_line("storage available again")
+                _logger.info("storage available again")
             return result
         # Random, so that processes that were refused together do not retry together.
         with stop:
@@ -283,14 +290,13 @@ def _start_session(
     device: torch.device,
     stop: ShutdownSignal,
     reader: StatusReader,
-    display: QuietDisplay,
 ) -> Iterator[_Session]:
-    """Handle signals, show a display and claim trials until the session ends."""
+    """Handle signals and claim trials until the session ends."""
     lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
     claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
-    with stop, display, claims:
+    with stop, claims:
         reader.attach(claims)
-        yield _Session(handle, url, device, stop, reader, display, claims)
+        yield _Session(handle, url, device, stop, reader, claims)
 
 
 def _work(session: _Session, options: WorkerOptions) -> None:
@@ -303,54 +309,49 @@ def _work(session: _Session, options: WorkerOptions) -> None:
             session.device,
             budget,
             query,
-            session.display,
             name_worker(),
             options.lockstep,
         )
-        display = session.display
         queue = TrialQueue(
             handle,
             claims,
             session.stop,
-            display.on_trial_end,
             trainer.best_weights.evict,
-            display.on_poll,
         )
-        Worker(queue, trainer, display, options.wait).run()
+        Worker(queue, trainer, options.wait).run()
 
 
-def _print_study(console: SafeConsole, handle: StudyHandle, device: torch.device) -> None:
+def _log_study(handle: StudyHandle, device: torch.device) -> None:
     config = handle.config
     data = f"task {config.task.source}, {find_measure(config).name}"
     if config.task_records:
         data = f"tasks {', '.join(config.task_records)}"
     if handle.corpus is not None:
         data = f"{handle.corpus.name}, {len(handle.corpus.text):,} bytes"
-    console.print_line(
+    _logger.info(
         f"study {handle.name}: {data}; {config.training.steps:,} steps per trial, "
         f"{config.precision} on {device}",
     )
     if handle.notice:
-        console.print_line(handle.notice)
+        _logger.info(handle.notice)
     if handle.warning:
-        console.print_line(f"warning: {handle.warning}")
+        _logger.warning(handle.warning)
 
 
 def _conclude(
-    console: SafeConsole,
     session: _Session,
     before: Status,
     status: Status,
     launcher: Launcher | None,
 ) -> str:
     """Print the outcome of a run; return why a finished study has no complete trial, or ""."""
-    console.print_line(f"study {status.name}: {format_progress(status)}")
+    _logger.info(shorten(f"study {status.name}: {format_progress(status)}", MAX_LINE))
     if session.stop.requested and not status.is_finished and launcher is None:
         is_same = (status.counts, status.retries) == (before.counts, before.retries)
         if is_same and status is not before:  # which it is if the storage does not answer
-            console.print_line(_describe_early_stop(session.stop))
+            _logger.info(_describe_early_stop(session.stop))
         else:
-            console.print_line("stopped; progress is saved: run the same command to resume")
+            _logger.info("stopped; progress is saved: run the same command to resume")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         return explain_failure(status.name, trials, status.counts)
@@ -369,45 +370,37 @@ def _remove_leftovers(handle: StudyHandle) -> None:
     try:
         handle.folders.clear(handle.artifact_folder)
     except Exception as error:  # the results are recorded; leftover files must not fail the run
-        click.echo(
-            f"warning: cannot remove checkpoints or temporary files of the finished study "
-            f"({error}); they are no longer needed",
-            err=True,
+        _logger.warning(
+            f"cannot remove checkpoints or temporary files of the finished study ({error}); they "
+            "are no longer needed",
+            exc_info=True,
         )
-        if is_bug(error):
-            print_bug(error)
 
 
 # ------------------------------------------------------------------ worker processes
 
 
-def run_worker_process(name: str, url: str, options: WorkerOptions) -> None:
-    """Work on a stored study, quietly: the parent process shows the progress.
+def run_worker_process(name: str, url: str, options: WorkerOptions, output: Connection) -> None:
+    """Work on a stored study; the parent process shows what this one prints, and the progress.
 
     Args:
         name: name of the study.
         url: URL of the storage.
         options: what this worker chooses for itself.
+        output: replaces the standard output and the standard error.
     """
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
     # The parent reports an interrupt and ends the workers that are not ready for signals.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def main() -> int:
-        console, stop = SafeConsole(), ShutdownSignal(with_parent=True)
-        device = resolve_device(options.device)
-        outage_seconds = load_overrides(options.overrides).outage_seconds
+        stop = ShutdownSignal(with_parent=True)
         try:
-            handle, reader = wait_for_storage(
-                lambda: _with_reader(open_study(name, url, options, device)),
-                lambda: outage_seconds,
-                stop,
-                console.print_line,
-            )
-            display = QuietDisplay(console, reader)  # the parent process shows the rest
-            session = _start_session(handle, url, device, stop, reader, display)
-            with closing(handle.storage), session as opened:
-                _work(opened, options)
+            with Display(stop):
+                _work_on(name, url, options, stop)
         except ShutdownRequestedError:
             pass
         except StorageLostError:  # reported by the parent
@@ -430,7 +423,19 @@ def _blocked_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_processes(session: _Session, options: RunOptions) -> int:
+def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) -> None:
+    """Open a stored study and work on it."""
+    device = resolve_device(options.device)
+    outage_seconds = load_overrides(options.overrides).outage_seconds
+    handle, reader = wait_for_storage(
+        lambda: _with_reader(open_study(name, url, options, device)), lambda: outage_seconds, stop
+    )
+    session = _start_session(handle, url, device, stop, reader)
+    with closing(handle.storage), session as opened:
+        _work(opened, options)
+
+
+def _run_processes(session: _Session, options: RunOptions, display: Display) -> int:
     """Start worker processes and wait for them; return the number of those that failed."""
     reader, stop = session.reader, session.stop
     worker = session.handle.for_worker(options).model_copy(update={"until": None})
@@ -441,17 +446,22 @@ def _run_processes(session: _Session, options: RunOptions) -> int:
         for device in assign_devices(options.device, options.workers)
     ]
     study = session.handle.name, session.url
-    processes: list[BaseProcess] = [
-        context.Process(target=run_worker_process, args=(*study, each)) for each in options_of_each
-    ]
+    processes: list[BaseProcess] = []
+    readers: list[threading.Thread] = []
     warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), _blocked_interrupts():
-            for process in processes:
-                process.start()
+            for each in options_of_each:
+                lines, output = context.Pipe(duplex=False)
+                with output:
+                    started = context.Process(
+                        target=run_worker_process, args=(*study, each, output)
+                    )
+                    started.start()
+                processes.append(started)
+                readers.append(display.print_output(lines))
         while any(process.is_alive() for process in processes) and not stop.requested:
             _warn_of_killed(processes, warned)
-            session.display.on_log(reader.read_running())
             _wait_for_exit(processes, stop)
     finally:
         for process in processes:
@@ -459,6 +469,8 @@ def _run_processes(session: _Session, options: RunOptions) -> int:
                 process.terminate()
         for process in processes:
             process.join()
+        for thread in readers:  # a process that a worker left may keep its output open
+            thread.join(timeout=OUTPUT_SECONDS)
     clean = _CLEAN_EXIT_CODES
     if stop.requested:  # a process may be terminated before it handles signals
         clean = clean | {-signal.SIGTERM}
@@ -467,7 +479,7 @@ def _run_processes(session: _Session, options: RunOptions) -> int:
         reader.read_status()  # raises the error for all of them if the study is gone
     for process in failed:
         if process not in warned:
-            click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
+            _logger.warning(f"a worker exited with code {process.exitcode}")
     return len(failed)
 
 
@@ -478,10 +490,9 @@ def _warn_of_killed(processes: Sequence[BaseProcess], warned: set[BaseProcess]) 
             continue
         warned.add(process)
         name = signal.strsignal(-process.exitcode) or f"signal {-process.exitcode}"
-        click.echo(
-            f"warning: a worker was killed ({name}): the other workers continue the search; the "
-            "same command in another terminal adds a worker",
-            err=True,
+        _logger.warning(
+            f"a worker was killed ({name}): the other workers continue the search; the same "
+            "command in another terminal adds a worker"
         )
 
 

@@ -1,43 +1,41 @@
-"""Progress of a study, read from its storage, and what a worker reports of its trials."""
+"""Progress of a study, read from its storage, and as text."""
 
 import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 
-from rnn.config import TrialConfig
+from search.pruning.audit import describe_look
 from search.pruning.forecast import Forecast, forecast_training, measure_pace
-from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
+from search.pruning.scheduler import PauseResumeScheduler
 from search.worker.claims import ClaimManager
-from studies.attributes import STEPS_PER_SECOND, AuditLook, Failure
+from studies.attributes import ERROR, STEPS_PER_SECOND, AuditLook, Failure
 from studies.best import Best, BestReader
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig, top_count
 from studies.space import COST_PARAMS
 from studies.storage.counts import (
     ActiveWorker,
-    RungCounts,
     TimingStats,
     TrialCounts,
-    count_at_rung,
     count_audited,
     count_retries,
     count_trials,
     read_active_workers,
-    read_leaders,
     timing_by_shape,
 )
-from studies.storage.reads import read_audit_looks, read_last_losses, read_numbers
+from studies.storage.reads import read_audit_looks, read_numbers
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
+from studies.text import format_bytes, format_duration, shorten, to_line
 
 READ_TIMEOUT = 2.0
 """Seconds that a worker waits for the storage before it takes the last known status."""
@@ -48,74 +46,16 @@ RECENT_TIMEOUT = 0.5
 REFRESH_SECONDS = 2.0
 """Interval between reads of the status for a display that is redrawn."""
 
-MEASURE_SECONDS = 10.0
-"""Shortest time between two measurements of the checkpoints, and between two forecasts."""
+FORECAST_SECONDS = 10.0
+"""Shortest time between two forecasts."""
 
-LEADERS = 3
-"""Number of trials that a status names at the first rung."""
+MAX_LINE = 120
+"""Number of characters of a line of progress."""
+
+MAX_WORKERS = 20
+"""Number of workers that a status lists."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class RunningTrial:
-    """A trial in the middle of its training, at its last logged step, 0 before the first."""
-
-    number: int
-    trial_config: TrialConfig
-    step: int
-    steps: int
-    smoothed_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class TrialEvent:
-    """End of a worker's training of a trial.
-
-    Attributes:
-        trial: the trial as it was claimed.
-        message: description of the outcome.
-        value: objective value of a complete trial, else None.
-        seconds: time since its training began.
-        is_paused: whether the trial is paused and may resume.
-    """
-
-    trial: FrozenTrial
-    message: str
-    value: float | None
-    seconds: float
-    is_paused: bool = False
-
-
-@dataclass(frozen=True)
-class FirstRung:
-    """Trials of a pruned study at the first step at which they are compared.
-
-    Attributes:
-        step: step of the rung.
-        reached: number of grid trials that have trained to it.
-        leaders: those with the lowest losses there, the best first.
-        seconds_left: estimated time until all have; None if unknown.
-        is_at_least: whether that leaves out networks of sizes whose pace is not known yet.
-    """
-
-    step: int
-    reached: int
-    leaders: Sequence[RunningTrial] = ()
-    seconds_left: float | None = None
-    is_at_least: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the rung as ``--json`` prints it."""
-        leaders = [
-            {
-                "number": trial.number,
-                "architecture": trial.trial_config.label,
-                "loss": trial.smoothed_loss,
-            }
-            for trial in self.leaders
-        ]
-        return vars(self) | {"leaders": leaders}
 
 
 @dataclass(frozen=True)
@@ -132,8 +72,6 @@ class Status:
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
         workers: workers that hold trials.
-        first_rung: trials at the first rung; None without pruning, and once every trial has begun
-            and one is complete.
         checkpoint_bytes: size of the checkpoints; None if it is not measured.
         best_by_task: what is best so far in each of several tasks, by name.
     """
@@ -146,7 +84,6 @@ class Status:
     audited: int = 0
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
     workers: Sequence[ActiveWorker] = ()
-    first_rung: FirstRung | None = None
     checkpoint_bytes: int | None = None
     best_by_task: Mapping[str, Best] = field(default_factory=dict)
     seconds_range: tuple[float, float] | None = None
@@ -166,7 +103,6 @@ class Status:
             "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
             "seconds_range": self.seconds_range,
-            "first_rung": self.first_rung.as_json() if self.first_rung else None,
             "checkpoint_bytes": self.checkpoint_bytes,
             "retries": dict(self.retries),
             "audit": {
@@ -205,7 +141,7 @@ def read_status(
         active = sum(1 if each.name else len(each.trials) for each in alive)
         active = max(active, workers)
         is_pruned = config.pruning.enabled
-        seconds_left = seconds_range = first_rung = None
+        seconds_left = seconds_range = None
         if is_pruned and counts.waiting:  # pruning decides how many are needed
             forecaster = forecaster or Forecaster(storage, study_id, config)
             forecast = forecaster.read() if active else None
@@ -215,9 +151,6 @@ def read_status(
         else:
             timing = timing_by_shape(storage, study_id, _list_cost_params(config))
             seconds_left = estimate_seconds_left(timing, counts, active)
-        has_unstarted = counts.waiting > counts.paused
-        if is_pruned and (has_unstarted or (best is None and counts.finished < counts.planned)):
-            first_rung = _read_first_rung(storage, study_id, config, active)
         retries = count_retries(storage, study_id)
         audited = count_audited(storage, study_id) if is_pruned else 0
         looks = read_audit_looks(storage, study_id) if audited else {}
@@ -230,7 +163,6 @@ def read_status(
         audited,
         looks,
         holders,
-        first_rung,
         None if checkpoints is None else measure_folder(checkpoints),
         best_by_task,
         seconds_range,
@@ -255,7 +187,7 @@ class Forecaster:
             with contextlib.suppress(np.linalg.LinAlgError, MemoryError):
                 self._forecast = self._compute()
             now = time.monotonic()
-            self._due_at = now + max(MEASURE_SECONDS, 100 * (now - started_at))
+            self._due_at = now + max(FORECAST_SECONDS, 100 * (now - started_at))
         return self._forecast
 
     def _compute(self) -> Forecast | None:
@@ -270,32 +202,10 @@ class Forecaster:
         return forecast_training(policy, progress.state, is_audited, pace)
 
 
-def _read_first_rung(
-    storage: LeasedRDBStorage, study_id: int, config: StudyConfig, workers: int
-) -> FirstRung | None:
-    rungs = compute_rungs(config.training.steps, config.training.log_every)
-    if not rungs:
-        return None
-    step = rungs[0].step
-    shapes = count_at_rung(storage, study_id, step, _list_cost_params(config))
-    rung = estimate_first_rung(shapes, step, config.training.steps, workers)
-    leaders = read_leaders(storage, study_id, step, LEADERS)
-    return replace(
-        rung, leaders=[_to_running(trial, step, loss, config) for trial, loss in leaders]
-    )
-
-
 def _list_cost_params(config: StudyConfig) -> Sequence[str]:
     """Return the parameters in which trials of different cost can differ."""
     grid = config.grid
     return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
-
-
-def _to_running(
-    trial: StoredTrial, step: int, loss: float | None, config: StudyConfig
-) -> RunningTrial:
-    trial_config = to_trial_config(trial.params, config)
-    return RunningTrial(trial.number, trial_config, step, config.training.steps, loss)
 
 
 def measure_folder(folder: Path) -> int:
@@ -320,20 +230,16 @@ class StatusReader:
         storage: LeasedRDBStorage,
         config: StudyConfig,
         workers: int = 0,
-        checkpoints: Path | None = None,
     ) -> None:
         self.config = config
         self._study = study
         self._storage = storage
         self._workers = workers
-        self._checkpoints = checkpoints
-        self._checkpoint_bytes: int | None = None
-        self._measure_at = self._read_at = 0.0
+        self._read_at = 0.0
         self._best_reader = BestReader(study, storage, config)
         self._forecaster = Forecaster(storage, study._study_id, config)
         self._claims: ClaimManager | None = None
         self._status = self._read()
-        self._running: list[RunningTrial] = []
 
     def attach(self, claims: ClaimManager) -> None:
         """Read through the storage thread of a claim manager, so that callers do not block."""
@@ -353,25 +259,14 @@ class StatusReader:
         def read() -> None:
             self._status = self._read()
 
-        self._measure_checkpoints()
         is_due = time.monotonic() >= self._read_at
         if is_due and self._claims is not None and not self._claims.unavailable_reason:
             futures.wait([self._claims.submit(read)], RECENT_TIMEOUT)
             self._read_at = time.monotonic() + REFRESH_SECONDS
         return self._status
 
-    def read_running(self) -> list[RunningTrial]:
-        """Return the running trials of all workers, waiting up to :data:`READ_TIMEOUT`."""
-
-        def read() -> list[RunningTrial]:
-            rows = read_last_losses(self._storage, self._study._study_id)
-            return [_to_running(*row, self.config) for row in rows]
-
-        self._running = self._query(read, self._running)
-        return self._running
-
     def _read(self) -> Status:
-        status = read_status(
+        return read_status(
             self._study,
             self._storage,
             self.config,
@@ -379,7 +274,6 @@ class StatusReader:
             self._best_reader,
             forecaster=self._forecaster,
         )
-        return replace(status, checkpoint_bytes=self._checkpoint_bytes)
 
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
         if self._claims is None:
@@ -391,14 +285,6 @@ class StatusReader:
                 return query()
 
         return self._claims.ask(verify_and_query, timeout=READ_TIMEOUT, default=last)
-
-    def _measure_checkpoints(self) -> None:
-        """Measure the checkpoints in at most one percent of the time; a network may be slow."""
-        started_at = time.monotonic()
-        if self._checkpoints is not None and started_at >= self._measure_at:
-            self._checkpoint_bytes = measure_folder(self._checkpoints)
-            now = time.monotonic()
-            self._measure_at = now + max(MEASURE_SECONDS, 100 * (now - started_at))
 
 
 def estimate_seconds_left(
@@ -428,26 +314,129 @@ def estimate_seconds_left(
     return seconds / workers
 
 
-def estimate_first_rung(
-    shapes: Sequence[RungCounts], step: int, steps: int, workers: int
-) -> FirstRung:
-    """Estimate the time to the first rung.
+# ------------------------------------------------------------------ text
 
-    The pace of a shape is that of its trials that were paused or have ended. ``step`` is that of
-    the rung, ``steps`` are those of a whole training.
 
-    Returns:
-        The rung, without leaders; without workers or any pace it has no time.
-    """
-    reached = sum(shape.reached for shape in shapes)
-    known = [shape for shape in shapes if shape.seconds_per_step is not None]
-    is_at_least = any(shape.running + shape.waiting for shape in shapes if shape not in known)
-    if not (workers and known):
-        return FirstRung(step, reached)
-    to_rung = 0.0
-    for shape in known:
-        pace = (shape.seconds_per_step or 0.0) / workers
-        # Running trials are half done on average. The audited ones train to the end at once.
-        to_rung += pace * step * (shape.running / 2 + shape.waiting)
-        to_rung += pace * (steps - step) * shape.audited
-    return FirstRung(step, reached, (), to_rung, is_at_least)
+def format_progress(status: Status, with_best: bool = True) -> str:
+    """Format the progress of a study in 120 characters: ``12 of 96 finished, …, best …``."""
+    parts = [status.counts.describe()]
+    if seconds := _format_seconds_left(status):
+        parts.append(f"{seconds} left")
+    if with_best and (best := format_best(status)):
+        parts.append(f"best {best}")
+    return shorten(", ".join(parts), MAX_LINE)
+
+
+def format_best(status: Status) -> str:
+    """Format what is best so far: ``1.4321 nats (trial 14, 1×32 GRU)``; empty if nothing is."""
+    best = status.best
+    return f"{best.text} ({_name_trial(best)})" if best else ""
+
+
+def format_status(status: Status, config: StudyConfig) -> str:
+    """Format the status of a study as the table that ``rnn-search status`` prints."""
+    counts, rows = status.counts, []
+    states = ["planned", "complete", "running", "waiting", "pruned", "diverged", "failed"]
+    if config.results is not None:
+        rows = [("imported", f"from {config.results.source}")]
+        states = [state for state in states if state not in ("running", "waiting")]
+    for state in states:
+        paused = f" ({counts.paused} paused)" if state == "waiting" and counts.paused else ""
+        rows.append((state, f"{getattr(counts, state)}{paused}"))
+    if best := status.best:
+        direction = "highest " if config.direction == "maximize" else ""
+        rows.append(("best", f"{direction}{best.text}, {_name_trial(best)}"))
+    lines = [
+        f"{name}: {each.text}, {_name_trial(each)}" for name, each in status.best_by_task.items()
+    ]
+    rows += _list_lines("best", lines)
+    if config.pruning.enabled:
+        keep = top_count(config.pruning.keep, counts.planned)
+        rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
+        rows.append(("audit", _format_audit(status)))
+    if config.results is None:
+        rows.append(("time left", _format_time_left(status, config)))
+    if disk := _format_disk(status):
+        rows.append(("disk", disk))
+    if status.retries:
+        retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
+        rows.append(("requeued", retries))
+    # The worker that was silent for longest comes first.
+    lines = [worker.description for worker in status.workers[:MAX_WORKERS]]
+    if len(status.workers) > MAX_WORKERS:
+        lines.append(f"and {len(status.workers) - MAX_WORKERS} others: --json lists all")
+    rows += _list_lines("workers", lines)
+    return "\n".join(f"{name:9} {to_line(value)}" for name, value in rows)
+
+
+def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
+    """Return one line on why a finished study has no complete trial, and what to do."""
+    causes, changes = [], []
+    if counts.diverged:
+        causes.append(f"{counts.diverged} diverged")
+        changes.append("lower training.learning_rate")
+    if counts.failed:
+        errors = [
+            (str(trial.completed), trial.attributes[ERROR])
+            for trial in trials
+            if trial.state is TrialState.FAIL and ERROR in trial.attributes
+        ]
+        error = f", the last with {max(errors)[1]}" if errors else ""
+        causes.append(f"{counts.failed} failed{error}")
+        changes.append("change the settings that cause the error")
+    return (
+        f"study {study!r} finished without a complete trial: {'; '.join(causes)}; "
+        f"{', '.join(changes)} and search again under another --name"
+    )
+
+
+def _name_trial(best: Best) -> str:
+    """Name trial and architecture of the best; of replicates the architecture first."""
+    if best.runs is None:
+        return f"trial {best.number}, {best.architecture}"
+    return f"{best.architecture}, best run trial {best.number}"
+
+
+def _format_disk(status: Status) -> str:
+    size = status.checkpoint_bytes
+    return f"{format_bytes(size)} of checkpoints" if size else ""
+
+
+def _list_lines(name: str, lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Return a row of a status for each line, the first one with the name."""
+    return [("" if place else name, line) for place, line in enumerate(lines)]
+
+
+def _format_audit(status: Status) -> str:
+    """Format the number of audited trials, and the last look at them."""
+    if not status.audited:
+        return "none: what pruning loses is not measured"
+    text = f"{status.audited} trials"
+    alarms = [look for look in status.looks.values() if look.alarm]
+    if looks := alarms or [look for look in status.looks.values() if look.trials]:
+        last = max(looks, key=lambda look: look.complete)
+        text += f"{'; alarm' if alarms else ''}: {describe_look(last)}"
+    return text
+
+
+def _format_time_left(status: Status, config: StudyConfig) -> str:
+    if status.is_finished:
+        return "none: every trial is finished"
+    if text := _format_seconds_left(status):
+        return f"{text} with the current workers"
+    if not status.workers:
+        return "unknown: no active worker"
+    if config.pruning.enabled and status.counts.waiting:
+        return "unknown: too few trials are complete to predict the others"
+    return "unknown: no trial of some size is complete yet"
+
+
+def _format_seconds_left(status: Status) -> str:
+    """Format the time left, of a search that prunes with its range; empty if it is unknown."""
+    if not status.seconds_left:
+        return ""
+    text = f"about {format_duration(status.seconds_left)}"
+    if status.seconds_range is None:
+        return text
+    low, high = map(format_duration, status.seconds_range)
+    return text if low == high else f"{text} ({low} to {high})"

@@ -300,8 +300,7 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> "StudyConfig":
-        threshold = self.report_threshold
-        refinement = self.refinement
+        threshold, refinement = self.report_threshold, self.refinement
         if self.is_text and threshold is not None and threshold <= 0:
             raise ValueError(
                 f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
@@ -370,7 +369,7 @@ class StudyConfig(StrictModel):
                     f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
                 )
         if self.is_text:
-            self.check_updates((params, None) for params in grid.project(WINDOW_PARAMS))
+            self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
         return self
 
     def _nuisance_hint(self, grid: Grid, name: str) -> str:
@@ -380,7 +379,7 @@ class StudyConfig(StrictModel):
             for setting in TRAINING_PARAMS
             if name == "optimizer" and setting in grid.search_space
             if setting not in self.nuisance
-            if not all(uses_setting(str(value), setting) for value in grid.search_space[name])
+            if not all(uses_setting(str(each), setting) for each in grid.search_space[name])
         ]
         if not settings or name in grid.find_constant([*self.nuisance, *settings]):
             return ""
@@ -391,13 +390,11 @@ class StudyConfig(StrictModel):
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
         # Each hypothesis is tested in each task.
-        names = [name for name in self.list_params() if name != TASK]
-        options: Options | None = None
+        names, options = [name for name in self.list_params() if name != TASK], None
         if self.is_trained:
             cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
             cell = CellOption(type="str", choices=cells, default=GATED_CELL)
-            names.insert(0, CELL)
-            options = {CELL: [cell], **self.options}
+            names, options = [CELL, *names], {CELL: [cell], **self.options}
         check_hypotheses(self.hypothesis, names, options, nuisance)
         return self
 
@@ -433,8 +430,8 @@ class StudyConfig(StrictModel):
         """Options of the users' cells and of the task, by name."""
         options: dict[str, list[CellOption]] = {}
         own = self.task_record.options if self.task_record else {}
-        for known in (*(cell.options for cell in self.cells.values()), own):
-            for name, option in known.items():
+        for each in (*(cell.options for cell in self.cells.values()), own):
+            for name, option in each.items():
                 options.setdefault(name, []).append(option)
         return options
 
@@ -452,11 +449,10 @@ class StudyConfig(StrictModel):
             trials: parameters of each trial, and the number of steps of its sequences; None for
                 text.
         """
-        checked = []
-        for params, length in trials:
-            settings = training_settings(params, self)
-            checked.append((settings, length or settings.sequence_length - 1))
-        check_updates(checked, self.is_text)
+        settings = [(training_settings(params, self), length) for params, length in trials]
+        check_updates(
+            [(each, length or each.sequence_length - 1) for each, length in settings], self.is_text
+        )
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
@@ -520,8 +516,7 @@ def resolve_params(
         return {name: params[name] for name in known if name in params}
     config = config.of_trial(params)
     cell = config.cells.get(params.get(CELL, GATED_CELL))
-    task = config.task_record
-    resolved = dict(params)
+    task, resolved = config.task_record, dict(params)
     settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
     used = used_params(settings | resolved, config.training)
     for name in names:

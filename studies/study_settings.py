@@ -121,7 +121,7 @@ def used_params(params: Mapping[str, Any], training: TrainingSettings) -> dict[s
     """Return a trial's parameters without the training settings that it does not use."""
     optimizer = str(params.get("optimizer", training.optimizer))
     window = params.get("bptt_steps", training.bptt_steps)
-    return {name: params[name] for name in params if uses_setting(optimizer, name, window)}
+    return {name: each for name, each in params.items() if uses_setting(optimizer, name, window)}
 
 
 WINDOW_PARAMS = ("sequence_length", "warmup_steps", "bptt_steps", UPDATE_EVERY)
@@ -178,7 +178,7 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: boo
 
 def _suggest_multiple(trials: Collection[tuple[TrainingSettings, int]], is_text: bool) -> str:
     """Describe numbers of steps after which every trial has an update."""
-    windows = {(min(settings.gradient_window[1], length), length) for settings, length in trials}
+    windows = {(min(each.gradient_window[1], length), length) for each, length in trials}
     least = math.lcm(*(length if length % every else every for every, length in windows))
     shorter = math.lcm(*(every for every, _ in windows))
     lengths = {length for _, length in windows}

@@ -15,12 +15,10 @@ _UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
 
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds, minutes, hours or days: ``45 s``, ``2.5 min``, ``30 h``."""
-    value = seconds
-    unit = "s"
+    value, unit = seconds, "s"
     for name, length in (("min", 60), ("h", 3600), ("days", 86400)):
         if seconds >= 2 * length:
-            value = seconds / length
-            unit = name
+            value, unit = seconds / length, name
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
 
 
@@ -76,7 +74,7 @@ def format_trials(numbers: Iterable[int]) -> str:
             ranges[-1][1:] = [number]
         else:
             ranges.append([number])
-    shown = ", ".join("-".join(map(str, bounds)) for bounds in ranges[:_MAX_RANGES])
+    shown = ", ".join("-".join(map(str, each)) for each in ranges[:_MAX_RANGES])
     others = f" and others, {count:,} in all" if len(ranges) > _MAX_RANGES else ""
     return f"trial{'s' * (count > 1)} {shown}{others}"
 

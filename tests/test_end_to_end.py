@@ -176,7 +176,8 @@ def test_two_worker_processes_share_a_study(sqlite_url, tmp_path, text, start, g
     assert search.wait() == 0, search.stderr
     lines = search.stdout.splitlines()
     assert "starting 2 worker processes" in lines
-    assert not [line for line in lines if line.startswith("trial ")], "a line for each trial"
+    numbers = [int(line.split()[1]) for line in lines if line.startswith("trial ")]
+    assert sorted(numbers) == [*range(15)], "a line for each trial"
     assert "15 of 15 finished" in search.stdout
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]

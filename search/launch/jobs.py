@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from search.display import QuietDisplay, SafeConsole
 from search.errors import LaunchError
 from search.launch.launcher import (
     ARTIFACTS_REMEDY,
@@ -72,8 +71,6 @@ def run_jobs(
     handle: StudyHandle,
     reader: StatusReader,
     stop: ShutdownSignal,
-    console: SafeConsole,
-    display: QuietDisplay,
 ) -> str:
     """Submit the jobs of a study that are missing, and follow them until the study is finished.
 
@@ -91,18 +88,17 @@ def run_jobs(
     jobs = launcher.list_jobs(name, status.workers)
     existing = [job for job in jobs if job.state != "completing"]
     if existing:
-        console.print_line(f"jobs of this study already: {count_states(existing)}")
+        _logger.info(f"jobs of this study already: {count_states(existing)}")
     if (missing := options.workers - len(existing)) > 0:
         if warning := warn_of_loopback(options.storage):
-            console.print_line(f"warning: {warning}")
+            _logger.warning(warning)
         command = build_worker_command(options, handle)
         for line in launcher.submit(name, command, missing):
-            console.print_line(line)
+            _logger.info(line)
     if not options.wait:
         return ""
     next_list, had_jobs = time.monotonic() + JOBS_SECONDS, True
     while not stop.requested:
-        display.on_log(reader.read_running())
         status = reader.read_status()
         if status.is_finished:
             return ""
@@ -114,10 +110,10 @@ def run_jobs(
             next_list, had_jobs = time.monotonic() + JOBS_SECONDS, has_jobs
         stop.wait(POLL_SECONDS)
     else:
-        console.print_line(launcher.leave(name))
+        _logger.info(launcher.leave(name))
         return ""
     if options.until is not None:
-        console.print_line("the workers have stopped: run the same command to resume")
+        _logger.info("the workers have stopped: run the same command to resume")
         return ""
     return (
         f"no job of study {status.name!r} is left, and it is not finished: read the logs of the "
@@ -146,14 +142,13 @@ def _has_jobs(launcher: Launcher, name: str, status: Status) -> bool:
         return True
 
 
-def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
+def cancel_pending(launcher: Launcher, name: str) -> None:
     """End the jobs of a finished study that have not started."""
     try:
-        line = launcher.cancel_pending(name)
+        if line := launcher.cancel_pending(name):
+            _logger.info(line)
     except LaunchError as error:  # they exit as soon as they start
-        line = f"warning: jobs that have not started cannot be cancelled ({error})"
-    if line:
-        console.print_line(line)
+        _logger.warning(f"jobs that have not started cannot be cancelled ({error})")
 
 
 def read_jobs(launcher: Launcher, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:

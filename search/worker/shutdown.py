@@ -46,6 +46,11 @@ class ShutdownSignal:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def request(self, number: int) -> None:
+        """Request a shutdown as the signal of this number does."""
+        if self.signal is None:
+            self.signal = number
+
     @property
     def requested(self) -> bool:
         """Whether a shutdown was requested."""
@@ -65,8 +70,7 @@ class ShutdownSignal:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal is None:
-            self.signal = number
+        self.request(number)
 
 
 MAX_SECONDS = 10 * 365 * 86400

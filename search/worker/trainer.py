@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import platform
 import socket
 import time
@@ -22,10 +23,8 @@ from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
-from search.display import QuietDisplay
 from search.errors import format_error, is_bug
 from search.pruning.scheduler import compute_rungs
-from search.status import RunningTrial
 from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
@@ -54,7 +53,6 @@ class Trainer:
         device: device to train on.
         budget: entered thread budget.
         query: runs a query of the storage; see :class:`BestWeights`.
-        callbacks: display of the running trials.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
 
@@ -69,7 +67,6 @@ class Trainer:
         device: torch.device,
         budget: ThreadBudget,
         query: StorageQuery,
-        callbacks: QuietDisplay,
         worker: str,
         lockstep: int | None = None,
     ) -> None:
@@ -78,7 +75,6 @@ class Trainer:
         self.config = config
         self.device = device
         self.budget = budget
-        self.callbacks = callbacks
         self._worker = worker
         self._precision: Precision = config.precision
         self._handle = handle
@@ -195,12 +191,8 @@ class Trainer:
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
         yield from self._remove_diverged(loop)
         for point in loop.train(on_step):
-            running = []
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
                 claims[trial_config].report(point.step, loss)
-                number = claims[trial_config].trial.number
-                running.append(RunningTrial(number, trial_config, point.step, self._steps, loss))
-            self.callbacks.on_log(running)
             yield from self._remove_diverged(loop)
             if loop.step in self._rungs:
                 yield from self._pause_or_prune(loop, decide)
@@ -364,17 +356,14 @@ class Worker:
     Args:
         queue: trials of the study.
         trainer: trains them.
-        callbacks: display that is told when the worker waits.
         wait: whether to stay until the trials that others run are finished too.
     """
 
-    def __init__(
-        self, queue: TrialQueue, trainer: Trainer, callbacks: QuietDisplay, wait: bool = True
-    ) -> None:
+    def __init__(self, queue: TrialQueue, trainer: Trainer, wait: bool = True) -> None:
         self.queue = queue
         self.trainer = trainer
-        self.callbacks = callbacks
         self.wait = wait
+        self._has_waited = False
 
     def run(self) -> None:
         """Work until no trial is left or a shutdown is requested.
@@ -389,7 +378,10 @@ class Worker:
 
     def _on_wait(self) -> None:
         self.trainer.budget.release()  # until the next training
-        self.callbacks.on_wait()
+        # One of several processes has a parent, which waits for all.
+        if not self._has_waited and multiprocessing.parent_process() is None:
+            _logger.info("the remaining trials are running in other workers; waiting for them")
+        self._has_waited = True
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; bisect after an error to find the trial that caused it."""

@@ -3,7 +3,6 @@
 The database computes it, so that little is read.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from studies.attributes import (
     PAUSED,
     RETRY_COUNTS,
     SECONDS,
-    STEPS_PER_SECOND,
     Failure,
     VersionRecord,
     parse_trial_attribute,
@@ -34,7 +32,6 @@ from studies.storage.engine import redact
 from studies.storage.leases import Lease, database_seconds
 from studies.storage.reads import read_trials
 from studies.storage.tables import (
-    INTERMEDIATE_VALUES,
     IS_FINITE,
     STUDIES,
     STUDY_DIRECTIONS,
@@ -115,25 +112,6 @@ class TimingStats:
     running: int = 0
     waiting: int = 0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class RungCounts:
-    """Number of the trials of one shape before and after a rung, and their pace.
-
-    Attributes:
-        reached: number of trials that have trained to the rung.
-        running: number of running trials that have not.
-        waiting: number of waiting trials that have not.
-        audited: number of unfinished trials that no rung stops.
-        seconds_per_step: mean over the trials that were paused or have ended; None without any.
-    """
-
-    reached: int = 0
-    running: int = 0
-    waiting: int = 0
-    audited: int = 0
-    seconds_per_step: float | None = None
 
 
 def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
@@ -288,41 +266,11 @@ def timing_by_shape(
         return [TimingStats(*row) for row in rows]
 
 
-def count_at_rung(
-    storage: "LeasedRDBStorage", study_id: int, step: int, names: Collection[str] = COST_PARAMS
-) -> list[RungCounts]:
-    """Count a study's grid trials before and after a step, by shape as :func:`timing_by_shape`."""
-    has_point = INTERMEDIATE_VALUES.c.trial_id.is_not(None)
-    is_running, is_waiting = (
-        TRIALS.c.state == state for state in (TrialState.RUNNING, TrialState.WAITING)
-    )
-    is_unfinished = is_running | is_waiting
-    conditions: list[sa.ColumnElement[bool]] = [
-        has_point,
-        is_running & ~has_point,
-        is_waiting & ~has_point,
-        is_unfinished & has_system_attr(AUDIT),
-    ]
-    columns: list[sa.ColumnElement[Any]] = [
-        sa.func.count(sa.case((condition, 1))) for condition in conditions
-    ]
-    with storage.reading() as connection:
-        rate = sa.func.nullif(_to_number(TRIAL_USER_ATTRS.c.value_json, connection), 0.0)
-        query = sa.select(*columns, sa.func.avg(1.0 / rate))
-        query = _group_by_shape(query, study_id, STEPS_PER_SECOND, names, step)
-        rows: Any = connection.execute(query)
-        return [RungCounts(*row) for row in rows]
-
-
 def _group_by_shape(
-    query: sa.Select[Any], study_id: int, key: str, names: Collection[str], step: int | None = None
+    query: sa.Select[Any], study_id: int, key: str, names: Collection[str]
 ) -> sa.Select[Any]:
-    """Select from grid trials, with a user attribute and the point at a step, by parameters."""
+    """Select from grid trials, with a user attribute, by parameters."""
     trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, key))
-    if step is not None:
-        point = INTERMEDIATE_VALUES.c
-        is_point = (point.trial_id == TRIALS.c.trial_id) & (point.step == step)
-        trials = trials.outerjoin(INTERMEDIATE_VALUES, is_point)
     values = []
     for name in names:
         param = TRIAL_PARAMS.alias()
@@ -340,30 +288,6 @@ def _to_number(stored: sa.ColumnElement[Any], connection: Connection) -> sa.Colu
         # It would call Python for each match, and casts any text. Bytes come after all texts.
         is_number = stored.between("0", ":")
     return sa.case((is_number, sa.cast(stored, sa.Float)))
-
-
-def read_leaders(
-    storage: "LeasedRDBStorage", study_id: int, step: int, limit: int
-) -> list[tuple[StoredTrial, float]]:
-    """Read the grid trials of the lowest losses at a step, and these losses, the lowest first."""
-    loss = INTERMEDIATE_VALUES.c.intermediate_value
-    query = (
-        sa.select(TRIALS.c.trial_id, loss)
-        .join_from(TRIALS, INTERMEDIATE_VALUES, INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
-        .where(
-            TRIALS.c.study_id == study_id,
-            INTERMEDIATE_VALUES.c.step == step,
-            loss.between(-sys.float_info.max, sys.float_info.max),
-            is_grid_trial(),
-        )
-        .order_by(loss, TRIALS.c.number)
-        .limit(limit)
-    )
-    with storage.reading() as connection:
-        losses = {row.trial_id: row.intermediate_value for row in connection.execute(query)}
-        trials = read_trials(storage, study_id, list(losses)) if losses else []
-    found = [(trial, losses[trial.trial_id]) for trial in trials]
-    return sorted(found, key=lambda each: each[1])
 
 
 def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:

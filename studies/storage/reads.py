@@ -457,35 +457,6 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
         return [(number, count, step) for number, count, step in connection.execute(query) if count]
 
 
-def read_last_losses(
-    storage: "LeasedRDBStorage", study_id: int
-) -> list[tuple[StoredTrial, int, float | None]]:
-    """Read the grid trials that are running now, with the step and loss of the last log point.
-
-    The step is 0 and the loss None before the first one. Trials are by number.
-    """
-    points = INTERMEDIATE_VALUES.alias()
-    last_step = sa.select(sa.func.max(points.c.step)).where(points.c.trial_id == TRIALS.c.trial_id)
-    is_last = (INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id) & (
-        INTERMEDIATE_VALUES.c.step == last_step.correlate(TRIALS).scalar_subquery()
-    )
-    query = (
-        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))
-        .select_from(TRIALS.outerjoin(INTERMEDIATE_VALUES, is_last))
-        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, is_grid_trial())
-        .order_by(TRIALS.c.number)
-    )
-    with storage.reading() as connection:
-        rows = connection.execute(query).all()
-        trials = read_trials(storage, study_id, [row[0] for row in rows])
-        losses = [
-            None if step is None else _decode_loss(study_id, trial.number, step, loss, kind)
-            for trial, (_, step, loss, kind) in zip(trials, rows, strict=True)
-        ]
-    steps = [step or 0 for _, step, _, _ in rows]
-    return list(zip(trials, steps, losses, strict=True))
-
-
 def _select_points(study_id: int) -> sa.Select[Any]:
     return (
         sa.select(TRIALS.c.number, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))

@@ -18,7 +18,7 @@ from pages import build_from
 from reports.analysis.leaderboard import rank_architectures
 from reports.findings import StudyFindings
 from rnn_search import list_studies, load
-from search.display import format_progress
+from search.status import format_best
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -41,7 +41,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     assert study.best.number == entries[0].number == 0
     assert study.verdicts().to_frame()["architecture"][0] == BEST
     line = f"mean of 3 runs 2.4081 bits per byte, {split} loss"
-    assert format_progress(study.status).endswith(f"{line} ({BEST}, best run trial 0)")
+    assert format_best(study.status) == f"{line} ({BEST}, best run trial 0)"
     (listed,) = list_studies(storage=sqlite_url)
     assert (f"{listed.best:.4f}", listed.best_unit) == ("2.4081", "bits per byte")
 

@@ -1,82 +1,211 @@
-"""Output of a search: progress at least every five seconds, and what a pruned grid shows."""
+"""What a search shows in a terminal, in a log and in a notebook."""
 
 import logging
 import os
+import pty
 import re
+import signal
 import sys
+import termios
 import threading
 from contextlib import closing
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import optuna
 import pytest
-from helpers import ONE_TRIAL, QUICK, TINY
-from hooks import HANG_TIMEOUT, Hooks
+from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, TINY, TINY_OVERRIDES
+from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
-from process_runner import query, wait_until
+from process_runner import query, wait_until, wait_until_running
 from test_worker import create_study
 
-from search.display import (
-    PROGRESS_SECONDS,
-    TICK_SECONDS,
-    QuietDisplay,
-    SafeConsole,
-    Ticker,
-    format_status,
-)
-from search.status import RECENT_TIMEOUT, Status, StatusReader, estimate_first_rung, read_status
+from search.display import Display
+from search.options import RunOptions
+from search.run import run_workers
+from search.status import Status, StatusReader, format_status, read_status
 from search.worker.claims import ClaimManager
+from search.worker.queue import format_trial_end
 from search.worker.shutdown import ShutdownSignal
 from studies.config import StudyConfig
-from studies.storage.counts import ActiveWorker, RungCounts, TrialCounts
+from studies.storage.counts import ActiveWorker, TrialCounts
 from tests.simulations.large_study import create_large_study
 
-SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
-         "evaluation.window_length=10"]  # fmt: skip
+END = r"trial \d+  \d×\S.*  complete \d\.\d{4} nats  [\d.]+ s"
+FOUR_TRIALS = (*ONE_TRIAL, "--set=space.layers=[1, 2, 3, 4]")
+EIGHT_TRIALS = [f"space.{gate}_gate=[false, true]" for gate in ("input", "forget", "output")]
+BAR = r"━+ \d+ of \d+ finished.*"
+
+
+class Terminal:
+    """Terminal in which commands run, wide enough to wrap no line, and what it has shown."""
+
+    columns = 300
+
+    def __init__(self):
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (50, self.columns))
+        self.path = os.ttyname(slave)
+        self._slave = slave  # open, so that the end of a command does not hang up
+        self._output = b""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        while piece := os.read(self._master, 65536):
+            self._output += piece
+
+    @property
+    def raw(self):
+        return self._output.decode(errors="ignore")
+
+    @property
+    def screen(self):
+        """Lines as they stand on the screen, those that have scrolled away included."""
+        rows, row, column = [""], 0, 0
+        for found in re.finditer(r"\x1b\[\??(\d*)\S*?([A-Za-z])|\r|\n|[^\x1b\r\n]+", self.raw):
+            if found[0] == "\r":
+                column = 0
+            elif found[0] == "\n":
+                row += 1
+                rows += [""] * (row == len(rows))
+            elif found[2] == "A":
+                row -= int(found[1] or 1)
+            elif found[2] == "K":
+                rows[row] = ""
+            elif not found[2]:
+                end = column + len(found[0])
+                assert end <= self.columns
+                rows[row] = rows[row][:column].ljust(column) + found[0] + rows[row][end:]
+                column = end
+        return [line.rstrip() for line in rows if line.strip()]
+
+    @property
+    def bars(self):
+        """Bars that were drawn, without their colours."""
+        return re.findall(BAR, re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", self.raw))
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test sets, and the lines that a console prints, each with its time."""
-    clock = SimpleNamespace(now=0.0, lines=[])
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("search.display.time", clock)
-    monkeypatch.setattr(
-        SafeConsole, "print", lambda self, line, **_: clock.lines.append((clock.now, line))
-    )
-    return clock
+def terminal():
+    return Terminal()
 
 
-def test_log_is_never_silent_for_five_seconds(clock):
-    """Even if the storage is slow or other lines are printed."""
-    console = SafeConsole()
+@pytest.fixture
+def start_in(runner, sqlite_url, text, tmp_path):
+    """Function that starts a search in a terminal, and holds its trainings at a step."""
 
-    def progress():
-        clock.now += RECENT_TIMEOUT  # the storage does not respond
-        return "progress"
+    def start(terminal, *words):
+        gate = Gate(tmp_path / "gate", 2)
+        command = runner.start(
+            *("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, *words),
+            "--threads=1",
+            "--no-report",
+            "--lockstep=1",
+            stdout=terminal.path,
+            stderr=terminal.path,
+            hooks=Hooks(report=False, gate=gate),
+            TERM="xterm",
+            COLUMNS=str(terminal.columns),
+        )
+        workers = 2 if "--workers=2" in words else 1
+        wait_until_running([command], lambda: len(gate.held) == workers)
+        return command, gate
 
-    ticker = Ticker(console, progress)
-    for step in range(1000):
-        clock.now += TICK_SECONDS
-        if step % 30 == 0:
-            console.print_line("trial")
-        ticker.tick()
-    gaps = [after - before for (before, _), (after, _) in pairwise([(0.0, ""), *clock.lines])]
-    assert max(gaps) < 5
-    lines = [time for time, line in clock.lines if line == "progress"]
-    assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
+    return start
 
 
-def test_activity_is_named_once_and_then_timed_at_growing_intervals(clock):
-    ticker = Ticker(SafeConsole(), "preparing")
-    while clock.now < 30:
-        clock.now += 1
-        ticker.tick()
-    lines = [(3, "preparing"), (9, "still preparing: 9 s"), (21, "still preparing: 21 s")]
-    assert clock.lines == lines
+@pytest.mark.parametrize("workers", [1, 2])
+def test_terminal_shows_one_bar_below_whole_lines(start_in, terminal, workers):
+    """A worker's process leaves the terminal to its parent; the bar is gone at the end."""
+    command, gate = start_in(terminal, *FOUR_TRIALS, f"--workers={workers}")
+    wait_until(lambda: re.fullmatch(BAR, terminal.screen[-1]))
+    assert sum(bool(re.fullmatch(BAR, line)) for line in terminal.screen) == 1
+    gate.open()
+    assert command.wait() == 0
+    wait_until(lambda: terminal.screen[-1].startswith("study quick: 4 of 4 finished, best "))
+    *lines, _ = terminal.screen
+    assert sum(bool(re.fullmatch(END, line)) for line in lines) == 4
+    others = [line for line in lines if not re.fullmatch(END, line)]
+    assert len(others) == 3 + (workers == 2), others
+    assert not any("━" in line for line in lines)
+    assert any(bar.startswith("━" * 20 + " 0 of 4 finished") for bar in terminal.bars)
+
+
+def test_terminal_names_a_killed_worker_above_the_bar_and_stops_on_ctrl_c(start_in, terminal):
+    command, gate = start_in(terminal, *FOUR_TRIALS, "--workers=2")
+    os.kill(min(gate.held), signal.SIGKILL)
+    wait_until(lambda: any("a worker was killed" in line for line in terminal.screen))
+    wait_until(lambda: re.fullmatch(BAR, terminal.screen[-1]))
+    assert sum(bool(re.fullmatch(BAR, line)) for line in terminal.screen) == 1
+    command.send(signal.SIGINT)
+    assert command.wait() == 130
+    end = "stopped; progress is saved: run the same command to resume"
+    wait_until(lambda: terminal.screen[-1] == end)
+    assert re.fullmatch(r"trial \d+ requeued", terminal.screen[-3]), terminal.screen
+    assert terminal.screen[-2].startswith("study quick: 0 of 4 finished")
+
+
+def test_output_and_error_of_a_worker_are_lines_above_the_bar(start_in, terminal, tmp_path):
+    cell = tmp_path / "cells.py"
+    cell.write_text(NOISY_CELL)
+    space = f"{{cell = ['{cell}:Noisy'], layers = [1, 2], state_size = [3]}}"
+    command, gate = start_in(terminal, "--workers=2", f"--set=space={space}")
+    gate.open()
+    assert command.wait() == 0
+    wait_until(lambda: "of 2 finished, best" in terminal.screen[-1])
+    assert "said by a cell" in terminal.screen
+
+
+NOISY_CELL = """
+import sys
+
+import torch
+from torch import nn
+
+
+class Noisy(nn.Module):
+    def __init__(self, input_size: int, state_size: int) -> None:
+        super().__init__()
+        self.update = nn.Linear(input_size + state_size, state_size)
+        print("said by a cell", file=sys.stderr)
+
+    def forward(self, x, state):
+        state = self.update(torch.cat((x, state), 1)).tanh()
+        return state, state
+"""
+
+
+def test_log_has_short_lines_and_names_the_best_only_when_it_has_changed(
+    sqlite_url, text, monkeypatch, capfd
+):
+    monkeypatch.setattr("search.display.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("search.status.REFRESH_SECONDS", 0)
+    long = "a" * 150
+    overrides = (*ONE_TRIAL_OVERRIDES, *EIGHT_TRIALS)
+    options = {"study": QUICK, "name": long, "storage": sqlite_url, "corpus": str(text)}
+    run_workers(RunOptions(**options, overrides=overrides, threads=1, lockstep=1))
+    lines = capfd.readouterr().out.splitlines()
+    progress = [line for line in lines if re.match(r"\d+ of 8 finished", line)]
+    named = [line.partition("best ")[2].partition(" (")[0] for line in progress]
+    bests = [best for best in named if best]
+    assert bests
+    assert len(set(bests)) == len(bests) < len(progress)
+    assert any(" left" in line for line in progress)
+    assert lines[-1].startswith(f"study {long}"[:100])
+    ends = [line for line in lines if re.fullmatch(END, line)]
+    assert len(ends) == 8
+    assert max(map(len, [*progress, *ends, lines[-1]])) <= 120
+
+
+def test_end_of_a_trial_fits_a_line(sqlite_url, text):
+    joined = create_study(sqlite_url, text)
+    trial, config = joined.study.trials[0], joined.config
+    outcome = "failed after 3 retries (ValueError: no " + "such value " * 2 + ")"
+    line = format_trial_end(trial, config, outcome, 1.5, 12.0)
+    assert len(line) == 120
+    assert line.startswith("trial 0  2×4 ")
+    assert line.endswith(f"…  {outcome} 1.5000 nats  12.0 s")
 
 
 @pytest.mark.parametrize("is_notebook", [False, True])
@@ -93,34 +222,19 @@ def test_each_trial_is_a_line_and_a_notebook_has_one_bar(
     assert re.findall(r"^trial (\d) .* complete", lines, re.MULTILINE) == ["0", "1"]
     assert display.call_count == is_notebook
     if is_notebook:  # IPython shows what this returns
-        shown = display.return_value.update.call_args.args[0]._repr_mimebundle_([], [])
-        assert "quick  2 of 2 finished" in shown["text/html"]
+        shown = display.call_args.args[0]._repr_mimebundle_([], [])
+        assert "of 2 finished" in shown["text/html"]
+        assert display.return_value.update.called
 
 
-def test_pruned_grid_shows_leaders_and_times_before_a_trial_ends(sqlite_url, text, tmp_path):
-    """They follow from what plain Optuna reads."""
+def test_status_measures_the_checkpoints_of_a_study(sqlite_url, text, tmp_path):
     (files := tmp_path / "files").mkdir()
     (files / "trial-0.ckpt").write_bytes(bytes(3_000_000))
-    of_96 = {"pruning": True, "progress": 0.25, "corpus": str(text), "overrides": SMALL}
+    of_96 = {"pruning": True, "progress": 0.25, "corpus": str(text), "overrides": TINY_OVERRIDES}
     with closing((made := create_large_study(sqlite_url, 96, 40, **of_96)).storage):
         status = read_status(made.study, made.storage, made.config, 8, checkpoints=files)
-        curves = {trial.number: trial.intermediate_values for trial in made.study.trials}
-    passed = {number for number, curve in curves.items() if 100 in curve}
-    first = min(passed, key=lambda number: curves[number][100])
-    shown = format_status(status, made.config)
-    assert f"rung 1    {len(passed)} of 96 through step 100 (about " in shown
-    assert f"leading   {curves[first][100]:.4f} nats, trial {first}, 1×32" in shown
-    assert "disk      3.0 MB of checkpoints" in shown
-    rung = status.as_json()["first_rung"]
-    assert [rung["leaders"][0]["number"], rung["step"]] == [first, 100]
-
-
-def test_time_to_the_first_rung_is_a_lower_bound_while_some_size_was_not_measured():
-    measured = RungCounts(3, running=2, waiting=4, audited=1, seconds_per_step=0.1)
-    rung = estimate_first_rung([measured], step=100, steps=1000, workers=2)
-    assert (rung.seconds_left, rung.is_at_least) == (pytest.approx(70), False)
-    rung = estimate_first_rung([measured, RungCounts(waiting=5)], 100, 1000, workers=2)
-    assert (rung.seconds_left, rung.is_at_least) == (pytest.approx(70), True)
+    assert "disk      3.0 MB of checkpoints" in format_status(status, made.config)
+    assert status.as_json()["checkpoint_bytes"] == 3_000_000
 
 
 def test_status_says_why_the_time_left_is_not_known():
@@ -132,27 +246,37 @@ def test_status_says_why_the_time_left_is_not_known():
 
 
 def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, text, tmp_path):
+    """It ends as a program that SIGPIPE ends, and without a message."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    endless = ("--set=training.steps=1000000000", "--set=training.log_every=20")
-    words = (QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, *endless)
-    process = runner.start("run_search.py", *words, stdout=str(pipe), hooks=Hooks(report=False))
+    words = (QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, "--lockstep=1")
+    gate = Gate(tmp_path / "gate", 2)
+    hooks = Hooks(report=False, gate=gate)
+    process = runner.start("run_search.py", *words, stdout=str(pipe), hooks=hooks)
     with pipe.open(encoding="utf-8") as reader:
         assert any(line.startswith("study quick: ") for line in reader)
-    assert process.wait() == 1
-    assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
+    wait_until(lambda: gate.held or process.ended.is_set())
+    gate.open()  # the end of its trial is a line, if no other was
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert process.stderr == ""
+    assert ("WAITING",) in query(sqlite_url, "SELECT DISTINCT state FROM trials")
 
 
-def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
-    """A paused terminal blocks the thread that prints, which must not be the one of heartbeats."""
+def test_output_that_blocks_does_not_block_who_logs(monkeypatch):
+    """Such as the thread that sends heartbeats, while a terminal is paused."""
+    goes_on, lines = threading.Event(), []
+
+    def write(text):
+        goes_on.wait(HANG_TIMEOUT)
+        lines.append(text)
+
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=write, flush=lambda: None))
     logger = logging.getLogger("search.worker")
-    with QuietDisplay(SafeConsole(), None) as display:
-        thread = threading.Thread(target=lambda: logger.warning("from a thread"))
-        thread.start()
-        thread.join()
-        assert capsys.readouterr().out == ""
-        display.on_poll()
-        assert capsys.readouterr().out == "warning: from a thread\n"
+    with Display():
+        for line in ("one", "two"):
+            logger.warning(line)
+        goes_on.set()
+    assert "".join(lines) == "warning: one\nwarning: two\n"
 
 
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):

@@ -8,10 +8,9 @@ from test_large_study import SMALL
 from test_policy import COMPLETE, PAUSED, RUNNING, STEPS, make_state
 
 from benchmarks.audited_pruning import simulate_curves
-from search.display import format_status
 from search.pruning.forecast import forecast_training, measure_pace
 from search.pruning.policy import PruningPolicy
-from search.status import read_status
+from search.status import format_status, read_status
 from tests.simulations.large_study import create_large_study
 from tests.simulations.pruned_search import Replay
 

@@ -10,13 +10,14 @@ import pytest
 from helpers import TEXT, join_study
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
-from test_worker import RecordingCallbacks, create_study, work
+from test_worker import create_study, work
 
 from search.errors import UnfinishedSourceError
 from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import ShutdownSignal
+from search.worker.trainer import Worker
 from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
@@ -183,10 +184,8 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     waits = []
     monkeypatch.setattr("search.worker.queue.PRUNER_WAIT_TIMEOUT", 0.0)
     monkeypatch.setattr("search.worker.queue.CLAIM_INTERVALS", (0.01, 0.01))
-    monkeypatch.setattr(
-        RecordingCallbacks, "on_wait", lambda self: waits.append(len(self.messages))
-    )
-    # Two waits with no message between them: nothing is left to do.
+    monkeypatch.setattr(Worker, "_on_wait", lambda self: waits.append(self.queue._batch_started_at))
+    # Two waits with no training between them: nothing is left to do.
     ends = property(lambda self: len(waits) > 1 and waits[-1] == waits[-2])
     monkeypatch.setattr(ShutdownSignal, "requested", ends)
     joined, _ = search(sqlite_url, text, lockstep=1)
@@ -203,13 +202,14 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
 ):
     """They restart, and are not paused again before the step of the last pause."""
     paused: list[int] = []
+    settle = TrialQueue.settle
 
-    def on_trial_end(self, event):
-        self.messages.append(event.message)
-        if event.is_paused:
-            paused.append(max(event.trial.intermediate_values, default=0))
+    def noted(self, claim, result):
+        settle(self, claim, result)
+        if result.state is TrialState.WAITING:
+            paused.append(max(claim.trial.intermediate_values, default=0))
 
-    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
+    monkeypatch.setattr(TrialQueue, "settle", noted)
     with monkeypatch.context() as patch:
         patch.setattr(ShutdownSignal, "requested", property(lambda self: len(paused) > 30))
         joined, _ = search(sqlite_url, text, lockstep=1)

@@ -27,7 +27,9 @@ from search.worker.shutdown import ShutdownSignal
 url = sys.argv[1]
 steps, log_every, stopped, stopped_at, *rungs = map(int, sys.argv[2:])
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+logging.getLogger("search").setLevel(logging.DEBUG)  # the ends of paused trials as well
 module.POLL_INTERVAL = 0
+module.format_trial_end = lambda trial, config, outcome, *others: outcome
 
 
 class Json:
@@ -63,7 +65,7 @@ def save(claims):
 
 curve, stop, study = {}, ShutdownSignal(), open_stored("quick", url)
 with stop, ClaimManager(study.storage, study.study_id, "loop", stop) as manager:
-    queue = TrialQueue(study, manager, stop, lambda event: print(event.message))
+    queue = TrialQueue(study, manager, stop)
     for (claim,) in queue.batches():
         with queue.holding(save):
             queue.settle(claim, train(claim))

@@ -1,8 +1,8 @@
 """Worker: recorded results, retries, requeued trials, and lockstep training."""
 
+import logging
 import math
 from functools import cached_property
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -21,12 +21,13 @@ from rnn.tasks.corpus import TextData
 from rnn.tasks.tokenizer import TokenCorpus
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainLoop
-from search.display import QuietDisplay
+from search.display import Display
 from search.options import RunOptions, WorkerOptions
 from search.run import run_workers
 from search.status import estimate_seconds_left
 from search.study import open_study
-from search.worker.claims import ClaimManager
+from search.worker.checkpoints import Checkpoints
+from search.worker.claims import Claim, ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import to_train_config
 from search.worker.shutdown import ShutdownSignal
@@ -61,15 +62,21 @@ SETTINGS = [
 ONE_NETWORK = ["space.forget_gate=[false]", "space.state_source=['new']"]
 
 
-class RecordingCallbacks(QuietDisplay):
-    """Display that collects the messages of the log and of the trials."""
+class RecordingDisplay(Display):
+    """Display that collects what a worker logs, the end of a trial as its outcome alone."""
 
-    def __init__(self):
-        self.messages = []
-        super().__init__(SimpleNamespace(print_line=self.messages.append), reader=None)
+    def __init__(self, messages):
+        super().__init__()
+        self.messages = messages
+        self.addFilter(lambda record: record.name != "search.run")
 
-    def on_trial_end(self, event):
-        self.messages.append(event.message)
+    def __enter__(self):
+        super().__enter__()
+        logging.getLogger("search").setLevel(logging.DEBUG)  # the ends of paused trials as well
+        return self
+
+    def print_line(self, line):
+        self.messages.append(line)
 
 
 def create_study(url, text, *overrides, **terms):
@@ -81,16 +88,12 @@ def work(url, text, overrides=(), study=QUICK, **terms):
     """Work on a study as ``rnn-search run`` does; return its handle and the messages."""
     settings = (*(SETTINGS if study == QUICK else ()), *overrides)
     given = {"study": study, "storage": url, "overrides": settings, "corpus": text and str(text)}
-    displays = []
-
-    def create_display(*arguments):
-        displays.append(RecordingCallbacks())
-        return displays[-1]
-
+    messages = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.run.create_display", create_display)
+        patch.setattr("search.run.Display", lambda stop: RecordingDisplay(messages))
+        patch.setattr("search.worker.queue.format_trial_end", lambda *end: end[2])
         name = run_workers(RunOptions(threads=1, **given | terms)).study
-    return open_study(name, url, WorkerOptions(corpus=given["corpus"])), displays[0].messages
+    return open_study(name, url, WorkerOptions(corpus=given["corpus"])), messages
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +224,11 @@ def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
     joined.storage.claim(joined.study_id, "you/1")
     seen = []
     monkeypatch.setattr(ThreadBudget, "release", lambda self: seen.append("release"))
-    monkeypatch.setattr(RecordingCallbacks, "on_wait", lambda self: seen.append("wait"))
+    monkeypatch.setattr(ShutdownSignal, "wait", lambda self, seconds: seen.append("wait"))
     monkeypatch.setattr(ShutdownSignal, "requested", property(lambda self: "wait" in seen))
     _, messages = work(sqlite_url, text)
-    assert messages == ["complete"] * 5
+    assert messages[:5] == ["complete"] * 5
+    assert "waiting for them" in messages[5]
     assert seen[:2] == ["release", "wait"]
 
 
@@ -252,12 +256,15 @@ def test_restarted_trial_replaces_its_curve(sqlite_url, text):
 def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):
     """Work on a study, and shut down when its first trials reach a step."""
     reached = []
+    report = Claim.report
 
-    def on_log(self, running):
-        reached.extend(each for each in running if each.step == step)
+    def noted(self, at, loss):
+        report(self, at, loss)
+        if at == step:
+            reached.append(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecordingCallbacks, "on_log", on_log)
+        patch.setattr(Claim, "report", noted)
         patch.setattr("search.worker.queue.POLL_INTERVAL", 0)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(reached)))
         return work(url, text, overrides, lockstep=lockstep)
@@ -329,7 +336,7 @@ def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     with monkeypatch.context() as patch:
         patch.setattr("rnn.training.checkpoint.source_hash", lambda: "ba9876543210")
         assert "this worker trains with training code ba9876543210; to avoid" in join()
-        patch.setattr(RecordingCallbacks, "on_trial_end", lambda self, event: ended.append(event))
+        patch.setattr(Checkpoints, "remove", lambda self, number: ended.append(number))
         patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(ended)))
         work(sqlite_url, text, ["training.steps=12"], lockstep=1)
     assert len(ended) == 1
@@ -415,31 +422,27 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
     """Another worker has requeued the lost trial, which is waiting at the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
-    sizes, held, lost = [], {}, []
-    train, storage = Trainer.train, open_storage(sqlite_url)
+    sizes, lost = [], []
+    remove, storage = Trainer._remove_diverged, open_storage(sqlite_url)
 
-    def noted(self, claims, *rest):
-        held.update({claim.trial.number: claim for claim in claims})
-        return train(self, claims, *rest)
-
-    def on_log(self, running):
-        sizes.append(len(running))
-        if running[0].step == 4:
-            claim = held[running[0].number]
+    def remove_diverged(self, loop):
+        sizes.append(len(loop.configs))
+        if loop.step == 4:
+            claim = self._claims[loop.configs[0]]
             storage.requeue_all(
                 [PendingWrite(claim.trial_id, claim.claim_token)], Failure.LEASE_EXPIRED
             )
             storage.claim(storage.get_study_id_from_name("quick"), "you", HANG_TIMEOUT)
             lost.append(claim.trial_id)
             wait_until(lambda: claim.is_lost)
+        return remove(self, loop)
 
-    monkeypatch.setattr(Trainer, "train", noted)
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
+    monkeypatch.setattr(Trainer, "_remove_diverged", remove_diverged)
     monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0)
     joined, messages = work(sqlite_url, text, overrides, lockstep=6, wait=False)
     assert messages.count("dropped: claimed by another worker after its lease expired") == 1
     assert messages.count("complete") == 5
-    assert sizes == [6] * 2 + [5] * 18
+    assert sizes == [6] * 3 + [5] * 18
     for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
         if trial._trial_id in lost:
             assert trial.state is TrialState.RUNNING
@@ -519,12 +522,10 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
 
 
 def test_trial_is_requeued_when_the_process_exits(sqlite_url, text, monkeypatch):
-    """Rich exits on a broken pipe."""
-
-    def end(self, running):
+    def end(self, step, loss):
         raise SystemExit
 
-    monkeypatch.setattr(RecordingCallbacks, "on_log", end)
+    monkeypatch.setattr(Claim, "report", end)
     monkeypatch.setattr("search.worker.queue.REQUEUE_TIMEOUT", HANG_TIMEOUT)
     with pytest.raises(SystemExit):
         work(sqlite_url, text)

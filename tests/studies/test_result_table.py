@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rnn_search import import_results, load
-from search.display import format_status
+from search.status import format_status
 from studies.errors import (
     StudyExistsError,
     TableError,

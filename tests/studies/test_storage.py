@@ -28,7 +28,7 @@ from studies.storage.counts import count_trials, top_trials
 from studies.storage.engine import error_message, is_outage, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.reads import Rung, TrialReader, read_last_losses
+from studies.storage.reads import Rung, TrialReader
 from studies.storage.storage import AuditDecision
 from studies.storage.trials import StoredTrial
 
@@ -420,16 +420,3 @@ def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(s
     few, many = ([*measure_worker(sqlite_url, trials)] for trials in (20, 100))
     assert few == many
     assert few[2][1] == 4, "state, mark, parameter and loss of the running trial"
-
-
-def test_last_losses_are_read_without_the_curves(sqlite_url):
-    storage = open_storage(sqlite_url)
-    study_id = create_small_study(storage, 5)
-    first, second, _ = (storage.claim(study_id, "me/1") for _ in range(3))
-    use = DatabaseUse(storage)
-    before = use.measure(lambda: read_last_losses(storage, study_id))
-    storage.flush([PendingWrite(first, "me/1", {step: 100.0 / step for step in STEPS})])
-    storage.flush([PendingWrite(second, "me/1", {10: 3.0, 20: math.nan})])
-    assert use.measure(lambda: read_last_losses(storage, study_id)) == before
-    found = [(*trial.params.values(), *last) for trial, *last in read_last_losses(storage, 1)]
-    assert repr(found) == "[(0, 100, 1.0), (1, 20, nan), (2, 0, None)]"
