@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import tenacity
 
-from reports.errors import USER_ERRORS, ReportError
+from rnn.errors import UserError
 from studies.attributes import CONTEXT_LISTS, REPORT_CLAIM, RETRY_COUNTS, SOURCE_TRIALS
 from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.files import atomic_write, require_regular
@@ -56,7 +56,7 @@ def print_failure(error: Exception, label: str, err: bool = False) -> None:
         err: whether the line goes to the standard error.
     """
     click.echo(f"{label}: {error_message(error)}", err=err)
-    if is_bug(error, USER_ERRORS):
+    if is_bug(error):
         print_bug(error)
 
 
@@ -209,7 +209,7 @@ def write_csv(results: "Sequence[Results]", path: Path) -> None:
     Python string literal: ``\n``, ``\x00``, ``\\``.
 
     Raises:
-        ReportError: if the file cannot be written.
+        UserError: if the file cannot be written.
     """
     import pandas as pd  # slow
 
@@ -227,7 +227,7 @@ def write_csv(results: "Sequence[Results]", path: Path) -> None:
         require_regular(path)
         atomic_write(path, [rows.to_csv(index=False, lineterminator="\n").encode()])
     except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _escape(text: str) -> str:

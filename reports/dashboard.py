@@ -18,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 
-from reports.errors import DashboardError
+from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.attributes import FOLDER_NAME
 from studies.cli import (
@@ -48,13 +48,13 @@ def open_listener(port: int) -> socket.socket:
     """Open a listening socket on a port of this machine.
 
     Raises:
-        DashboardError: if the port cannot be used.
+        UserError: if the port cannot be used.
     """
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
         line = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
-        raise DashboardError(f"{line}; choose another --port") from error
+        raise UserError(f"{line}; choose another --port") from error
 
 
 @click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")

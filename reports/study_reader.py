@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from optuna import Study
 
-from reports.errors import ReportError
 from reports.results import Results
 from reports.trial_table import build_table, read_source_trials
+from rnn.errors import UserError
 from studies.attributes import StudyRecord
 from studies.loader import read_record
 from studies.storage.open import load_study
@@ -67,19 +67,19 @@ def read_results(
     Raises:
         StudyNotFoundError: if the study is missing.
         StudyFormatError: if another program or version stored it.
-        ReportError: if no trial is complete, and one has to be.
+        UserError: if no trial is complete, and one has to be.
     """
     study = load_study(storage, name)
     study_id = study._study_id
     record = read_record(study)
     trials = read_trials(storage, study_id)
     if not trials:
-        raise ReportError(f"study {name!r} has no grid trial: expected one or more")
+        raise UserError(f"study {name!r} has no grid trial: expected one or more")
     results = _build(storage, study, record, trials)
     counts = results.counts
     if require_complete and not counts.complete:
         hint = f"rnn-search {'status' if counts.finished == counts.planned else 'continue'}"
-        raise ReportError(
+        raise UserError(
             f"study {name!r} has no complete trial ({counts.describe()}): type {hint} {name}"
         )
     if with_curves:

@@ -1,38 +1,48 @@
-"""Exceptions of the package ``rnn``."""
+"""Exceptions of all packages that stand for a cause outside of this program.
+
+::
+
+    UserError                        bad input, or a file or a service that cannot be used
+    ├── CellError                    a user's cell
+    ├── TaskError                    a task
+    ├── CorpusError                  a corpus
+    ├── DeviceError                  a device, or a precision on it
+    ├── CheckpointError              a checkpoint
+    ├── StorageError …               of studies.errors
+    └── LaunchError …                of search.errors
+
+A class of its own has what some code catches by name.
+"""
 
 import re
 
 
-class RNNError(Exception):
-    """Base class of this package's errors; the message is one line."""
+class UserError(Exception):
+    """The input or a thing outside of this program cannot be used.
+
+    The message is one line with the problem, what was expected and what to do. Commands print it
+    and exit with code 2.
+    """
 
 
-class CellError(RNNError):
+class CellError(UserError):
     """A user's own cell is missing, damaged or breaks the contract of a cell."""
 
 
-class TaskError(RNNError):
+class TaskError(UserError):
     """A task is missing, cannot be read, or breaks the contract of a task."""
 
 
-class CorpusError(RNNError):
+class CorpusError(UserError):
     """A corpus is missing, empty, too short or has the wrong content."""
 
 
-class DeviceError(RNNError):
+class DeviceError(UserError):
     """A device, or a precision on it, is not available."""
 
 
-class CheckpointError(RNNError):
+class CheckpointError(UserError):
     """A checkpoint is damaged, of another format or of another training."""
-
-
-class TokenizerError(RNNError):
-    """A serialized tokenizer is damaged."""
-
-
-class SavedModelError(RNNError):
-    """A model file is damaged or of another format."""
 
 
 def find_user_line(error: BaseException) -> int:

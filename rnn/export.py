@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rnn.config import NetworkConfig, Precision, TaskSpec
-from rnn.errors import CellError, SavedModelError, TaskError
+from rnn.errors import CellError, TaskError, UserError
 from rnn.network import NamedTensors, Network, build_seeded, network_shapes
 from rnn.own_code import CellSource, describe_error, load_class, loaded_source
 from rnn.source_code import generate_module
@@ -184,8 +184,8 @@ def deserialize_model(content: bytes) -> SavedModel:
     """Read a model from the content of its file.
 
     Raises:
-        SavedModelError: if it is damaged, or not a model file of this format.
-        TokenizerError: if its tokenizer is damaged.
+        UserError: if it is damaged, or not a model file of this format.
+        UserError: if its tokenizer is damaged.
     """
     try:
         weights, metadata = read_safetensors(content)
@@ -210,7 +210,7 @@ def deserialize_model(content: bytes) -> SavedModel:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise SavedModelError(
+        raise UserError(
             f"model cannot be read ({' '.join(reason.split())[:200]}): expected a safetensors file "
             f"of format version {_FORMAT_VERSION}"
         ) from error

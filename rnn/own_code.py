@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from rnn.errors import CellError, RNNError, TaskError, find_user_line
+from rnn.errors import CellError, TaskError, UserError, find_user_line
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CodeSource:
 
     kind: ClassVar[str]
     base: ClassVar[type]
-    error: ClassVar[type[RNNError]]
+    error: ClassVar[type[UserError]]
 
     spec: str
     name: str

@@ -15,8 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.errors import ReportError
-    from rnn.errors import RNNError
+    from rnn.errors import UserError
     from rnn_search.api import run
     from rnn_search.effects import Effects
     from rnn_search.management import (
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
         retry_trials,
     )
     from rnn_search.study import Study, Trial, load
-    from search.errors import SearchError
-    from studies.errors import StudiesError
 
 __version__ = "0.1.0"
 
@@ -45,12 +42,9 @@ _MODULES = {
 
 __all__ = [
     "Effects",
-    "RNNError",
-    "ReportError",
-    "SearchError",
-    "StudiesError",
     "Study",
     "Trial",
+    "UserError",
     "delete_study",
     "export_study",
     "import_results",

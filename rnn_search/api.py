@@ -17,16 +17,15 @@ import numpy as np
 
 import reports.cli
 from reports.dashboard import HOST, open_listener
+from rnn.errors import UserError
 from rnn_search.arguments import artifacts_or_default, storage_or_default
 from rnn_search.study import Study, load
 from search.display import Display
-from search.errors import SearchFailedError
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from search.study import StudyHandle
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
-from studies.errors import ConfigError
 from studies.text import check_study_name, shorten
 
 _logger = logging.getLogger(__name__)
@@ -108,12 +107,12 @@ def run(
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
 
     Raises:
-        StudiesError: if the settings, the storage or the artifacts cannot be used, or the study
+        UserError: if the settings, the storage or the artifacts cannot be used, or the study
             exists with other settings; before anything is written. Its subclass
             ``StorageUnavailableError`` also if the storage was unavailable for too long.
-        RNNError: if the corpus, the device or the precision cannot be used.
-        UnfinishedSourceError: if the source of a refinement is not finished.
-        SearchFailedError: if a worker process failed, or no trial is complete at the end.
+        UserError: if the corpus, the device or the precision cannot be used.
+        UserError: if the source of a refinement is not finished.
+        UserError: if a worker process failed, or no trial is complete at the end.
         KeyboardInterrupt: after Ctrl-C.
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
@@ -121,13 +120,13 @@ def run(
     options = dict(locals())  # each argument is one of RunOptions
     if isinstance(study, Mapping):
         if trial is not None:
-            raise ConfigError("trial is one of a stored study: expected its name, not settings")
+            raise UserError("trial is one of a stored study: expected its name, not settings")
         if name is None:
-            raise ConfigError("settings have no name: expected run({...}, name='my-study')")
+            raise UserError("settings have no name: expected run({...}, name='my-study')")
         check_study_name(name)
         options |= {"study": name, "name": None, "settings": _to_plain("settings", study)}
     elif not isinstance(study, str | Path):
-        raise ConfigError(
+        raise UserError(
             f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
         )
     return run_with(options)
@@ -147,9 +146,9 @@ def run_with(options: Mapping[str, Any]) -> Study:
     if result.signal is not None:
         signal.raise_signal(result.signal)
     if result.failure:
-        raise SearchFailedError(result.failure)
+        raise UserError(result.failure)
     if result.exit_code:
-        raise SearchFailedError(
+        raise UserError(
             f"{result.failed_workers} of {checked.workers} worker processes failed, each with a "
             "message on its standard error: recorded results are kept, run again"
         )
@@ -164,7 +163,7 @@ def _check_options(options: Mapping[str, Any]) -> RunOptions:
     _require_dict("launch_set", launch_set, "{'partition': 'gpu'}")
     for key in overrides:
         if not isinstance(key, str) or not key or "=" in key:
-            raise ConfigError(
+            raise UserError(
                 f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
             )
     converted: dict[str, Any] = {
@@ -184,7 +183,7 @@ def _check_options(options: Mapping[str, Any]) -> RunOptions:
 
 def _require_dict(name: str, value: Any, example: str) -> None:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is {shorten(repr(value))}: expected a dict such as {example}")
+        raise UserError(f"{name} is {shorten(repr(value))}: expected a dict such as {example}")
 
 
 def run_search_and_report(options: RunOptions, dashboard_port: int | None = None) -> RunResult:
@@ -195,7 +194,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
         dashboard_port: port to serve optuna-dashboard on meanwhile; None to serve none.
 
     Raises:
-        StudiesError, RNNError, SearchError: see :func:`search.run.run_workers`.
+        UserError: see :func:`search.run.run_workers`.
     """
     storage, artifacts = options.storage, options.artifacts
     cluster = prepare_launch(options)
@@ -264,11 +263,11 @@ def _to_plain(key: str, value: Any) -> Any:
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, type):
-        raise ConfigError(
+        raise UserError(
             f"{key} has the class {value.__name__}: write it to a file and name it as "
             f"'path/to/file.py:{value.__name__}'"
         )
-    raise ConfigError(
+    raise UserError(
         f"{key} is {shorten(repr(value))}: expected a finite number, a text, a bool, a list or a "
         "dict"
     )

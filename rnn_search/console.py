@@ -6,7 +6,7 @@ from importlib import import_module
 import click
 
 import rnn_search
-from studies.errors import StudiesError
+from rnn.errors import UserError
 
 _SUBCOMMANDS = {
     "run": ("rnn_search.cli:run_search", "Create or join a study and run its trials"),
@@ -68,13 +68,11 @@ def main(*words: str) -> None:
         words: words before those of the command line, such as the name of a subcommand.
     """
     try:
-        from rnn_search.errors import USER_ERRORS
         from studies.cli import run_with_exit_code
-    except StudiesError as error:  # the installed Optuna is not supported
+    except UserError as error:  # the installed Optuna is not supported
         sys.exit(f"error: {error}")
     run_with_exit_code(
         lambda: rnn_search_command.main(
             [*words, *sys.argv[1:]], prog_name="rnn-search", standalone_mode=False
-        ),
-        USER_ERRORS,
+        )
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from reports.errors import ReportError
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import to_plain
 from reports.results import Results, find_replicates
@@ -17,7 +16,7 @@ from reports.sentences import list_agreement, list_answer, list_noise, list_warn
 from reports.stats.design import Contrast
 from reports.stats.effects import PairedDifference
 from reports.study_reader import read_results
-from studies.errors import StudiesError
+from rnn.errors import UserError
 from studies.storage.changes import list_derived
 from studies.storage.open import read_storage
 
@@ -291,7 +290,7 @@ def _add_replicates(results: Results, storage: str) -> list[StudyFindings]:
     derived = []
     with closing(read_storage(storage)) as opened:
         for name in list_derived(opened, results.name):
-            with suppress(StudiesError, ReportError):  # damaged, or deleted meanwhile
+            with suppress(UserError):  # damaged, or deleted meanwhile
                 derived.append(read_results(opened, name, False, False, False))
     return [
         StudyFindings(replace(part, replicates=find_replicates(part, derived)))

@@ -1,30 +1,11 @@
-"""Errors of the API; the commands report them as one line."""
+"""Errors of the API, each a message of one line; commands print it.
 
-from reports.errors import ReportError
-from rnn.errors import RNNError
-from search.errors import USER_ERRORS as SEARCH_ERRORS
-from search.errors import (
-    ExportError,
-    SearchError,
-    SearchFailedError,
-    TrialNotFoundError,
-    UnfinishedSourceError,
-    WeightsNotFoundError,
-)
-from studies.errors import (
-    ConfigError,
-    ConfigMismatchError,
-    StorageError,
-    StorageNotFoundError,
-    StorageUnavailableError,
-    StudiesError,
-    StudyExistsError,
-    StudyFileError,
-    StudyFormatError,
-    StudyHeldError,
-    StudyNotFoundError,
-    TableError,
-)
+``UserError`` is the base of all: bad input, or a file or a service that cannot be used.
+``StorageUnavailableError`` says that a storage was unavailable for too long, or was lost, during a
+search: the same call resumes it. ``CellError`` and ``TaskError`` speak of your own class.
+"""
 
-USER_ERRORS = (*SEARCH_ERRORS, ReportError)
-"""Base classes of all errors that are reported to the user as one line."""
+from rnn.errors import CellError, TaskError, UserError
+from studies.errors import StorageUnavailableError
+
+__all__ = ["CellError", "StorageUnavailableError", "TaskError", "UserError"]

@@ -1,7 +1,7 @@
 """The commands on stored studies, as functions: list, rename, delete, export, import, retry.
 
 Each function is the command of the same name, which docs/reference/command-line.md describes with
-its options. Where it is refused or fails, it raises ``StudiesError``, and nothing has changed.
+its options. Where it is refused or fails, it raises ``UserError``, and nothing has changed.
 """
 
 from contextlib import closing
@@ -9,12 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnn.errors import UserError
 from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
 from studies import management
 from studies.artifacts import ArtifactFolders
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import Objective
-from studies.errors import ConfigError
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
 from studies.management import ListedStudy
@@ -68,7 +68,7 @@ def import_study(
     """
     if objective is not None and objective not in OBJECTIVE_NAMES:
         expected = expect_one_of([*OBJECTIVE_NAMES], str(objective))
-        raise ConfigError(f"unknown objective {shorten(repr(objective))}: {expected}")
+        raise UserError(f"unknown objective {shorten(repr(objective))}: {expected}")
     path = to_path("file", file)
     (result,) = import_studies(storage_or_default(storage), [path], name, objective)
     return result
@@ -98,11 +98,11 @@ def import_results(
     """
     known = [each.name for each in fields(ImportOptions)]
     if unknown := [each for each in options if each not in known]:
-        raise ConfigError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
+        raise UserError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
     chosen = ImportOptions(**options)
     is_path = isinstance(source, str | Path) and "://" not in str(source)
     if is_path and study is None and is_exported_study(Path(str(source))):
-        raise ConfigError(f"{source} is an exported study: expected import_study")
+        raise UserError(f"{source} is an exported study: expected import_study")
     url = storage_or_default(storage)
     return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from rnn.autograd import lockstep_obstacle
 from rnn.config import BUILT_IN_CELLS, format_value
-from rnn.errors import RNNError
+from rnn.errors import UserError
 from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
@@ -21,7 +21,6 @@ from search.floors import describe_floors
 from search.models import export_trial, load_trial_model
 from search.tasks import load_task_of
 from studies.cli import artifacts_option, debug_option, storage_options, study_argument
-from studies.errors import ConfigError
 from studies.loader import load_overrides
 from studies.records import CellOption
 from studies.space import cell_name
@@ -149,7 +148,7 @@ def check(source: str, overrides: tuple[str, ...]) -> None:
 def _is_cell(source: str) -> bool:
     """Return whether a source is the class of a cell; its file is executed."""
     if source in BUILT_IN_CELLS:
-        raise ConfigError(f"{source} is a built-in cell: expected a cell of your own, or a task")
+        raise UserError(f"{source} is a built-in cell: expected a cell of your own, or a task")
     if source.partition(":")[0] in BUILT_IN_NAMES:
         return False
     if ".py" not in source:
@@ -162,7 +161,7 @@ class _AnySource(CodeSource):
 
     kind = "source"
     base = object
-    error = RNNError
+    error = UserError
 
 
 def _check_task(source: str, options: Mapping[str, Any]) -> None:
@@ -189,7 +188,7 @@ def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
     try:
         name = cell_name(cell)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
     record = load_record(cell, Path())
     values = read_values(f"cell {name}", record.options, base)
     networks = list_networks(name, record, base=values)

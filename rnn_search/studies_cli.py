@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from rnn.errors import UserError
 from rnn_search.management import list_studies
 from studies import management
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.config import Objective
-from studies.errors import ConfigError
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
 from studies.storage.changes import list_derived
@@ -89,7 +89,7 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
         derived = list_derived(opened, name)
     listed = [study for study in list_studies(storage, artifacts) if study.name == name]
     if not sys.stdin.isatty():
-        raise ConfigError(f"to delete study {name!r} with its files, confirm with --yes")
+        raise UserError(f"to delete study {name!r} with its files, confirm with --yes")
     question = f"delete study {name!r}"
     for study in listed:
         question += f", {study.counts.finished} of {study.counts.planned} trials finished"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import Study as OptunaStudy
 
-from rnn.errors import TaskError
+from rnn.errors import TaskError, UserError
 from rnn_search.arguments import (
     artifacts_or_default,
     require_integer,
@@ -18,10 +18,8 @@ from rnn_search.arguments import (
     to_path,
 )
 from search.derive import find_trial
-from search.errors import TrialNotFoundError
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
-from studies.errors import ConfigError
 from studies.loader import read_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
@@ -59,7 +57,7 @@ def load(
             storage. Relative paths are those of the working directory at this call.
 
     Raises:
-        ConfigError: if the name is not a text.
+        UserError: if the name is not a text.
         StorageError: if the storage does not exist or cannot be opened.
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
@@ -80,7 +78,7 @@ class Study:
 
     All properties and methods raise ``StorageError`` or ``StudyNotFoundError`` if the storage or
     the study is gone. What the report says is computed from complete trials: without one,
-    :meth:`effects`, :meth:`verdicts`, :meth:`pareto` and :meth:`report` raise ``ReportError``.
+    :meth:`effects`, :meth:`verdicts`, :meth:`pareto` and :meth:`report` raise ``UserError``.
 
     Attributes:
         name: name of the study.
@@ -134,12 +132,12 @@ class Study:
         this task; everything else is that of the whole study.
 
         Raises:
-            ConfigError: if the study does not have several tasks, or no such task.
+            UserError: if the study does not have several tasks, or no such task.
         """
         tasks = self.config.task_names
         if name not in tasks:
             expected = expect_one_of(tasks, str(name)) if tasks else "it has one task"
-            raise ConfigError(f"study {self.name!r} has no task {shorten(repr(name))}: {expected}")
+            raise UserError(f"study {self.name!r} has no task {shorten(repr(name))}: {expected}")
         return replace(self, task=name)
 
     @property
@@ -185,8 +183,8 @@ class Study:
         of its runs that of the best value (``docs/statistics.md``).
 
         Raises:
-            TrialNotFoundError: if no trial is complete yet.
-            ConfigError: if the study has several tasks, each with its best trial.
+            UserError: if no trial is complete yet.
+            UserError: if the study has several tasks, each with its best trial.
         """
         with self._open() as (storage, study):
             config = read_record(study).config
@@ -195,14 +193,14 @@ class Study:
                 raise self._several_tasks(config, "best")
             best = reader.read_tasks().get(self.task) if self.task else reader.read()
             if best is None:
-                raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
+                raise UserError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
 
         Raises:
-            TrialNotFoundError: if the study has no such trial.
+            UserError: if the study has no such trial.
         """
         with self._open() as (storage, study):
             row = find_trial(read_trials(storage, study._study_id), number, self.name)
@@ -225,15 +223,15 @@ class Study:
         """Compare replicated architectures with the best one, whichever that is.
 
         Raises:
-            ReportError: if there are no replicates to compare.
+            UserError: if there are no replicates to compare.
         """
-        from reports.errors import ReportError
         from reports.findings import StudyFindings
+        from rnn.errors import UserError
         from rnn_search.effects import Verdicts
 
         findings = StudyFindings(self._read_one_task("verdicts", with_windows=True))
         if findings.summary.judgement is None:
-            raise ReportError(
+            raise UserError(
                 f"study {self.name!r} has no replicates to compare: expected one derived with "
                 "refinement.replicates of 2 or more"
             )
@@ -252,12 +250,12 @@ class Study:
             cost: number of parameters, or computing time of a run in seconds.
 
         Raises:
-            ConfigError: if the cost is another one.
+            UserError: if the cost is another one.
         """
         from reports.analysis.leaderboard import COSTS, find_front, list_costs, rank_architectures
 
         if cost not in COSTS:
-            raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
+            raise UserError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
         results = self._read_one_task("pareto")
         table = list_costs(results, rank_architectures(results))
         front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
@@ -286,14 +284,14 @@ class Study:
             The path of the file.
 
         Raises:
-            ConfigError: if ``others`` is a single text.
-            ReportError: if the file cannot be written or replaced.
+            UserError: if ``others`` is a single text.
+            UserError: if the file cannot be written or replaced.
         """
         from reports.page.page import write_page
         from reports.study_reader import read_results, read_studies
 
         if isinstance(others, str) or not isinstance(others, Sequence):
-            raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
+            raise UserError(f"others is {shorten(repr(others))}: expected a list of names")
         target = None if path is None else to_path("path", path)
         with closing(read_storage(self.storage)) as storage:
             own = read_results(storage, self.name, drawn_only=True)
@@ -328,8 +326,8 @@ class Study:
             raise self._several_tasks(results.config, what)
         return results
 
-    def _several_tasks(self, config: StudyConfig, what: str) -> ConfigError:
-        return ConfigError(
+    def _several_tasks(self, config: StudyConfig, what: str) -> UserError:
+        return UserError(
             f"study {self.name!r} has several tasks: expected one, as in "
             f"study.at_task({config.task_names[0]!r}).{what}"
         )
@@ -343,9 +341,8 @@ class Trial:
     """A trial of a study: one network.
 
     The methods need its weights, which are kept for the best trials (``keep_weights``). They raise
-    ``WeightsNotFoundError`` if these are not stored, and ``SavedModelError``, ``TokenizerError`` or
-    ``ArtifactsError`` if they cannot be read. The source of a cell of one's own, which is stored
-    with them, is executed; that of a task is not.
+    ``UserError`` if these are not stored or cannot be read. The source of a cell of one's own,
+    which is stored with them, is executed; that of a task is not.
 
     Attributes:
         study: the study.
@@ -384,7 +381,7 @@ class Trial:
             or k numbers. Where the task has its own loss, what that reads.
 
         Raises:
-            ConfigError: if the network has other inputs.
+            UserError: if the network has other inputs.
             TaskError: if the study's task is text.
         """
         import torch
@@ -405,7 +402,7 @@ class Trial:
         try:
             predicted: npt.NDArray[Any] = predict(run, inputs, model.task.model_dump())
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise UserError(str(error)) from error
         return predicted
 
     def sample(
@@ -426,7 +423,7 @@ class Trial:
             seed: seed of the sampling.
 
         Raises:
-            ConfigError: if a number has another type or is out of range.
+            UserError: if a number has another type or is out of range.
             TaskError: if the study's task is another one than text.
         """
         from rnn.export import generate
@@ -438,7 +435,7 @@ class Trial:
             require_integer("top_k", top_k)
         is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
         if not (is_number and temperature >= 0):
-            raise ConfigError(
+            raise UserError(
                 f"temperature is {shorten(repr(temperature))}: expected a number of 0 or more"
             )
         start = os.fsencode(prompt)
@@ -449,7 +446,7 @@ class Trial:
         """Export the network to a new or empty folder, as ``rnn-search export`` does; return it.
 
         Raises:
-            ExportError: if the path is taken or cannot be written.
+            UserError: if the path is taken or cannot be written.
         """
         from search.models import export_trial
 

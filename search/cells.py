@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn.config import ParamValue
-from rnn.errors import CellError
+from rnn.errors import CellError, UserError
 from rnn.own_code import (
     CellSource,
     CodeSource,
@@ -24,7 +24,7 @@ from rnn.own_code import (
 )
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.config import StudyConfig
-from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
+from studies.errors import ArtifactsError
 from studies.files import atomic_write
 from studies.loader import ConfigFile
 from studies.records import CellOption, CellRecord, TaskRecord, read_options
@@ -88,18 +88,18 @@ def read_values(
     """Return the values that are given for options of a cell or a task, each in its option's type.
 
     Raises:
-        ConfigError: if an option is unknown, or a value invalid; the message begins with the
+        UserError: if an option is unknown, or a value invalid; the message begins with the
             subject.
     """
     values: dict[str, ParamValue] = {}
     for name, value in given.items():
         if name not in options:
             expected = expect_one_of(options, name) if options else "it has no options"
-            raise ConfigError(f"{subject} has no option {name}: {expected}")
+            raise UserError(f"{subject} has no option {name}: {expected}")
         try:
             options[name].check(f"{subject} has {name}", [value])
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise UserError(str(error)) from error
         values[name] = options[name].convert(value)
     return values
 
@@ -174,7 +174,7 @@ def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
     """Require the source files of a worker's cells and task to be those of its study.
 
     Raises:
-        ConfigMismatchError: if one is another version.
+        UserError: if one is another version.
     """
     pairs: list[tuple[str, str, str | None, str | None]] = [
         (name, cell.spec, cell.sha256, local.cells[name].sha256)
@@ -187,7 +187,7 @@ def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
             pairs.append((task.name, task.source, task.sha256, known[name].sha256))
     for name, spec, old, new in pairs:
         if old and new and old != new:
-            raise ConfigMismatchError(
+            raise UserError(
                 f"study {study!r} was created with another version of {name} "
                 f"({spec.rpartition(':')[0]}, SHA-256 {old[:8]}…, here {new[:8]}…): restore the "
                 "file, or choose another --name"

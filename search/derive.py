@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
-from search.errors import TrialNotFoundError, UnfinishedSourceError
+from rnn.errors import UserError
 from studies.attributes import SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
-from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
 from studies.space import CELL, REPLICATE, Params, Refinement, param_order
 from studies.storage.counts import TrialCounts
@@ -40,9 +39,9 @@ def derive_trials(
         Trials derived from the best source trial first.
 
     Raises:
-        TrialNotFoundError: if the source does not have the trial.
-        UnfinishedSourceError: if the source is unfinished, or has too few complete or kept trials.
-        ConfigError: if a variant names a parameter that the source's trials lack, or the trials are
+        UserError: if the source does not have the trial.
+        UserError: if the source is unfinished, or has too few complete or kept trials.
+        UserError: if a variant names a parameter that the source's trials lack, or the trials are
             too many.
     """
     refinement = config.refinement
@@ -55,7 +54,7 @@ def derive_trials(
     planned = len(groups) if len(groups) < len(trials) else counts.planned
     wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
-        raise UnfinishedSourceError(
+        raise UserError(
             f"study {refinement.source!r} has finished {counts.finished} of {counts.planned} "
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
@@ -69,14 +68,14 @@ def derive_trials(
         if needed > kept:
             among = "" if needed == wanted else f", which are among the top {needed} trials"
             expected = (kept - 1) // max(sizes, default=1) + 1
-            raise UnfinishedSourceError(
+            raise UserError(
                 f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} "
                 f"trials, but refinement.top = {refinement.top} needs {wanted}{among}: expected at "
                 f"most {expected}"
             )
     ranked = _rank_architectures(trials, config.nuisance, source)
     if len(ranked) < wanted and not (partial and ranked):
-        raise UnfinishedSourceError(
+        raise UserError(
             f"study {refinement.source!r} has {len(ranked)} complete trials, but "
             f"refinement.top = {refinement.top} needs {wanted}: "
             + ("lower it" if ranked else "use another source")
@@ -96,15 +95,13 @@ def check_count(count: int, steps: int, confirmed: bool) -> None:
     """Require that the user confirms many new trials of so many training steps each.
 
     Raises:
-        ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
+        UserError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
             than a study can have.
     """
     if count > MAX_COMBINATIONS:
-        raise ConfigError(
-            f"{count:,} new trials are too many: expected at most {MAX_COMBINATIONS:,}"
-        )
+        raise UserError(f"{count:,} new trials are too many: expected at most {MAX_COMBINATIONS:,}")
     if count > MAX_UNCONFIRMED and not confirmed:
-        raise ConfigError(
+        raise UserError(
             f"{count:,} new trials, {count * steps:,} training steps in all: expected at most "
             f"{MAX_UNCONFIRMED:,} trials; reduce them, or confirm with --yes"
         )
@@ -114,11 +111,11 @@ def find_trial(trials: Iterable[StoredTrial], number: int, study: str) -> Stored
     """Return the trial of a number.
 
     Raises:
-        TrialNotFoundError: if there is none.
+        UserError: if there is none.
     """
     by_number = {trial.number: trial for trial in trials}
     if number not in by_number:
-        raise TrialNotFoundError(
+        raise UserError(
             f"trial {number} not found in study {study!r}, which has {len(by_number):,} trials"
         )
     return by_number[number]
@@ -185,7 +182,7 @@ def _derive(
         if number not in applied:
             present = param_order(name for runs in best for name in runs[0].params)
             known = ", ".join(name for name in present if name != REPLICATE)
-            raise ConfigError(
+            raise UserError(
                 f"unknown parameter in refinement.variants: {', '.join(variant)}; none of the best "
                 f"{len(best)} of {refinement.source!r} has it: they have {known}"
             )

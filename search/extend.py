@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 
+from rnn.errors import UserError
 from search.contract_check import check_cells, check_tasks
 from search.derive import add_replicates, check_count
 from search.grid import list_combinations, subtract
@@ -21,7 +22,6 @@ from studies.attributes import (
     StudyRecord,
 )
 from studies.config import StudyConfig
-from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.hypotheses import register
 from studies.loader import list_descriptive_changes, read_study_record
@@ -52,8 +52,8 @@ def extend(
         Notices for the user; None if another process has changed the study meanwhile.
 
     Raises:
-        ConfigMismatchError: if the config is not an extension of the study's.
-        StudiesError: if the study cannot be extended now.
+        UserError: if the config is not an extension of the study's.
+        UserError: if the study cannot be extended now.
     """
     name = study.study_name
     stored = record.config
@@ -127,9 +127,9 @@ def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -
     return stored.model_copy(update=update)
 
 
-def no_space_error(name: str) -> ConfigMismatchError:
+def no_space_error(name: str) -> UserError:
     """Return the error for a refinement that has nothing to extend."""
-    return ConfigMismatchError(
+    return UserError(
         f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
         "extend refinement.replicates"
     )
@@ -183,12 +183,12 @@ def _find_more_replicates(name: str, record: StudyRecord, config: StudyConfig) -
     if new in record.replicates:
         return None
     if new < old:
-        raise ConfigMismatchError(
+        raise UserError(
             f"study {name!r} has refinement.replicates = {old}, not {new}: --extend expected more "
             "replicates; compare fewer in another study with --name"
         )
     if old == 1:
-        raise ConfigMismatchError(
+        raise UserError(
             f"study {name!r} has one run of each architecture, without a number of its replicate: "
             "--extend expected refinement.replicates of 2 or more in the study; replicate its "
             "source under another --name"
@@ -205,7 +205,7 @@ def _check_nuisance(name: str, stored: StudyConfig, config: StudyConfig) -> None
     for hypothesis in stored.hypothesis:
         for parameter, _ in hypothesis.settings:
             if parameter in added:
-                raise ConfigMismatchError(
+                raise UserError(
                     f"study {name!r} has a hypothesis about {parameter!r} "
                     f"({shorten(hypothesis.statement)!r}): --extend expected another nuisance; "
                     "start another study with --name"
@@ -255,7 +255,7 @@ def _plan_added(
     if extended.space == stored.space:
         return []
     if conflict := _find_conflict(stored, extended):
-        raise ConfigMismatchError(f"study {name!r} {conflict}")
+        raise UserError(f"study {name!r} {conflict}")
     old, new = stored.grid, list_combinations(extended)
     assert old is not None
     planned = [StoredTrial(params) for params in subtract(new, old.combinations())]

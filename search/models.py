@@ -12,9 +12,8 @@ import click
 from optuna.trial import TrialState
 
 from rnn.config import WHOLE_SEQUENCE
-from rnn.errors import SavedModelError
+from rnn.errors import UserError
 from rnn.export import SavedModel, SavedTask, deserialize_model, export_files
-from search.errors import ExportError, WeightsNotFoundError
 from studies.artifacts import ArtifactFolders
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
@@ -47,8 +46,8 @@ def load_trial_model(
 
     Raises:
         StorageError, StudyNotFoundError, ArtifactsError: if the storage or study is not found.
-        WeightsNotFoundError: if the trial does not exist, is not complete, or has no weights.
-        SavedModelError, TokenizerError: if the files are damaged.
+        UserError: if the trial does not exist, is not complete, or has no weights.
+        UserError: if the files are damaged.
     """
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
@@ -58,7 +57,7 @@ def load_trial_model(
         weights = folders.trial_files(record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
     if trial is None and config.task_names:
-        raise WeightsNotFoundError(
+        raise UserError(
             f"study {study!r} has several tasks ({', '.join(config.task_names)}), each with its "
             "best trial: expected the number of one, as rnn-search status lists them"
         )
@@ -73,18 +72,18 @@ def load_trial_model(
         try:
             content = weights.read(chosen.number)
         except OSError as error:
-            raise SavedModelError(
+            raise UserError(
                 f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
                 "--artifacts"
             ) from error
     if chosen is None or content is None:  # perhaps removed meanwhile
-        raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
+        raise UserError(_explain_missing(study, trial, trials, available, config))
     architecture = to_trial_config(chosen.params, config).architecture
     model = deserialize_model(content)
     expected = str(chosen.number), repr(chosen.value), architecture
     found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
     if found != expected:
-        raise WeightsNotFoundError(
+        raise UserError(
             f"the weights of trial {chosen.number} of study {study!r} belong to another run: "
             "remove them, or choose another trial"
         )
@@ -134,8 +133,8 @@ def export_trial(
     """Export the model of a trial, as :func:`load_trial_model` loads it, to a standalone folder.
 
     Raises:
-        ExportError: if the path is taken or cannot be written.
-        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: if it cannot be loaded.
+        UserError: if the path is taken or cannot be written.
+        UserError: if it cannot be loaded.
     """
     with contextlib.suppress(OSError):  # reported when the folder is written
         _check_is_free(directory)
@@ -150,7 +149,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files by name to a temporary path and rename it when it is complete.
 
     Raises:
-        ExportError: if the path is taken or cannot be written.
+        UserError: if the path is taken or cannot be written.
     """
     temporary = None
     try:
@@ -166,7 +165,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
             directory.rmdir()
         temporary.rename(directory)
     except OSError as error:
-        raise ExportError(f"cannot write {directory}: {error.strerror}") from error
+        raise UserError(f"cannot write {directory}: {error.strerror}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -174,7 +173,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
 
 def _check_is_free(directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ExportError(f"{directory} exists already: expected a new or an empty folder")
+        raise UserError(f"{directory} exists already: expected a new or an empty folder")
 
 
 def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:

@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from rnn.errors import UserError
 from search.derive import MAX_UNCONFIRMED
 from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.cli import study_name
 from studies.config import PrecisionSetting
-from studies.errors import ConfigError
 from studies.loader import (
     ConfigFile,
     load_config_file,
@@ -168,7 +168,7 @@ class RunOptions(WorkerOptions):
         """Where the workers run.
 
         Raises:
-            ConfigError: if that is not understood.
+            UserError: if that is not understood.
         """
         try:
             return parse_target(self.launch, self.launch_set)
@@ -177,7 +177,7 @@ class RunOptions(WorkerOptions):
             if not self.is_command:
                 message = message.replace("--launch-set", "launch_set")
                 message = message.replace("--launch", "launch")
-            raise ConfigError(message) from error
+            raise UserError(message) from error
 
     @property
     def stored_name(self) -> str:
@@ -191,12 +191,12 @@ class RunOptions(WorkerOptions):
         """Read the study's settings, with the options that override them.
 
         Raises:
-            ConfigError, StorageError, StudyFormatError: see
+            UserError, StorageError, StudyFormatError: see
                 :func:`studies.loader.load_config_file`.
         """
         if self.trial is not None:
             if self.extend:
-                raise ConfigError("--trial runs a trial once more as it was: expected no --extend")
+                raise UserError("--trial runs a trial once more as it was: expected no --extend")
             file = load_trial_config(study_name(self.study), self.trial)
         elif self.is_stored or self.by_name:
             file = load_stored_config(self.study, self.storage)
@@ -274,7 +274,7 @@ def build_options(model: type[_Options], **values: Any) -> _Options:
     """Return options that a user gives.
 
     Raises:
-        ConfigError: if one is invalid, in one line.
+        UserError: if one is invalid, in one line.
     """
     try:
         options = model(**values)
@@ -283,7 +283,7 @@ def build_options(model: type[_Options], **values: Any) -> _Options:
         name = str(first["loc"][0])
         shown = flag_of(model, name) if values.get("is_command", True) else name
         message = first_message(error)
-        raise ConfigError(f"{shown} is {shorten(repr(first['input']))}: {message}") from error
+        raise UserError(f"{shown} is {shorten(repr(first['input']))}: {message}") from error
     if isinstance(options, RunOptions):
         _ = options.target
     return options

@@ -26,7 +26,7 @@ import torch
 from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.display import Display
-from search.errors import USER_ERRORS, ShutdownRequestedError, is_bug
+from search.errors import ShutdownRequestedError, is_bug
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
@@ -131,7 +131,7 @@ def run_workers(
             workers on this machine.
 
     Raises:
-        StudiesError, RNNError, SearchError: for invalid input, before anything is written.
+        UserError: for invalid input, before anything is written.
         StorageLostError: if the storage or the study was deleted during the search.
     """
     # Each worker of a cluster stops itself.
@@ -409,7 +409,7 @@ def run_worker_process(name: str, url: str, options: WorkerOptions, output: Conn
             return EXIT_INTERRUPTED
         return 0 if stop.signal is None else 128 + stop.signal
 
-    run_with_exit_code(main, USER_ERRORS)
+    run_with_exit_code(main)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import optuna
 import torch
 
 from rnn.config import TaskSpec
+from rnn.errors import UserError
 from rnn.tasks.corpus import Corpus
 from rnn.tasks.task import TrainingData
 from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
@@ -52,7 +53,7 @@ from search.worker.train_states import current_versions, describe_study_mixing
 from studies.artifacts import ArtifactFolders
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
+from studies.errors import StorageNotFoundError
 from studies.hypotheses import register
 from studies.loader import (
     PER_WORKER,
@@ -215,14 +216,14 @@ def open_study(
     Raises:
         CellError, TaskError, CorpusError: if a cell, the task or the corpus cannot be loaded.
         DeviceError: if the device does not support the study's precision.
-        ConfigError: if an option is invalid.
-        ConfigMismatchError: if corpus, cells or task are not those of the study.
+        UserError: if an option is invalid.
+        UserError: if corpus, cells or task are not those of the study.
         StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
     """
     local = load_overrides(options.overrides)
     for key in local.overridden:
         if key != TASK_SOURCE and key.partition(".")[0] not in PER_WORKER:
-            raise ConfigError(
+            raise UserError(
                 f"{shorten(key)} is a setting of the stored study: expected one that a worker "
                 f"chooses: {', '.join(sorted(PER_WORKER))} or {TASK_SOURCE}"
             )
@@ -253,16 +254,16 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         CellError: if a user's own cell cannot be loaded, or a new one breaks the contract.
         TaskError: if the task cannot be loaded or breaks the contract.
         DeviceError: if the device does not support the study's precision.
-        ConfigError, CorpusError: if the config or the corpus is invalid.
+        UserError, CorpusError: if the config or the corpus is invalid.
         StorageError: if the storage cannot be used.
-        ConfigMismatchError: if the study exists with other settings or another corpus.
-        StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
+        UserError: if the study exists with other settings or another corpus.
+        StudyNotFoundError, UserError: if the source of a refinement is missing or not
             finished.
-        StudiesError: if the study cannot be extended because workers hold trials.
+        UserError: if the study cannot be extended because workers hold trials.
     """
     url, file = options.storage, options.load_file()
     if options.is_refinement and file.settings.get("refinement") is None:
-        raise ConfigError(
+        raise UserError(
             f"study {file.name!r} has no [refinement]: use rnn-search run, or derive a study from "
             f"it as in rnn-search refine stage-two --set 'refinement.source=\"{file.name}\"'"
         )
@@ -502,7 +503,7 @@ def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
     check_sources(wanted.name, record.config, wanted.config)
     corpus = wanted.corpus_record
     if differences := diff_configs(record.config, record.corpus, wanted.config, corpus):
-        raise ConfigMismatchError(
+        raise UserError(
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
             "name its own text with --corpus, or its own task with --set task.source"
         )
@@ -532,7 +533,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
         if len(differences) > MAX_DIFFERENCES:
             listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
         hint = "" if others else _hint_extension(stored, config)
-        raise ConfigMismatchError(
+        raise UserError(
             f"study {name!r} exists with other settings: {listed}; use its settings, or another "
             f"--name{hint}"
         )
@@ -564,7 +565,7 @@ def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
     name, stored, config = wanted.name, record.config, wanted.config
     for number, hypothesis in enumerate(config.hypothesis, 1):
         if hypothesis not in stored.hypothesis:
-            raise ConfigMismatchError(
+            raise UserError(
                 f"study {name!r} exists without hypothesis {number} "
                 f"({shorten(hypothesis.statement)!r}): use its hypotheses, or --extend to store "
                 "others with the number of trials that are finished"

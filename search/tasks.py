@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 
 from rnn.config import ParamValue
-from rnn.errors import CorpusError, TaskError
+from rnn.errors import CorpusError, TaskError, UserError
 from rnn.own_code import (
     CodeSource,
     TaskSource,
@@ -35,7 +35,6 @@ from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from search.cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import ConfigFile
 from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
 from studies.space import TASK, Params
@@ -177,7 +176,7 @@ def load_task(
     Raises:
         TaskError: if the source cannot be read, does not define a task, or the task cannot be
             built.
-        ConfigError: if an option is unknown, or its value invalid.
+        UserError: if an option is unknown, or its value invalid.
     """
     stated: dict[str, Any] = file.settings.get("task", {})
     inherited = dict[str, Any](stored.config.task.model_dump() if stored else {})
@@ -220,7 +219,7 @@ def load_task_of(
         code: text of a user's own class; None to read it.
 
     Raises:
-        TaskError, ConfigError: as of :func:`load_task`.
+        TaskError, UserError: as of :func:`load_task`.
     """
     settings = TaskSettings.model_validate({"source": source, **options})
     if settings.source == TEXT:
@@ -328,7 +327,7 @@ def check_trials(
     """Check the updates of trials, and the options of the task in which they differ.
 
     Raises:
-        ConfigError: if an option changes more than the data of the training, or the updates of a
+        UserError: if an option changes more than the data of the training, or the updates of a
             trial contradict its log points.
         TaskError: if the task cannot be built with the options of a trial.
     """
@@ -341,7 +340,7 @@ def check_trials(
     try:
         config.check_updates(windows)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _list_windows(
@@ -363,7 +362,7 @@ def _list_windows(
         for options in dict.fromkeys((*single, *groups)):
             if _list_common(config, task.build(options)) != expected:
                 stated = " and ".join(f"{name} = {value!r}" for name, value in options)
-                raise ConfigError(
+                raise UserError(
                     f"{stated} changes the held-out data, the sizes or the loss of task "
                     f"{task.record.name}: expected options in space.task that change the data of "
                     "the training alone; set others in [task], in a study for each value"
@@ -396,7 +395,7 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
     """Require the held-out data of a worker to be those of its study.
 
     Raises:
-        ConfigMismatchError: if they differ by more than rounding.
+        UserError: if they differ by more than rounding.
     """
     known = local.list_tasks()
     for name, record in stored.list_tasks().items():
@@ -404,7 +403,7 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
             continue
         old, new = record.held_out, known[name].held_out
         if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
-            raise ConfigMismatchError(
+            raise UserError(
                 f"study {study!r} was created with other held-out data of task {record.name}, "
                 "although its source and files are the same: expected data that depend on the "
                 "arguments of sample alone, and the study's version of NumPy"

@@ -12,7 +12,8 @@ import click
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
-from studies.errors import ArtifactsError, StorageUnavailableError
+from rnn.errors import UserError
+from studies.errors import StorageUnavailableError
 from studies.storage.engine import database_error, error_message, is_transient
 from studies.storage.open import DEFAULT_STORAGE
 from studies.text import shorten, to_line
@@ -116,14 +117,11 @@ dashboard_port_option = click.option(
 )
 
 
-def run_with_exit_code(
-    main: Callable[[], int | None], bad_input: tuple[type[Exception], ...]
-) -> None:
+def run_with_exit_code(main: Callable[[], int | None]) -> None:
     """Call a function and exit the process with its exit code, or with an error in one line.
 
     Args:
         main: function that returns an exit code; None for 0.
-        bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
@@ -135,14 +133,14 @@ def run_with_exit_code(
     except (click.Abort, KeyboardInterrupt):
         _exit("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
-        if is_bug(error, bad_input):
+        if is_bug(error):
             print_bug(error, "error")
             sys.exit(EXIT_FAILURE)
         if is_debugging():
             traceback.print_exc()
         if isinstance(error, StorageUnavailableError):
             _exit(str(error), EXIT_FAILURE)
-        if isinstance(error, bad_input):
+        if isinstance(error, UserError):
             _exit(str(error), EXIT_USAGE)
         if isinstance(error, SQLAlchemyError | OptunaError):
             _exit(
@@ -161,17 +159,13 @@ def _exit(message: str, code: int) -> NoReturn:
 # ------------------------------------------------------------------ bugs
 
 
-def is_bug(error: BaseException, expected: tuple[type[Exception], ...]) -> bool:
+def is_bug(error: BaseException) -> bool:
     """Return whether an exception is a bug of this program, to be shown with its traceback.
 
     Others have their cause in the input, in a database or a disk that fails, or in too
     little memory.
-
-    Args:
-        error: the exception.
-        expected: exceptions that stand for invalid input.
     """
-    if isinstance(error, (*expected, ArtifactsError, OSError, MemoryError)) or is_transient(error):
+    if isinstance(error, (UserError, OSError, MemoryError)) or is_transient(error):
         return False
     error = database_error(error)
     cause = getattr(error, "orig", None)

@@ -1,26 +1,20 @@
-"""The exceptions of this package.
+"""The exceptions of this package that some code catches by name.
 
 ::
 
-    StudiesError
-    ├── ConfigError                  a study config that is missing, malformed or contradictory
+    UserError                        of rnn.errors
     ├── StorageError                 a storage that cannot be opened or holds other data
     │   └── StorageNotFoundError     a storage that does not exist yet
     ├── StudyNotFoundError           a study that the storage does not hold
-    ├── StudyExistsError             a study whose name is taken
-    ├── StudyHeldError               a study that workers hold trials of
     ├── StudyFormatError             a study that another program or version stored
-    │   └── ImportedStudyError       a study that was imported, where one to train is needed
     ├── StudyFileError               a study file that cannot be read or written
-    ├── TableError                   a table of results that cannot be imported
-    ├── ConfigMismatchError          a worker's config that differs from its study's
-    ├── ArtifactsError               an artifact folder that cannot be used
+    ├── ArtifactsError               an artifact folder or bucket that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
-        └── StorageLostError         a storage that was deleted or replaced during a search
-            ├── StudyDeletedError    a study that was deleted during a search
-            └── StudyExtendedError   a study whose grid was extended during a search
+        └── StorageLostError         a storage or a study that changed or went during a search
 """
+
+from rnn.errors import UserError
 
 
 class RowError(ValueError):
@@ -38,15 +32,7 @@ class RowError(ValueError):
     trial_id: int | None = None
 
 
-class StudiesError(Exception):
-    """Base of this package's errors; the message is one line that a user can act on."""
-
-
-class ConfigError(StudiesError):
-    """A study's config cannot be used."""
-
-
-class StorageError(StudiesError):
+class StorageError(UserError):
     """A storage cannot be used."""
 
 
@@ -54,57 +40,32 @@ class StorageNotFoundError(StorageError):
     """A storage does not exist yet."""
 
 
-class StudyNotFoundError(StudiesError):
+class StudyNotFoundError(UserError):
     """A storage does not hold the study."""
 
 
-class StudyExistsError(StudiesError):
-    """A storage holds a study of that name already."""
-
-
-class StudyHeldError(StudiesError):
-    """Workers hold trials of a study that is to be changed."""
-
-
-class StudyFormatError(StudiesError):
+class StudyFormatError(UserError):
     """A study was stored by another program or another version of this one."""
 
 
-class StudyFileError(StudiesError):
+class StudyFileError(UserError):
     """A study file cannot be read or written."""
 
 
-class TableError(StudiesError):
-    """A table of results cannot be imported."""
-
-
-class ImportedStudyError(StudyFormatError):
-    """A study was imported: there is nothing to train."""
-
-
-class ConfigMismatchError(StudiesError):
-    """A worker's config or corpus differs from its study's."""
-
-
-class ArtifactsError(StudiesError):
+class ArtifactsError(UserError):
     """Artifacts cannot be stored in the requested place."""
 
 
-class LeaseLostError(StudiesError):
+class LeaseLostError(UserError):
     """A worker wrote to a trial that it no longer holds; nothing was written."""
 
 
-class StorageUnavailableError(StudiesError):
-    """A storage could not be reached or written to for longer than the time limit."""
+class StorageUnavailableError(UserError):
+    """A storage could not be reached for longer than the time limit.
+
+    Commands print the message and exit with code 1.
+    """
 
 
 class StorageLostError(StorageUnavailableError):
-    """A storage was deleted, replaced or emptied during a search."""
-
-
-class StudyDeletedError(StorageLostError):
-    """A study was deleted during a search."""
-
-
-class StudyExtendedError(StorageLostError):
-    """A study's grid was extended during a search, which knows the smaller one."""
+    """A storage was deleted or replaced during a search, or its study was deleted or extended."""

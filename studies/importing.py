@@ -26,9 +26,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from rnn.errors import UserError
 from studies.attributes import FAILURE, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.hypotheses import Hypothesis, register
 from studies.loader import describe_mistakes, load_hypotheses, parse_hypotheses
 from studies.note import to_attributes, write_text
@@ -101,7 +101,7 @@ class ImportOptions:
     Several names are a list in Python, and hypotheses may be a list of tables there.
 
     Raises:
-        ConfigError: if a text is given for a list.
+        UserError: if a text is given for a list.
     """
 
     value: str | None = _option(
@@ -133,7 +133,7 @@ class ImportOptions:
         for name in ("parameters", "nuisance"):
             given = getattr(self, name)
             if isinstance(given, str):
-                raise ConfigError(f"{name}={given!r} is a text: expected a list of names")
+                raise UserError(f"{name}={given!r} is a text: expected a list of names")
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ def import_results(
         dry_run: whether to write nothing.
 
     Raises:
-        StudiesError: if it cannot be imported; nothing is written. About a table the message names
+        UserError: if it cannot be imported; nothing is written. About a table the message names
             the row and the column.
     """
     is_url = isinstance(source, str) and "://" in source
     if study is not None and not is_url:
         given = shorten(str(source))
-        raise ConfigError(f"study={study!r} is for the URL of a storage: {given} is none")
+        raise UserError(f"study={study!r} is for the URL of a storage: {given} is none")
     words = [str(source)]
     if is_url:
         words, table = _open_study(str(source), study, options)
@@ -198,11 +198,11 @@ def import_results(
         default_name = source.study_name
     elif hasattr(source, "columns"):
         if name is None:
-            raise ConfigError("a DataFrame has no name: expected name=…")
+            raise UserError("a DataFrame has no name: expected name=…")
         table = read_frame(source, "DataFrame")
         default_name = name
     else:
-        raise ConfigError(
+        raise UserError(
             f"cannot import a {type(source).__name__}: expected the path of a table, a DataFrame, "
             "a study of Optuna or the URL of its storage"
         )
@@ -222,7 +222,7 @@ def _open_study(url: str, study: str | None, options: ImportOptions) -> tuple[li
     with closing(read_storage(url)) as opened:
         names = list_study_names(opened)
         if study is None and len(names) != 1:
-            raise ConfigError(
+            raise UserError(
                 f"storage {where} has {len(names)} studies: choose one with --study, of "
                 f"{', '.join(names) or 'none'}"
             )
@@ -293,7 +293,7 @@ def _find_roles(table: Table, options: ImportOptions) -> _Roles:
     """Find what the columns of a table are.
 
     Raises:
-        TableError: if a column that is named is not there, or it is unsure which are parameters.
+        UserError: if a column that is named is not there, or it is unsure which are parameters.
     """
     # The table of a study of Optuna has one objective.
     value = "value" if table.metric else table.find(options.value or "value", "--value")
@@ -313,14 +313,14 @@ def _find_roles(table: Table, options: ImportOptions) -> _Roles:
     if not chosen:
         chosen = _guess_parameters(table, names, replicate, left_out)
     elif not set(chosen) <= set(names):
-        raise TableError(
+        raise UserError(
             f"{table.source}: --parameters names the value, the replicate, the state or the curve: "
             f"expected some of {join_names(names, 30)}"
         )
     elif others := [name for name in names if name not in chosen]:
         left_out["--parameters does not name them"] = others
     if not chosen:
-        raise TableError(f"{table.source} has no parameters: expected columns that vary")
+        raise UserError(f"{table.source} has no parameters: expected columns that vary")
     return _Roles(
         value=value,
         metric=metric,
@@ -372,7 +372,7 @@ def _guess_parameters(
     """Return the columns that are parameters, and add the others to those left out.
 
     Raises:
-        TableError: if names and values do not say which are.
+        UserError: if names and values do not say which are.
     """
     has_prefix = any(map(_has_prefix, names))
     candidates = []
@@ -394,7 +394,7 @@ def _guess_parameters(
     scattered = [name for name in candidates if len(set(table.columns[name])) > half]
     others = [name for name in candidates if name not in scattered]
     if scattered and not _is_grid(table, [*others, *keys]):
-        raise TableError(
+        raise UserError(
             f"{table.source}: {join_names(scattered)} may be parameters or results, with another "
             "value in most rows: name the parameters with --parameters, of "
             f"{','.join(candidates)}"
@@ -441,7 +441,7 @@ def _store(
     """Read the runs of a table, and store them as a study in one transaction."""
     trials = _read_trials(table, roles)
     if not any(trial.state is TrialState.COMPLETE for trial in trials):
-        raise TableError(
+        raise UserError(
             f"{table.source}: no row is complete, with a finite value: expected one or more"
         )
     notes = _number_repeats(table.source, roles, trials)
@@ -467,7 +467,7 @@ def _store(
                 to_attributes(write_text(name, config.question, record.commands)),
             )
             if not is_new:
-                raise StudyExistsError(
+                raise UserError(
                     f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
                     "--name, or delete it first"
                 )
@@ -522,7 +522,7 @@ def _number_repeats(source: str, roles: _Roles, trials: Sequence[StoredTrial]) -
     """Number all runs if some repeat the parameters of an earlier one; return a note about it.
 
     Raises:
-        TableError: if the parameters were guessed, or a column numbers the runs already.
+        UserError: if the parameters were guessed, or a column numbers the runs already.
     """
     # In Python true equals 1, which is another value.
     typed = [{(name, type(v), v) for name, v in trial.params.items()} for trial in trials]
@@ -532,7 +532,7 @@ def _number_repeats(source: str, roles: _Roles, trials: Sequence[StoredTrial]) -
     repeated = f"{format_count(repeats, 'run repeats', 'runs repeat')} the parameters"
     if roles.replicate is not None or not roles.is_sure:
         same = "" if roles.replicate is None else " and the replicate"
-        raise TableError(
+        raise UserError(
             f"{source}: {repeated}{same} of an earlier one: name the parameters with --parameters, "
             "or with --replicate the column that numbers repeated runs"
         )
@@ -572,9 +572,9 @@ def _build_config(
         )
     except ValueError as error:
         mistake = describe_mistakes(error) if isinstance(error, ValidationError) else str(error)
-        raise ConfigError(f"{table.source}: {mistake}") from error
+        raise UserError(f"{table.source}: {mistake}") from error
     if set(parameters) <= set(config.nuisance):
-        raise ConfigError(f"{table.source}: nuisance names all parameters: expected others")
+        raise UserError(f"{table.source}: nuisance names all parameters: expected others")
     return config
 
 

@@ -13,14 +13,10 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from rnn.config import GATED_CELL
+from rnn.errors import UserError
 from studies.attributes import SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
-from studies.errors import (
-    ConfigError,
-    ImportedStudyError,
-    StorageNotFoundError,
-    StudyFormatError,
-)
+from studies.errors import StorageNotFoundError, StudyFormatError
 from studies.hypotheses import Hypothesis
 from studies.records import TEXT, CellRecord, StrictModel, TaskRecord, message_of
 from studies.space import (
@@ -180,7 +176,7 @@ class ConfigFile(BaseModel):
         """Validate the settings, with defaults for all others.
 
         Raises:
-            ConfigError: for an unknown key, a wrong type or value, or a contradiction.
+            UserError: for an unknown key, a wrong type or value, or a contradiction.
         """
         return self._validate(self.settings)
 
@@ -203,14 +199,14 @@ class ConfigFile(BaseModel):
         for key in _FILLED if not self.is_stored else ():
             if key in self.settings:
                 known = ", ".join(_known_keys(StudyConfig))
-                raise ConfigError(f"{self.origin}: unknown key {key}: expected one of {known}")
+                raise UserError(f"{self.origin}: unknown key {key}: expected one of {known}")
         try:
             return StudyConfig.model_validate(self._add_records(settings))
         except ValidationError as error:
             mistakes = describe_mistakes(error, StudyConfig)
             if not isinstance(settings.get("space"), list):  # the only table has no number
                 mistakes = re.sub(r"\bspace\.1\b", "space", mistakes)
-            raise ConfigError(f"{self.origin}: {mistakes}") from error
+            raise UserError(f"{self.origin}: {mistakes}") from error
 
     def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return settings with the records of the users' cells and the task that they name."""
@@ -279,7 +275,7 @@ def load_config_file(
         storage: URL of the storage to read if there is no such file; None for none.
 
     Raises:
-        ConfigError: if there is no such file or study, it is not TOML, or an override is
+        UserError: if there is no such file or study, it is not TOML, or an override is
             malformed.
         StorageError: if the storage cannot be read.
         StudyFormatError: if the stored study cannot be read.
@@ -343,7 +339,7 @@ def load_hypotheses(path: Path) -> list[Hypothesis]:
     """Read hypotheses from a TOML file, tables ``[[hypothesis]]`` as in a study file.
 
     Raises:
-        ConfigError: if the file cannot be read, or a key or a value is not valid.
+        UserError: if the file cannot be read, or a key or a value is not valid.
     """
     return parse_hypotheses(_read_toml(path), _display_path(path))
 
@@ -352,19 +348,19 @@ def parse_hypotheses(tables: Mapping[str, Any], origin: str) -> list[Hypothesis]
     """Return the hypotheses of the key ``hypothesis``.
 
     Raises:
-        ConfigError: if a key or a value is not valid; the message begins with ``origin``.
+        UserError: if a key or a value is not valid; the message begins with ``origin``.
     """
     try:
         return _HypothesisFile.model_validate(tables).hypothesis
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {describe_mistakes(error, _HypothesisFile)}") from error
+        raise UserError(f"{origin}: {describe_mistakes(error, _HypothesisFile)}") from error
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     """Return overrides as a config file that has no other settings.
 
     Raises:
-        ConfigError: if an override is malformed.
+        UserError: if an override is malformed.
     """
     return override_settings(ConfigFile(name="", origin="--set", settings={}), overrides)
 
@@ -377,7 +373,7 @@ def override_settings(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
         overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
 
     Raises:
-        ConfigError: if an override is malformed.
+        UserError: if an override is malformed.
     """
     for override in overrides:
         file = file.with_overrides(_parse_override(override))
@@ -388,9 +384,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{_display_path(path)} cannot be read: {error.strerror}") from error
+        raise UserError(f"{_display_path(path)} cannot be read: {error.strerror}") from error
     except ValueError as error:  # TOML or UTF-8
-        raise ConfigError(f"{_display_path(path)} is not valid TOML: {error}") from error
+        raise UserError(f"{_display_path(path)} is not valid TOML: {error}") from error
 
 
 def _find_stored(study: str, storage: str | None) -> ConfigFile:
@@ -410,7 +406,7 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
-    raise ConfigError(f"study {study!r} not found: {did_you_mean(study, names)}expected {expected}")
+    raise UserError(f"study {study!r} not found: {did_you_mean(study, names)}expected {expected}")
 
 
 def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:
@@ -424,13 +420,13 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     shown = shorten(override)
     if not equals or not key.strip():
-        raise ConfigError(
+        raise UserError(
             f"--set {shown!r} has no value: expected KEY=VALUE, as in training.steps=2000"
         )
     try:
         nested: dict[str, Any] = tomllib.loads(f"value = {text}")["value"]
     except ValueError as error:
-        raise ConfigError(
+        raise UserError(
             f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
             "true, [1, 2] or a text in quotes, in a shell as in --set 'corpus=\"text.txt\"'"
         ) from error
@@ -517,12 +513,12 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
     """Read and validate what a study that is trained here stores about itself.
 
     Raises:
-        ImportedStudyError: if it was imported.
+        UserError: if it was imported.
         StudyFormatError: if another program, or another version of this one, stored it.
     """
     record = read_record(study)
     if not record.config.is_trained:
-        raise ImportedStudyError(
+        raise UserError(
             f"study {study.study_name!r} was imported: its trials cannot be trained or derived "
             "from here"
         )

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
-from studies.errors import ConfigError, StudiesError
 from studies.loader import read_record, read_study_record
 from studies.storage import changes
 from studies.storage.changes import read_owned_files
@@ -43,14 +43,14 @@ def rename_study(url: str, old: str, new: str) -> list[str]:
         new: its new name.
 
     Raises:
-        ConfigError: if the new name cannot be that of a study, or is its name.
-        StudyNotFoundError, StudyHeldError: if there is none, or workers hold trials of it.
-        StudyExistsError: if another study has the new name.
+        UserError: if the new name cannot be that of a study, or is its name.
+        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
+        UserError: if another study has the new name.
         StorageError: if the storage cannot be opened.
     """
     check_study_name(new)
     if new == old:
-        raise ConfigError(f"study {old!r} has that name already: expected another one")
+        raise UserError(f"study {old!r} has that name already: expected another one")
     with _open(url) as storage:
         return changes.rename_study(storage, old, new)
 
@@ -65,8 +65,8 @@ def delete_study(url: str, artifacts: str | None, name: str, force: bool = False
         force: whether to delete it although others derive from it or workers hold its trials.
 
     Raises:
-        StudyNotFoundError, StudyHeldError: if there is none, or workers hold trials of it.
-        StudiesError: if others derive from it.
+        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
+        UserError: if others derive from it.
         ArtifactsError, OSError: if files cannot be removed; the study is deleted.
         StorageError: if the storage cannot be opened.
     """
@@ -83,8 +83,8 @@ def retry_trials(url: str, name: str, kinds: Collection[str]) -> dict[str, int]:
         The number of trials of each kind that were set waiting.
 
     Raises:
-        StudyNotFoundError, StudyHeldError: if there is none, or workers hold trials of it.
-        ImportedStudyError: if another program has trained them.
+        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
+        UserError: if another program has trained them.
         StorageError: if the storage cannot be opened.
     """
     with _open(url) as storage:
@@ -164,10 +164,10 @@ def list_studies(storage: LeasedRDBStorage, folders: ArtifactFolders) -> list[Li
     for name in list_study_names(storage):
         try:
             listed.append(_read_study(storage, folders, name))
-        except (KeyError, StudiesError) as error:
+        except (KeyError, UserError) as error:
             if name not in list_study_names(storage):  # it was deleted meanwhile
                 continue
-            if not isinstance(error, StudiesError):
+            if not isinstance(error, UserError):
                 raise
             listed.append(ListedStudy(name, DAMAGED, problem=str(error)))
     return listed
@@ -184,7 +184,7 @@ def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) 
         try:
             record = read_record(study)
             kind = _kind(record)
-        except StudiesError as error:
+        except UserError as error:
             kind, problem = DAMAGED, str(error)
     with storage.reading() as connection:
         counts = count(storage, study_id)

@@ -11,8 +11,8 @@ import numpy as np
 import optuna
 from optuna.study import StudyDirection
 
+from rnn.errors import UserError
 from studies.attributes import IS_GRID_TRIAL
-from studies.errors import ConfigError, TableError
 from studies.text import shorten
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Table:
         found = [column for column in self.columns if strip_prefix(column) == name]
         if name in self.columns or len(found) == 1:
             return name if name in self.columns else found[0]
-        raise TableError(
+        raise UserError(
             f"{self.source} has no column {shorten(name, 60)!r}: choose {option}, of "
             f"{join_names(self.columns, 30)}"
         )
@@ -68,7 +68,7 @@ class Table:
             try:
                 numbers.append(None if cell is None else float(cell))
             except ValueError as error:
-                raise TableError(
+                raise UserError(
                     f"{self.source}, row {row}, column {shorten(name, 60)!r}: "
                     f"{shorten(cell, 60)!r} is not a number: expected a number, nothing "
                     "for a run that failed, or nan for one that diverged"
@@ -95,7 +95,7 @@ def read_file(path: Path) -> Table:
     """Read a table from Parquet, JSON lines, or CSV, for which any other suffix stands.
 
     Raises:
-        TableError: if it is no table.
+        UserError: if it is no table.
     """
     import pandas as pd
 
@@ -110,11 +110,11 @@ def read_file(path: Path) -> Table:
             return read_frame(rows.set_axis(rows.index + 1), name)
         return _read_csv(path, name)
     except ImportError as error:
-        raise TableError(f"{name} needs pyarrow to be read: pip install pyarrow") from error
+        raise UserError(f"{name} needs pyarrow to be read: pip install pyarrow") from error
     except OSError as error:
-        raise TableError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (TypeError, ValueError, csv.Error) as error:
-        raise TableError(
+        raise UserError(
             f"{name} is not CSV in UTF-8, JSON lines (.jsonl) or Parquet (.parquet): {error}"
         ) from error
 
@@ -160,13 +160,13 @@ def read_frame(frame: "pd.DataFrame", source: str) -> Table:
         source: what it is, for a reader.
 
     Raises:
-        TableError: if it has no rows, or two columns of one name.
+        UserError: if it has no rows, or two columns of one name.
     """
     if frame.index.names != [None]:
         frame = frame.reset_index()
     frame = frame.rename(columns=str)
     if frame.empty or frame.columns.has_duplicates:
-        raise TableError(f"{source} has no rows, or two columns of one name")
+        raise UserError(f"{source} has no rows, or two columns of one name")
     columns = {}
     for name in map(str, frame.columns):
         # Integers are floats next to missing cells.
@@ -195,24 +195,24 @@ def read_study(study: optuna.Study, where: str, value: str | None) -> Table:
         value: name of the objective; None for the only one.
 
     Raises:
-        ConfigError: if it is a study of this program, or has several objectives or no results.
+        UserError: if it is a study of this program, or has several objectives or no results.
     """
     source = f"study {study.study_name}{where}"
     trials = study.get_trials(deepcopy=False)
     if any(IS_GRID_TRIAL in trial.system_attrs for trial in trials):
-        raise ConfigError(
+        raise UserError(
             f"{source} is one of this program: write it to a file with rnn-search export-study, "
             "and import the file"
         )
     if not any(trial.state.is_finished() for trial in trials):
-        raise ConfigError(f"{source} has no finished trial: expected one or more")
+        raise UserError(f"{source} has no finished trial: expected one or more")
     count = len(study.directions)
     names = list(study.metric_names or ())
     known = [*(f"values_{place}" for place in range(count)), *names]
     chosen = "values_0" if count == 1 and value in (None, "value") else value
     if chosen not in known:
         listed = ", ".join(known)
-        raise ConfigError(f"{source} has {count} objectives: choose one with --value, of {listed}")
+        raise UserError(f"{source} has {count} objectives: choose one with --value, of {listed}")
     place = known.index(chosen) % count
     columns: dict[str, list[Any]] = {
         "state": [trial.state.name for trial in trials],

@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from rnn.config import ParamValue
+from rnn.errors import UserError
 from studies.attributes import (
     AUDIT,
     COMMANDS,
@@ -53,14 +54,7 @@ from studies.attributes import (
     is_result,
 )
 from studies.config import Objective, StudyConfig, to_trial_config
-from studies.errors import (
-    ConfigError,
-    RowError,
-    StudiesError,
-    StudyExistsError,
-    StudyFileError,
-    StudyFormatError,
-)
+from studies.errors import RowError, StudyFileError, StudyFormatError
 from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes, parse_record
 from studies.note import to_attributes, write_text
@@ -339,15 +333,15 @@ def import_studies(
         objective: objective to store, see :func:`change_objective`; None for that of each file.
 
     Raises:
-        ConfigError: if the name cannot be that of a study, or of several.
+        UserError: if the name cannot be that of a study, or of several.
         StudyFileError: if a file cannot be read; the message names line and field. If it cannot
             have the objective.
-        StudyExistsError: if a name is taken.
+        UserError: if a name is taken.
         StorageError: if the storage cannot be used.
     """
     if name is not None:
         if len(paths) > 1:
-            raise ConfigError(f"one name for {len(paths)} files: expected one file, or no --name")
+            raise UserError(f"one name for {len(paths)} files: expected one file, or no --name")
         check_study_name(name)
     sources = []
     for path in paths:  # all are checked before the storage is opened, which may create it
@@ -368,7 +362,7 @@ def import_studies(
                         stored.append((named.name, rows))
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(str(path) for path in paths)
-            raise StudyExistsError(f"a study of {taken} exists: expected another name") from error
+            raise UserError(f"a study of {taken} exists: expected another name") from error
         opened.merge_log()
         names = list_study_names(opened)
     where = redact(parse_url(storage).set(password=None))
@@ -558,7 +552,7 @@ class _FileReader:
         try:
             check_study_name(header.name)
             record = parse_record(header.name, {**header.user_attrs, "artifact_folder": "none"})
-        except StudiesError as error:
+        except UserError as error:
             self._reject(shorten(str(error), 200), error)
         if record.config.direction != header.direction:
             self._reject(f"direction {header.direction}, expected {record.config.direction}")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from studies.errors import ConfigError
+from rnn.errors import UserError
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
@@ -96,18 +96,18 @@ def check_study_name(name: str) -> None:
     """Require a name that a storage can hold.
 
     Raises:
-        ConfigError: if it is no text, too long or blank, or would name a study file.
+        UserError: if it is no text, too long or blank, or would name a study file.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"study name is {shorten(repr(name))}: expected a text")
+        raise UserError(f"study name is {shorten(repr(name))}: expected a text")
     if len(name) > MAX_NAME_LENGTH:
-        raise ConfigError(
+        raise UserError(
             f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
         )
     if not name.strip():
-        raise ConfigError(f"study name {name!r} is blank: expected some characters")
+        raise UserError(f"study name {name!r} is blank: expected some characters")
     if name.endswith(".toml"):
-        raise ConfigError(
+        raise UserError(
             f"study name {name!r} ends in .toml, as the names of study files do: expected another"
         )
 

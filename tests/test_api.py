@@ -18,18 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rnn_search
-from reports.errors import ReportError
+from rnn.errors import UserError
 from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
-from rnn_search.errors import USER_ERRORS
-from search.errors import ExportError, SearchFailedError, TrialNotFoundError
-from studies.errors import (
-    ConfigError,
-    ConfigMismatchError,
-    StorageNotFoundError,
-    StudyNotFoundError,
-)
+from studies.errors import StorageNotFoundError, StudyNotFoundError
 from studies.text import to_printable
 
 SETTINGS = {
@@ -153,7 +146,7 @@ def test_trial_is_sampled_and_exported_as_by_the_commands(study, invoke, tmp_pat
     assert study.best.export(tmp_path / "b") == tmp_path / "b"
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         study.best.export(tmp_path / "b")
 
 
@@ -166,7 +159,7 @@ def test_trial_is_sampled_and_exported_as_by_the_commands(study, invoke, tmp_pat
     ],
 )
 def test_bad_number_of_a_sample_is_an_error(study, given, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         study.best.sample("The ", **given)
 
 
@@ -184,15 +177,15 @@ def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, 
 
 
 def test_what_is_missing_is_named(study, place, tmp_path):
-    with pytest.raises(TrialNotFoundError, match="trial 9 not found in study 'mine', which has 4"):
+    with pytest.raises(UserError, match="trial 9 not found in study 'mine', which has 4"):
         study.trial(9)
     with pytest.raises(StudyNotFoundError, match="existing studies: mine"):
         rnn_search.load("other", storage=place["storage"])
     with pytest.raises(StorageNotFoundError, match="run a search first"):
         rnn_search.load("mine", storage=f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(ConfigError, match="name is None: expected a text"):
+    with pytest.raises(UserError, match="name is None: expected a text"):
         rnn_search.load(None)
-    with pytest.raises(ConfigError, match="others is 'mine': expected a list of names"):
+    with pytest.raises(UserError, match="others is 'mine': expected a list of names"):
         study.report(tmp_path / "page.html", others="mine")
 
 
@@ -204,7 +197,7 @@ def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, i
     assert again == study == rnn_search.load("mine", storage=study.storage)
     monkeypatch.setenv("RNN_SEARCH_STORAGE", study.storage)
     assert rnn_search.load("mine") == study
-    with pytest.raises(ConfigMismatchError, match=r"training.steps: 4 in the study, 6 here"):
+    with pytest.raises(UserError, match=r"training.steps: 4 in the study, 6 here"):
         rnn_search.run(SETTINGS, name="mine", overrides={"training.steps": 6}, **place)
 
 
@@ -213,9 +206,9 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     study = rnn_search.run(SETTINGS, name="called", until="0.000001s", **given, **empty)
     assert study.counts.waiting == 2
     assert set(study.results["state"]) == {"WAITING"}
-    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
+    with pytest.raises(UserError, match="no complete trial yet"):
         _ = study.best
-    with pytest.raises(ReportError, match="no complete trial"):
+    with pytest.raises(UserError, match="no complete trial"):
         study.effects()
     (command,) = study.optuna.user_attrs["commands"]
     calls = []
@@ -229,7 +222,7 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
     assert study.config.training.steps == 6
     assert study.config.pruning.enabled
     message = "^training.steps is a setting of the stored study: expected one that"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         study.run(overrides={"training.steps": 8})
     continued = study.run(workers=np.int64(1), overrides={"lease.seconds": 50}, lockstep=1)
     assert continued == study
@@ -263,13 +256,13 @@ def test_unfinished_study_is_shown_and_its_recorded_call_creates_the_same(empty)
 def test_bad_input_is_an_error_and_changes_nothing(empty, tmp_path, given, message):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     given = {"study": SETTINGS, "name": "bad"} | given
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         rnn_search.run(given.pop("study"), **given, **empty)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_study_without_a_complete_trial_is_a_failure(empty, capfd):
-    with pytest.raises(SearchFailedError, match="finished without a complete trial: 4 diverged"):
+    with pytest.raises(UserError, match="finished without a complete trial: 4 diverged"):
         rnn_search.run(SETTINGS, name="high", overrides={"training.learning_rate": 1e30}, **empty)
     assert capfd.readouterr().err == ""
 
@@ -355,10 +348,8 @@ def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
 def test_package_has_the_public_names_and_base_errors():
     assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
     assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
-    bases = {rnn_search.StudiesError, rnn_search.RNNError, rnn_search.SearchError}
-    assert {*bases, rnn_search.ReportError} == set(USER_ERRORS)
-    exported = [each for each in vars(errors).values() if isinstance(each, type)]
-    assert all(issubclass(each, USER_ERRORS) for each in exported)
+    exported = [getattr(errors, name) for name in errors.__all__]
+    assert all(issubclass(error, rnn_search.UserError) for error in exported)
 
 
 def test_package_is_imported_without_slow_libraries():

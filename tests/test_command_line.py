@@ -27,10 +27,10 @@ from helpers import (
 from invocation import require_refused, restored_process, unchanged
 from optuna.trial import TrialState
 
+from rnn.errors import UserError
 from rnn.training.devices import supports_bf16
 from search.worker.shutdown import parse_duration
 from studies.cli import is_bug
-from studies.errors import ConfigError
 from studies.storage.open import open_storage
 
 
@@ -154,12 +154,12 @@ def test_many_trials_need_confirmation(create_only, monkeypatch):
     monkeypatch.setattr("search.derive.MAX_UNCONFIRMED", 3)
     four, eight = "space.layers=[1, 2, 3, 4]", "space.layers=[1, 2, 3, 4, 5, 6, 7, 8]"
     steps = r"^4 new trials, 16 training steps in all: expected at most 3 .* confirm with --yes"
-    with pytest.raises(ConfigError, match=steps):
+    with pytest.raises(UserError, match=steps):
         create_only(four)
     study = create_only(four, yes=True)
     assert len(study.trials) == 4
     create_only(four)  # it exists now: joining it creates nothing
-    with pytest.raises(ConfigError, match=r"^4 new trials, .*confirm with --yes"):
+    with pytest.raises(UserError, match=r"^4 new trials, .*confirm with --yes"):
         create_only(eight, extend=True)
     assert len(study.trials) == 4
     create_only(eight, extend=True, yes=True)
@@ -406,7 +406,7 @@ def test_wrong_statement_is_a_bug_and_a_failure_of_the_database_is_none(url, sta
         connection.execute(sa.text("INSERT INTO studies VALUES (1, 'one')"))
         with pytest.raises(sa.exc.SQLAlchemyError) as raised:
             connection.execute(sa.text(statement))
-    assert is_bug(raised.value, ()) == DATABASE_ERRORS[statement]
+    assert is_bug(raised.value) == DATABASE_ERRORS[statement]
 
 
 # ------------------------------------------------------------------ rnn-search

@@ -13,8 +13,8 @@ from invocation import require_refused
 from managed_studies import create, create_with_everything, list_files
 
 import rnn_search
+from rnn.errors import UserError
 from rnn_search import studies_cli
-from rnn_search.errors import ConfigError
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
 def test_results_of_other_programs_are_refused(made, sqlite_url, tmp_path, options, message):
     file, target = tmp_path / "made.jsonl", tmp_path / "new.db"
     rnn_search.export_study("made", file, storage=sqlite_url)
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         rnn_search.import_results(file, storage=f"sqlite:///{target}", **options)
     assert not target.exists()
 

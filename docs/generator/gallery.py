@@ -73,7 +73,7 @@ def build_gallery() -> tuple[GalleryPage, ...]:
     """Write the pages of all studies in ``docs/gallery``, unless this process has written them.
 
     Raises:
-        StudiesError, ReportError: if a study cannot be imported or reported.
+        UserError: if a study cannot be imported or reported.
     """
     files = sorted(DATA.glob(f"*{ENDING}"))
     return _write_pages(tuple((path, path.stat().st_mtime_ns) for path in files))

@@ -22,7 +22,6 @@ from threadpoolctl import threadpool_limits
 
 from reports.blocks import Block, Code, Facts, Folded, Pair, Section, Table, Text
 from reports.charts.chart import MARGIN, Chart
-from reports.errors import ReportError
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import load_templates, to_html, to_sentence
 from reports.page.first_screen import Fact, choose_chart, choose_title, list_facts
@@ -31,6 +30,7 @@ from reports.results import Results, find_replicates
 from reports.sentences import list_agreement, list_answer, list_headline, list_warnings
 from reports.study_reader import read_studies
 from reports.study_tables import tabulate_across_tasks
+from rnn.errors import UserError
 from studies.files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
 
@@ -89,8 +89,8 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
             :func:`studies.files.default_report`.
 
     Raises:
-        StudiesError: if the storage or a study does not exist.
-        ReportError: if a study has no complete trial, or the file cannot be written.
+        UserError: if the storage or a study does not exist.
+        UserError: if a study has no complete trial, or the file cannot be written.
     """
     with closing(read_storage(storage_url)) as storage:
         results = read_studies(storage, names, drawn_only=True)
@@ -109,7 +109,7 @@ def write_page(results: Sequence[Results], output: Path | None = None) -> Report
             pieces = [piece.encode() for piece in render_page(parts)]
         atomic_write(path, pieces)
     except OSError as error:
-        raise ReportError(
+        raise UserError(
             f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
     return Report(path, list_headline(findings, across_tasks))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnn.config import BYTE_VOCAB_SIZE
-from rnn.errors import CorpusError, TokenizerError
+from rnn.errors import CorpusError, UserError
 from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
 from rnn.tasks.corpus import ByteArray, Corpus, TextData, TokenArray
 
@@ -105,7 +105,7 @@ def load_tokenizer(serialized: str | None) -> Tokenizer:
     """Read a serialized tokenizer; None stands for bytes.
 
     Raises:
-        TokenizerError: if it is damaged.
+        UserError: if it is damaged.
     """
     if serialized is None:
         return ByteTokenizer()
@@ -115,7 +115,7 @@ def load_tokenizer(serialized: str | None) -> Tokenizer:
             raise ValueError(f"format version is {str(content['format_version'])[:20]!r}")
         return BPETokenizer(BPE([(left, right) for left, right in content["merges"]]))
     except (ValueError, TypeError, LookupError) as error:
-        raise TokenizerError(
+        raise UserError(
             f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r}"
         ) from error
 

@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
+from rnn.errors import UserError
 from studies.attributes import (
     AUDIT,
     CHECKPOINTED,
@@ -28,7 +29,7 @@ from studies.attributes import (
     AuditState,
     TrialRecord,
 )
-from studies.errors import RowError, StudiesError, StudyExistsError
+from studies.errors import RowError
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
 from studies.storage.reads import RECORDS, read_distributions, read_grid_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -128,7 +129,7 @@ def extend_study(
         False, without any change, if the expected attributes have changed.
 
     Raises:
-        StudiesError: if the grid grows and a worker holds a grid trial, because it would continue
+        UserError: if the grid grows and a worker holds a grid trial, because it would continue
             with the old config, or trials are pruned, because they were compared with the old grid.
     """
     with storage.transaction() as connection:
@@ -174,12 +175,12 @@ def _require_extensible(connection: Connection, study_id: int) -> None:
     """Check that no grid trial was compared with others that change, or is held by a worker."""
     lock_all_trials(connection, study_id)
     if pruned := count_where(connection, study_id, TRIALS.c.state == TrialState.PRUNED):
-        raise StudiesError(
+        raise UserError(
             f"{pruned} trials are pruned, compared with the old grid only: --extend expects a "
             "study without such trials; start a wider study under another --name"
         )
     if running := count_where(connection, study_id, TRIALS.c.state == TrialState.RUNNING):
-        raise StudiesError(
+        raise UserError(
             f"{running} grid trials are held by workers: --extend expects none; stop the workers "
             "first"
         )
@@ -219,7 +220,7 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
 
     Raises:
         StudyNotFoundError: if the study does not exist.
-        StudyHeldError: if workers hold trials of it.
+        UserError: if workers hold trials of it.
     """
     names = {TrialStatus.FAIL: "failed", TrialStatus.DIVERGED: "diverged"}
     with storage.transaction() as connection:
@@ -290,8 +291,8 @@ def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
 
     Raises:
         StudyNotFoundError: if it does not exist.
-        StudyExistsError: if another study has the new name.
-        StudyHeldError: if workers hold trials of it.
+        UserError: if another study has the new name.
+        UserError: if workers hold trials of it.
     """
     try:
         with storage.transaction() as connection:
@@ -306,7 +307,7 @@ def rename_study(storage: LeasedRDBStorage, old: str, new: str) -> list[str]:
                     current[CONFIG]["refinement"]["source"] = new
                     write_attrs(connection, STUDY_USER_ATTRS, {other_id: current})
     except sa.exc.IntegrityError as error:
-        raise StudyExistsError(f"study {new!r} exists already: expected another name") from error
+        raise UserError(f"study {new!r} exists already: expected another name") from error
     storage.merge_log()
     return list(derived.values())
 
@@ -326,14 +327,14 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
 
     Raises:
         StudyNotFoundError: if it does not exist.
-        StudyHeldError: if workers hold trials of it, without ``force``.
-        StudiesError: if others derive from it, without ``force``.
+        UserError: if workers hold trials of it, without ``force``.
+        UserError: if others derive from it, without ``force``.
     """
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name, allow_held=force)
         derived = _derived_studies(connection, name).values()
         if derived and not force:
-            raise StudiesError(
+            raise UserError(
                 f"study {name!r} is the source of {', '.join(map(repr, derived))}, whose reports "
                 "compare with it: delete those first, or use --force"
             )

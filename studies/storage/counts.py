@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
+from rnn.errors import UserError
 from studies.attributes import (
     AUDIT,
     EARLIER_CODE,
@@ -26,7 +27,7 @@ from studies.attributes import (
     VersionRecord,
     parse_trial_attribute,
 )
-from studies.errors import StudyHeldError, StudyNotFoundError
+from studies.errors import StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import redact
 from studies.storage.leases import Lease, database_seconds
@@ -447,7 +448,7 @@ def lock_unheld(connection: Connection, name: str, allow_held: bool = False) -> 
 
     Raises:
         StudyNotFoundError: if it does not exist.
-        StudyHeldError: if workers hold trials of it, unless that is allowed.
+        UserError: if workers hold trials of it, unless that is allowed.
     """
     study_id = find_study(connection, name, lock=True)
     lock_all_trials(connection, study_id)
@@ -456,7 +457,7 @@ def lock_unheld(connection: Connection, name: str, allow_held: bool = False) -> 
         listed = "; ".join(worker.description for worker in workers[:_MAX_LISTED])
         others = len(workers) - _MAX_LISTED
         more = f"; and {others} other{'s' * (others > 1)}" if others > 0 else ""
-        raise StudyHeldError(
+        raise UserError(
             f"trials of study {name!r} are held: {listed}{more}; stop these workers first; those "
             "of dead workers wait again once another has run for the length of their lease"
         )

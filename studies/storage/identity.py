@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 
 from studies.attributes import GRID_SIZE
-from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
+from studies.errors import StorageLostError
 from studies.storage.engine import database_path, error_message, is_transient, redact
 from studies.storage.tables import STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
 
@@ -70,8 +70,8 @@ class StudyIdentity:
         """Check that the study is stored, with the grid that this process knows.
 
         Raises:
-            StudyDeletedError: if it is not.
-            StudyExtendedError: if it was.
+            StorageLostError: if it is not.
+            StorageLostError: if it was.
             StorageLostError: if the tables cannot be read any more.
         """
         size = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
@@ -93,12 +93,12 @@ class StudyIdentity:
                 f"({error_message(error)}): restore it from a backup to resume"
             ) from error
         if found is None:
-            raise StudyDeletedError(
+            raise StorageLostError(
                 f"study {self.name!r} was deleted from {storage} while this search used it: "
                 "restore it from a backup to resume, or run the same command to start it again"
             )
         if self.grid_size is not None and found[0] not in (None, json.dumps(self.grid_size)):
-            raise StudyExtendedError(
+            raise StorageLostError(
                 f"study {self.name!r} was extended to {found[0]} trials while this search used it: "
                 "run the same command to continue; recorded results are kept"
             )

@@ -3,7 +3,7 @@
 See "Optuna's private modules" in ``docs/design.md``.
 
 Raises:
-    StudiesError: on import, if the installed Optuna has other tables or methods.
+    UserError: on import, if the installed Optuna has other tables or methods.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import RDBStorage
 
-from studies.errors import StudiesError
+from rnn.errors import UserError
 
 _VERSIONS = "optuna>=5,<6"
 """Versions that work, as pyproject.toml has them."""
@@ -38,11 +38,9 @@ _METHODS = ("_create_new_trial", "_get_trials", "_set_trial_param")
 """Private methods of Optuna's storage that are overridden."""
 
 
-def _describe(found: str) -> StudiesError:
+def _describe(found: str) -> UserError:
     """Return the error for what differs in the installed Optuna."""
-    return StudiesError(
-        f"Optuna {optuna.__version__} is not supported ({found}): install {_VERSIONS}"
-    )
+    return UserError(f"Optuna {optuna.__version__} is not supported ({found}): install {_VERSIONS}")
 
 
 try:
@@ -66,7 +64,7 @@ def _check() -> None:
     """Require the tables and methods that this program uses.
 
     Raises:
-        StudiesError: if the installed Optuna has others.
+        UserError: if the installed Optuna has others.
     """
     tables = {
         name: " ".join(column.name for column in table.columns)

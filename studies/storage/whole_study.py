@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.errors import StudyExistsError
+from rnn.errors import UserError
 from studies.storage.counts import find_study
 from studies.storage.reads import read_distributions, read_whole_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -97,12 +97,12 @@ def store_study(connection: Connection, study: WholeStudy, folder: str) -> dict[
     trials of a study without gaps.
 
     Raises:
-        StudyExistsError: if the name is taken.
+        UserError: if the name is taken.
         StorageError: if the database refuses a row.
     """
     query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == study.name)
     if connection.scalar(query) is not None:
-        raise StudyExistsError(
+        raise UserError(
             f"study {study.name!r} exists there already: expected another name (--name)"
         )
     attributes = {**study.attributes, "artifact_folder": folder}

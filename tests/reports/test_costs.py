@@ -9,8 +9,8 @@ from factories import NO_GATES, RATES, gated_params, make_runs, results_of
 from reports.analysis.leaderboard import find_front
 from reports.charts.comparison_plots import chart_costs
 from reports.findings import StudyFindings
+from rnn.errors import UserError
 from rnn_search.study import load
-from studies.errors import ConfigError
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, (8, 16))
 
@@ -71,7 +71,7 @@ def test_study_has_a_front_for_each_cost_at_the_best_values_of_nuisance_paramete
     # The deepest is the fastest here. The first ran with more threads, so its time is not known.
     assert math.isnan(table["seconds"][0])
     assert study.pareto("seconds")["seconds"].tolist() == [2.0, 3.0]
-    with pytest.raises(ConfigError, match="cost is 'money': expected 'parameters' or 'seconds'"):
+    with pytest.raises(UserError, match="cost is 'money': expected 'parameters' or 'seconds'"):
         study.pareto("money")
 
 

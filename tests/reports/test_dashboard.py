@@ -18,7 +18,7 @@ from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 
 from reports.dashboard import DashboardFiles, open_listener, same_origin_only
-from reports.errors import DashboardError
+from rnn.errors import UserError
 from rnn_search.api import serve_dashboard
 from studies.artifacts import ArtifactFolders
 from studies.errors import ArtifactsError
@@ -140,7 +140,7 @@ def test_dashboard_is_served_as_long_as_the_search_runs(sqlite_url, monkeypatch,
     assert line.endswith("'/no/python'")
     monkeypatch.undo()
     port = free_port()
-    in_use = pytest.raises(DashboardError, match=f"port {port}")
+    in_use = pytest.raises(UserError, match=f"port {port}")
     with serve_dashboard(sqlite_url, None, port), in_use:
         open_listener(port)
     assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 
-from rnn.errors import CorpusError, TokenizerError
+from rnn.errors import CorpusError, UserError
 from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
 from rnn.tasks.corpus import Corpus
 from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
@@ -117,7 +117,7 @@ def test_merge_to_an_existing_token_adds_none():
     ],
 )
 def test_damaged_tokenizer_is_refused_in_one_line(serialized):
-    with pytest.raises(TokenizerError, match="cannot be read") as refused:
+    with pytest.raises(UserError, match="cannot be read") as refused:
         load_tokenizer(serialized)
     assert "\n" not in str(refused.value)
 

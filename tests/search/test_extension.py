@@ -7,7 +7,8 @@ from helpers import EACH_DATABASE, ONE_TRIAL_OVERRIDES, QUICK, join_study, run_s
 from invocation import refused
 from optuna.trial import TrialState
 
-from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
+from rnn.errors import UserError
+from studies.errors import StorageLostError
 from studies.loader import read_study_record
 from studies.management import retry_trials
 from studies.storage.reads import read_trials
@@ -74,7 +75,7 @@ def test_process_that_knows_the_smaller_grid_stops_at_its_next_write(sqlite_url,
     finish(joined, 1)  # the grid is the same
     extended = join(sqlite_url, text, WIDER, extend=True)
     message = "study 'quick' was extended to 8 trials while this search used it: run the same"
-    with pytest.raises(StudyExtendedError, match=message):
+    with pytest.raises(StorageLostError, match=message):
         joined.storage.claim(joined.study_id, "me")
     finish(extended, 6)
 
@@ -102,7 +103,7 @@ def test_extension_that_cannot_be_exact_is_refused_and_changes_nothing(
     sqlite_url, text, tmp_path, prepare, settings, message
 ):
     prepare(join(sqlite_url, text))
-    with refused(StudiesError, message, tmp_path):
+    with refused(UserError, message, tmp_path):
         join(sqlite_url, text, [*FOUR, *settings], extend=True)
 
 
@@ -125,7 +126,7 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     assert extended.study.trials == before
     assert "; changed report_threshold from 2.33 to 2.0; " in extended.notice
     # In one transaction with new trials: both or neither.
-    with pytest.raises(StudiesError):
+    with pytest.raises(UserError):
         join(sqlite_url, text, WIDER, extend=True)
     assert read_study_record(extended.study).config.nuisance == ["state_size"]
 
@@ -204,7 +205,7 @@ def test_new_hypothesis_is_refused_without_extend_and_a_stored_one_stays(
 ):
     joined = join(sqlite_url, text, STATED)
     finish(joined, 1)
-    with refused(ConfigMismatchError, "exists without hypothesis 2 ('New.'): use", tmp_path):
+    with refused(UserError, "exists without hypothesis 2 ('New.'): use", tmp_path):
         join(sqlite_url, text, BOTH)
     joined.storage.claim(joined.study_id, "me")
     extended = join(sqlite_url, text, BOTH, extend=True)  # while a worker holds a trial
@@ -226,5 +227,5 @@ def test_other_nuisance_parameters_register_the_hypotheses_anew(sqlite_url, text
     (record,) = read_study_record(tuned.study).hypotheses
     assert record.results == 1
     message = "has a hypothesis about 'state_size' ('Wider.'): --extend expected another nuisance"
-    with refused(ConfigMismatchError, message, tmp_path):
+    with refused(UserError, message, tmp_path):
         join(sqlite_url, text, [*FOUR, "nuisance=['state_size']"], extend=True)

@@ -10,12 +10,11 @@ from hooks import HANG_TIMEOUT
 from invocation import refused
 from optuna.trial import TrialState
 
-from rnn.errors import CorpusError
+from rnn.errors import CorpusError, UserError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
-from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
 from studies.storage import changes
@@ -258,7 +257,7 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union, monkeypa
 def test_extension_that_would_change_existing_trials_is_refused(union, replacement, message):
     study = union()
     before = study.trials
-    with refused((ConfigMismatchError, ConfigError), message):
+    with refused(UserError, message):
         union(replacement, extend=True)
     assert study.trials == before
 

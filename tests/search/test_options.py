@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from helpers import QUICK, TINY_OVERRIDES
 
-from rnn.errors import CorpusError
+from rnn.errors import CorpusError, UserError
 from rnn_search.cli import continue_search, refine, run_search
 from search.options import RunOptions, WorkerOptions, build_options, to_words
 from search.study import create_or_join, open_study
-from studies.errors import ConfigError, ConfigMismatchError
 
 
 def create(url, text, *overrides, **options):
@@ -46,11 +45,11 @@ def test_worker_by_name_trains_what_the_study_stores(sqlite_url, text):
 
 def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
     create(sqlite_url, text)
-    with pytest.raises(ConfigError, match=r"^training.steps is a setting of the stored study: ex"):
+    with pytest.raises(UserError, match=r"^training.steps is a setting of the stored study: ex"):
         open_study("quick", sqlite_url, WorkerOptions(overrides=("training.steps=8",)))
     other = text.with_name("other")
     other.write_bytes(text.read_bytes()[::-1])
-    with pytest.raises(ConfigMismatchError, match=r"has other data: corpus.sha256: .* --corpus"):
+    with pytest.raises(UserError, match=r"has other data: corpus.sha256: .* --corpus"):
         open_study("quick", sqlite_url, WorkerOptions(corpus=str(other)))
     moved = text.rename(text.with_name("moved"))
     with pytest.raises(CorpusError, match="give its current path with --corpus"):

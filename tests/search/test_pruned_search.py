@@ -12,7 +12,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from test_worker import create_study, work
 
-from search.errors import UnfinishedSourceError
+from rnn.errors import UserError
 from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
 from search.worker.queue import TrialQueue
@@ -21,7 +21,6 @@ from search.worker.trainer import Worker
 from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
-from studies.errors import ConfigMismatchError, StudiesError
 from studies.storage.counts import count_trials
 from studies.storage.leases import PendingWrite
 
@@ -230,11 +229,9 @@ def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text
     # A worker that says nothing about pruning prunes as its study does.
     quiet = [setting for setting in GRID if not setting.startswith("pruning.")]
     assert create_study(url, text, *quiet).config.pruning.enabled
-    with pytest.raises(
-        ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
-    ):
+    with pytest.raises(UserError, match=r"pruning\.enabled: True in the study, False here"):
         search(url, text, "pruning.enabled=false", prune=False)
-    with pytest.raises(StudiesError, match=r"^\d+ trials are pruned.*start a wider study under"):
+    with pytest.raises(UserError, match=r"^\d+ trials are pruned.*start a wider study under"):
         search(url, text, "space.layers=[1, 2]", extend=True)
 
 
@@ -247,7 +244,7 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
         for trial in joined.study.trials
         if trial.state is TrialState.COMPLETE
     )
-    with pytest.raises(UnfinishedSourceError, match=r"pruned to its top 2 .*expected at most 2"):
+    with pytest.raises(UserError, match=r"pruned to its top 2 .*expected at most 2"):
         join_study("quick-refined", url, ["refinement.top=0.2"])
     derived = join_study("quick-refined", url, ["refinement.variants=[{}]"])
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]

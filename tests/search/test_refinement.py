@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
+from rnn.errors import UserError
 from search.derive import derive_trials
-from search.errors import UnfinishedSourceError
 from studies.config import StudyConfig, top_count
-from studies.errors import ConfigError
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 
@@ -83,17 +82,15 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
 
 def test_too_few_complete_trials_are_rejected():
     study = source(count=10, failed=8)
-    with pytest.raises(
-        UnfinishedSourceError, match=r"2 complete trials, but refinement.top = 0.5 needs 5"
-    ):
+    with pytest.raises(UserError, match=r"2 complete trials, but refinement.top = 0.5 needs 5"):
         derive_trials(study, TrialCounts(2, diverged=8), config(top=0.5))
 
 
 def test_many_derived_trials_need_confirmation_before_they_are_listed():
     many = config(top=2, replicates=10_001)
-    with pytest.raises(ConfigError, match=r"20,002 new trials, .* confirm with --yes"):
+    with pytest.raises(UserError, match=r"20,002 new trials, .* confirm with --yes"):
         derive_trials(source(), TrialCounts(40), many)
-    with pytest.raises(ConfigError, match="20,000,000,000 new trials are too many"):
+    with pytest.raises(UserError, match="20,000,000,000 new trials are too many"):
         derive_trials(source(), TrialCounts(40), config(top=2, replicates=10**10), confirmed=True)
 
 
@@ -135,7 +132,7 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
     derived = derive_trials(kept + pruned, left, two, keep=0.45)
     assert [trial.params["layers"] for trial in derived] == [1, 2]
     with pytest.raises(
-        UnfinishedSourceError,
+        UserError,
         match=r"pruned to its top 3 of 9 trials, but refinement.top = 2 needs 2, which are among "
         "the top 4 trials: expected at most 1",
     ):
@@ -196,11 +193,11 @@ def test_variant_of_a_training_setting_is_applied_where_the_optimizer_uses_it():
 
 def test_variant_that_applies_to_no_trial_is_refused():
     with pytest.raises(
-        ConfigError, match="momentum; none of the best 3 of 's' has it: they have cell, "
+        UserError, match="momentum; none of the best 3 of 's' has it: they have cell, "
     ):
         refine_union({}, {"momentum": 0.5})
     assert refine_union({"momentum": 0.5}, optimizer="sgd")[0]["momentum"] == 0.5
-    with pytest.raises(ConfigError, match=r"unknown parameter in .*: forget_gate, decay; none of"):
+    with pytest.raises(UserError, match=r"unknown parameter in .*: forget_gate, decay; none of"):
         refine_union({"forget_gate": True, "decay": 0.1})
     with pytest.raises(ValueError, match="a variant has decay = 'x': expected a number"):
         refine_union({"decay": "x"})

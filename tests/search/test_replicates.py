@@ -10,14 +10,13 @@ from optuna.trial import TrialState
 
 import rnn_search
 import search.extend
+from rnn.errors import UserError
 from rnn_search import export_study, import_study
-from search.errors import WeightsNotFoundError
 from search.models import load_trial_model
 from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
-from studies.errors import StudiesError
 from studies.loader import read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.changes import create_study
@@ -74,7 +73,7 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
         files.evict(number)
         kept.append(weights.list_trials())
     assert kept == [{0}, {0}, {0, 2}, {2}]
-    with pytest.raises(WeightsNotFoundError, match=r"expected best or trial 2$"):
+    with pytest.raises(UserError, match=r"expected best or trial 2$"):
         load_trial_model("s", 1, sqlite_url, None)
 
 
@@ -273,7 +272,7 @@ def test_extension_of_another_process_is_found(extend, sqlite_url, monkeypatch):
 )
 def test_other_changes_of_a_refinement_are_refused(extend, sqlite_url, settings, message):
     before = read_rows(sqlite_url)
-    with pytest.raises(StudiesError) as refusal:
+    with pytest.raises(UserError) as refusal:
         extend(**settings)
     assert str(refusal.value).endswith(message)
     assert read_rows(sqlite_url) == before
@@ -284,19 +283,19 @@ def test_single_runs_are_not_extended_to_replicates(extend, copies):
     copies.write_text(TWO_OF_EACH.replace("replicates = 2", ""))
     single = copies.rename(copies.with_name("single.toml"))
     extend(single, extend=False)
-    with pytest.raises(StudiesError, match=r"expected refinement\.replicates of 2 or more in the"):
+    with pytest.raises(UserError, match=r"expected refinement\.replicates of 2 or more in the"):
         extend(single, replicates=2)
-    with pytest.raises(StudiesError, match=r"1 in the study, 2 here; use .*, or another --name$"):
+    with pytest.raises(UserError, match=r"1 in the study, 2 here; use .*, or another --name$"):
         extend(single, extend=False, replicates=2)
 
 
 def test_worker_may_join_with_the_replicates_that_the_study_had(extend, capsys):
-    with pytest.raises(StudiesError, match=r"3 here; .*, or --extend to add the new trials$"):
+    with pytest.raises(UserError, match=r"3 here; .*, or --extend to add the new trials$"):
         extend(extend=False, replicates=3)
     extend(replicates=4)
     capsys.readouterr()
     assert extend(extend=False).counts.planned == 12
     assert "study 'copies' was extended: using its stored 4 replicates" in capsys.readouterr().out
     for other in (3, 1):
-        with pytest.raises(StudiesError, match=f"4 in the study, {other} here; use .* --name$"):
+        with pytest.raises(UserError, match=f"4 in the study, {other} here; use .* --name$"):
             extend(extend=False, replicates=other)

@@ -7,12 +7,10 @@ from invocation import refused
 
 import rnn.own_code
 import rnn_search
-from rnn.errors import TaskError
-from search.errors import WeightsNotFoundError
+from rnn.errors import TaskError, UserError
 from search.models import export_trial
 from search.options import RunOptions
 from search.study import create_or_join, open_study
-from studies.errors import ConfigError, ConfigMismatchError
 from studies.records import Floors
 
 SUM = """
@@ -120,31 +118,31 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study,
         assert study.trial(each.number).network() is not None
     export_trial("mine", folder / "exported", best["Sum"].number, study.storage, None)
     assert (folder / "exported" / "README.md").read_text().count("Sum") > 0
-    with pytest.raises(WeightsNotFoundError, match=r"several tasks \(adding:10, Sum\), each"):
+    with pytest.raises(UserError, match=r"several tasks \(adding:10, Sum\), each"):
         export_trial("mine", folder / "other", None, study.storage, None)
-    with pytest.raises(ConfigError, match=r"expected one, as in study\.at_task\('adding:10'\)\.be"):
+    with pytest.raises(UserError, match=r"expected one, as in study\.at_task\('adding:10'\)\.be"):
         _ = study.best
 
 
 @pytest.mark.parametrize(
     ("override", "error", "reason"),
     [
-        ("space.task=['adding:10', 'text']", ConfigError, "text cannot be one of several tasks"),
-        ("space.task=['adding:10', 'adding:10']", ConfigError, "expected distinct values"),
+        ("space.task=['adding:10', 'text']", UserError, "text cannot be one of several tasks"),
+        ("space.task=['adding:10', 'adding:10']", UserError, "expected distinct values"),
         ("space.task=['a/x.py:Sum', 'my_tasks.py:Sum']", TaskError, "expected a file"),
         ("space.task=['nothing:1']", TaskError, "task 'nothing:1' not found"),
-        ("task.source='copy:10'", ConfigError, "and a list of tasks in space.task"),
-        ("pruning.enabled=true", ConfigError, "has pruning.enabled and several tasks"),
-        ("nuisance=['task']", ConfigError, "nuisance names 'task' of several tasks"),
-        ("report_threshold=0.5", ConfigError, "has report_threshold and several tasks"),
-        ("space.task='parity'", ConfigError, "expected a list of tasks, or a table of options"),
-        ("corpus='enwik8'", ConfigError, "because the task has its own data"),
-        ("training.log_every=12", ConfigError, "expected multiples of 5"),
-        ("space.exclude=[{task='Sum'}]", ConfigError, "no combination of task Sum that exclude"),
-        ("space.exclude=[{task='Som'}]", ConfigError, "excludes task = 'Som': expected one of"),
+        ("task.source='copy:10'", UserError, "and a list of tasks in space.task"),
+        ("pruning.enabled=true", UserError, "has pruning.enabled and several tasks"),
+        ("nuisance=['task']", UserError, "nuisance names 'task' of several tasks"),
+        ("report_threshold=0.5", UserError, "has report_threshold and several tasks"),
+        ("space.task='parity'", UserError, "expected a list of tasks, or a table of options"),
+        ("corpus='enwik8'", UserError, "because the task has its own data"),
+        ("training.log_every=12", UserError, "expected multiples of 5"),
+        ("space.exclude=[{task='Sum'}]", UserError, "no combination of task Sum that exclude"),
+        ("space.exclude=[{task='Som'}]", UserError, "excludes task = 'Som': expected one of"),
         (
             "hypothesis=[{statement='c', parameter='layers', before=1, after=2, expect='lower'}]",
-            ConfigError,
+            UserError,
             "no margin",
         ),
     ],
@@ -160,19 +158,19 @@ def test_options_of_a_task_are_no_axes_next_to_several_tasks(folder):
     table = "\n[[space]]\ncell = ['gru']\nlayers = [1]\nstate_size = [5]\n"
     text = STUDY.replace("[space]", "[[space]]") + table
     (folder / "mine.toml").write_text(f"{text}task = {{ length = [4] }}\n")
-    with refused(ConfigError, "space 2 has the option task.length of the task text", folder):
+    with refused(UserError, "space 2 has the option task.length of the task text", folder):
         join()
     (folder / "mine.toml").write_text(text)
-    with refused(ConfigError, "space 2 has no list of tasks, but another table has", folder):
+    with refused(UserError, "space 2 has no list of tasks, but another table has", folder):
         join()
 
 
 def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
     join()
-    with pytest.raises(ConfigMismatchError, match=r"space\.task: \['adding:10', 'Sum'\] in the"):
+    with pytest.raises(UserError, match=r"space\.task: \['adding:10', 'Sum'\] in the"):
         join("space.task=['adding:10', 'adding:20']")
     (folder / "my_tasks.py").write_text(f"{SUM}    # other\n")
-    with pytest.raises(ConfigMismatchError, match="with another version of Sum"):
+    with pytest.raises(UserError, match="with another version of Sum"):
         join()
     # By its name a worker opens the copy of the class.
     (folder / "my_tasks.py").unlink()
@@ -212,5 +210,5 @@ def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks
     (row,) = again.results.to_dict("records")
     assert row["value"] == pytest.approx(study.results.loc[7, "value"], rel=1e-5)
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 2\n")
-    with refused(ConfigError, "derives from the best of several tasks", folder):
+    with refused(UserError, "derives from the best of several tasks", folder):
         join(study="next.toml", is_refinement=True)

@@ -12,17 +12,16 @@ from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
 from rnn.engines import build_network
-from rnn.errors import TaskError
+from rnn.errors import TaskError, UserError
 from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.models_cli import sample
-from search.errors import ExportError, WeightsNotFoundError
 from search.models import load_trial_model, write_folder
 from search.tasks import StudyTask, load_task_of
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import ConfigError, StudyNotFoundError
+from studies.errors import StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
 from studies.storage.changes import create_study
 from studies.storage.open import open_storage
@@ -90,7 +89,7 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
     for forged in (first, replace(first, metadata=third.metadata)):
         weights.write(2, serialize_model(forged))
         with pytest.raises(
-            WeightsNotFoundError, match="weights of trial 2 of study 'made' belong to another run"
+            UserError, match="weights of trial 2 of study 'made' belong to another run"
         ):
             load_trial_model("made", 2, sqlite_url, None)
     for number, message in (
@@ -98,19 +97,19 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
         (5, r"trial 5 of study 'made' is not complete \(state waiting\)"),
         (9, "trial 9 not found in study 'made', which has 6"),
     ):
-        with pytest.raises(WeightsNotFoundError, match=message) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             load_trial_model("made", number, sqlite_url, None)
         assert "expected best or trials 0, 2-4" in str(raised.value)
     with pytest.raises(StudyNotFoundError, match="existing studies: made"):
         load_trial_model("other", None, sqlite_url, None)
-    with pytest.raises(WeightsNotFoundError, match=r"has no trial.*check --artifacts"):
+    with pytest.raises(UserError, match=r"has no trial.*check --artifacts"):
         load_trial_model("made", None, sqlite_url, str(tmp_path / "elsewhere"))
 
 
 def test_study_without_stored_weights_is_reported(sqlite_url):
     make_study(sqlite_url, keep=set(), keep_weights=0)
     for number in (None, 1):
-        with pytest.raises(WeightsNotFoundError, match="keep_weights is 0"):
+        with pytest.raises(UserError, match="keep_weights is 0"):
             load_trial_model("made", number, sqlite_url, None)
 
 
@@ -159,7 +158,7 @@ def test_network_of_a_task_predicts_and_is_exported_but_not_sampled(sqlite_url, 
     expected = trial.network()(torch.from_numpy(inputs), outputs=len(inputs))[0]
     predicted = trial.predict(inputs.swapaxes(0, 1))
     np.testing.assert_allclose(predicted, expected.detach().swapaxes(0, 1), 1e-5, 1e-6)
-    with pytest.raises(ConfigError, match=r"expected finite numbers \(T, 2\) or \(N, T, 2\)"):
+    with pytest.raises(UserError, match=r"expected finite numbers \(T, 2\) or \(N, T, 2\)"):
         trial.predict(inputs[..., :1])
     readme = (trial.export(tmp_path / "adding") / "README.md").read_text("utf-8")
     assert "\n- validation squared error: 1.2\n- task: adding:5\n- bptt_steps: 1\n" in readme
@@ -173,12 +172,12 @@ def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):
     empty.mkdir()
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full)
-        with pytest.raises(ExportError, match=r"cannot write .*: No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
             write_folder(empty, {"a": b"1"})
     assert list(tmp_path.rglob("*")) == [empty]
     write_folder(empty, {"a": b"1"})
     assert (empty / "a").read_bytes() == b"1"
     for taken in (empty, empty / "a"):
-        with pytest.raises(ExportError, match="exists already"):
+        with pytest.raises(UserError, match="exists already"):
             write_folder(taken, {"a": b"2"})
     assert (empty / "a").read_bytes() == b"1"

@@ -13,12 +13,11 @@ from invocation import refused, unchanged
 
 import rnn.own_code
 from rnn.engines import build_network
-from rnn.errors import CellError, CorpusError, RNNError
+from rnn.errors import CellError, CorpusError, UserError
 from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
 from search.cells import load_cells
 from studies.config import to_trial_config
-from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import ConfigFile, load_config_file
 from studies.study_settings import TrainingSettings
 
@@ -141,10 +140,10 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
 
 def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
     shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
-    with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
+    with pytest.raises(UserError, match="is named Mine as well: expected distinct class"):
         load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
-    with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
+    with pytest.raises(UserError, match="has the name of a built-in cell: rename the class"):
         load_cells(builtin).resolve()
 
 
@@ -169,10 +168,10 @@ def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_
     assert trial.params == {"cell": "gru", "layers": 1, "state_size": 4}
     assert (joined.config.nuisance, joined.config.cells) == ([], {})
     stated = load_cells(load_config_file(str(path), [*gru, "space.tanh=[true]"]))
-    with pytest.raises(ConfigError, match="space has the unknown key tanh: "):
+    with pytest.raises(UserError, match="space has the unknown key tanh: "):
         stated.resolve()
     path.write_text(path.read_text().replace("tanh", "tanhh"))
-    with pytest.raises(ConfigError, match=f"^{path}: space has the unknown key tanhh: did you"):
+    with pytest.raises(UserError, match=f"^{path}: space has the unknown key tanhh: did you"):
         load_cells(load_config_file(str(path), ["space.layers=[2]"])).resolve()
     open_study(folder, "tanh = [true]", ', "lstm"')
     stored = load_cells(load_config_file("mine", ["space.cell=['lstm']"], url)).resolve()
@@ -186,7 +185,7 @@ def test_changed_source_of_a_study_is_rejected(folder, create):
     path = folder / "cells" / "mine.py"
     path.write_text(f"{CELL}\n# changed\n")
     version = "study 'mine' was created with another version of Mine (cells/mine.py, "
-    with refused(ConfigMismatchError, version, folder):
+    with refused(UserError, version, folder):
         create()
     path.write_text(CELL)
     create()
@@ -258,9 +257,7 @@ def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, creat
 def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, monkeypatch, create):
     create()
     wider = ', "cells/mine.py:Other"'
-    with pytest.raises(
-        ConfigMismatchError, match=r"space.cell: .* or --extend to add the new trials"
-    ):
+    with pytest.raises(UserError, match=r"space.cell: .* or --extend to add the new trials"):
         open_study(folder, cells=wider)
     broken = f"{CELL}\n    def forward(self, x, state):\n        return x, x[:, :1]\n"
     (folder / "cells" / "other.py").write_text(broken)
@@ -331,7 +328,7 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
 )
 def test_invalid_input_of_check_is_rejected_in_one_line(folder, monkeypatch, words, reason):
     monkeypatch.chdir(folder)
-    with refused((RNNError, ConfigError, UsageError), reason, folder):
+    with refused((UserError, UsageError), reason, folder):
         check.main([*words], standalone_mode=False)
 
 

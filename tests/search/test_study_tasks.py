@@ -11,11 +11,10 @@ from invocation import refused
 import rnn.own_code
 import search.study
 from rnn.config import WHOLE_SEQUENCE
-from rnn.errors import TaskError
+from rnn.errors import TaskError, UserError
 from search.options import RunOptions
 from search.study import StudyHandle
 from studies.config import to_trial_config
-from studies.errors import ConfigError, ConfigMismatchError
 
 TASK = """
 import numpy as np
@@ -112,24 +111,24 @@ def test_trials_have_the_options_that_vary_and_one_update_for_each_sequence(fold
 @pytest.mark.parametrize(
     ("override", "error", "reason"),
     [
-        ("task.lengths=3", ConfigError, "no option lengths: did you mean 'length'? expected one"),
-        ("task.length=2.5", ConfigError, "task Sum has length = 2.5: expected an integer"),
+        ("task.lengths=3", UserError, "no option lengths: did you mean 'length'? expected one"),
+        ("task.length=2.5", UserError, "task Sum has length = 2.5: expected an integer"),
         ("task.length=13", TaskError, "class raises RuntimeError (unlucky) in line 11"),
         ("task.source='tasks/mine.py:Some'", TaskError, "has no class Some: expected Sum"),
         ("task.source='tasks/none.py:Sum'", TaskError, "expected a file"),
-        ("task.source='adding:5'", ConfigError, "has the option task.noise of the task adding:5"),
-        ("corpus='enwik8'", ConfigError, "because the task has its own data"),
-        ("tokenizer='bpe:300'", ConfigError, "because the task has no text"),
-        ("space.training.sequence_length=[9]", ConfigError, "because the task decides its length"),
-        ("evaluation.window_length=9", ConfigError, "because the task decides its length"),
-        ("space.task.length=[5, 6]", ConfigError, "length = 5 changes the held-out data, the size"),
-        ("space.task.shown=[6, 9]", ConfigError, "expected multiples of 18, because"),
-        ("space.task.noise=[1, 1.0]", ConfigError, "expected distinct values"),
-        ("space.noise=[1]", ConfigError, "space has noise: expected it in [space.task]"),
-        ("space.exclude=[{noise=0.1}]", ConfigError, "noise = 0.1: expected one of 0.0, 0.5"),
-        ("training.log_every=4", ConfigError, "multiples of 6, because the weights are updated at"),
-        ("training.warmup_steps=3", ConfigError, "which have 2 updates"),
-        ("task_record={}", ConfigError, "unknown key task_record"),
+        ("task.source='adding:5'", UserError, "has the option task.noise of the task adding:5"),
+        ("corpus='enwik8'", UserError, "because the task has its own data"),
+        ("tokenizer='bpe:300'", UserError, "because the task has no text"),
+        ("space.training.sequence_length=[9]", UserError, "because the task decides its length"),
+        ("evaluation.window_length=9", UserError, "because the task decides its length"),
+        ("space.task.length=[5, 6]", UserError, "length = 5 changes the held-out data, the size"),
+        ("space.task.shown=[6, 9]", UserError, "expected multiples of 18, because"),
+        ("space.task.noise=[1, 1.0]", UserError, "expected distinct values"),
+        ("space.noise=[1]", UserError, "space has noise: expected it in [space.task]"),
+        ("space.exclude=[{noise=0.1}]", UserError, "noise = 0.1: expected one of 0.0, 0.5"),
+        ("training.log_every=4", UserError, "multiples of 6, because the weights are updated at"),
+        ("training.warmup_steps=3", UserError, "which have 2 updates"),
+        ("task_record={}", UserError, "unknown key task_record"),
     ],
 )
 def test_setting_that_does_not_suit_the_task_is_rejected_in_one_line(
@@ -155,10 +154,10 @@ def test_stored_task_is_loaded_from_its_copy_and_its_files_where_they_were(folde
     assert [trial.params["shown"] for trial in derived.study.trials] == [6, 3]
     assert {type(trial.params["noise"]) for trial in derived.study.trials} == {float}
     assert derived.config.task_record == handle.record.config.task_record
-    with pytest.raises(ConfigError, match="a variant has shown = 'a': expected an integer"):
+    with pytest.raises(UserError, match="a variant has shown = 'a': expected an integer"):
         open_study("refinement.variants=[{shown='a'}]", study="next.toml", name="a", partial=True)
     # Of the second variant alone, the length contradicts the number of steps.
-    with pytest.raises(ConfigError, match="expected multiples of 30, because"):
+    with pytest.raises(UserError, match="expected multiples of 30, because"):
         open_study("refinement.variants=[{shown=5}, {}]", study="next.toml", name="b", partial=True)
 
     (copy,) = (folder / "studies.db.cells").glob("mine-*/task-Sum.py")
@@ -175,7 +174,7 @@ def test_worker_whose_task_or_data_differ_is_refused(folder, monkeypatch):
     assert open_study(place).notice == open_study(place, study="mine").notice == ""
 
     def refuse(reason: str, *overrides: str) -> None:
-        with pytest.raises(ConfigMismatchError, match=reason):
+        with pytest.raises(UserError, match=reason):
             open_study(place, *overrides)
 
     refuse("task.length: None in the study, 6 here", "task.length=6")

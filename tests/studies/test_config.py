@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
+from rnn.errors import UserError
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import ConfigError
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
 from studies.study_settings import OPTIMIZER_PARAMS
@@ -69,7 +69,7 @@ def test_stage_one_has_432_grid_trials():
 )
 def test_invalid_setting_is_named_with_its_value(override, fragments):
     name = "stage-two" if override.startswith("refinement.") else "stage-one"
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config_file(name, [override]).resolve()
     line = str(caught.value)
     assert "\n" not in line
@@ -92,7 +92,7 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
     assert windows == {*numbers, (WHOLE_SEQUENCE, WHOLE_SEQUENCE)}
     assert len(trials) == 6 * 432
     assert observed_search_space(config.grid.combinations())["bptt_steps"] == [1, 10, "sequence"]
-    with pytest.raises(ConfigError, match="multiples of 1000, because"):
+    with pytest.raises(UserError, match="multiples of 1000, because"):
         load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
 
 

@@ -8,13 +8,9 @@ import pytest
 import tomli_w
 from optuna.trial import TrialState
 
+from rnn.errors import UserError
 from rnn_search import import_results
 from studies.artifacts import ArtifactFolders
-from studies.errors import (
-    ConfigError,
-    ImportedStudyError,
-    StudiesError,
-)
 from studies.hypotheses import Hypothesis
 from studies.loader import load_stored_config, read_record, read_study_record
 from studies.management import list_studies, retry_trials
@@ -67,7 +63,7 @@ def stating(**changes) -> dict:
     ],
 )
 def test_bad_table_is_refused_and_nothing_is_written(table, tmp_path, content, options, message):
-    with pytest.raises(StudiesError) as refused:
+    with pytest.raises(UserError) as refused:
         table(content, **options)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -104,7 +100,7 @@ def test_imported_study_is_not_trained(table, target):
         lambda: load_stored_config("table", target),
         lambda: read_study_record(study),
     ):
-        with pytest.raises(ImportedStudyError, match="was imported: its trials cannot be trained"):
+        with pytest.raises(UserError, match="was imported: its trials cannot be trained"):
             train()
     assert read_record(study).config.results.parameters == ["lr", "act"]
 
@@ -173,7 +169,7 @@ def test_objective_is_to_be_chosen_and_repeated_trials_are_replicates(tmp_path, 
     for n in (1, 1, 2):
         study.enqueue_trial({"n": n})
     study.optimize(lambda t: (t.suggest_int("n", 1, 2), 2.0), n_trials=3)
-    with pytest.raises(ConfigError, match="has 2 objectives: choose one with --value, of values_0"):
+    with pytest.raises(UserError, match="has 2 objectives: choose one with --value, of values_0"):
         import_study(url)
     assert not (tmp_path / "studies.db").exists()
     said, imported = import_study(url, value="values_1")
@@ -187,10 +183,10 @@ def test_study_of_several_is_to_be_named_and_own_ones_are_exported(
 ):
     two = f"sqlite:///{shutil.copy(tuned.removeprefix('sqlite:///'), tmp_path / 'two.db')}"
     optuna.create_study(study_name="other", storage=two)
-    with pytest.raises(ConfigError, match="has 2 studies: choose one with --study"):
+    with pytest.raises(UserError, match="has 2 studies: choose one with --study"):
         import_study(two)
-    with pytest.raises(StudiesError, match="has no finished trial"):
+    with pytest.raises(UserError, match="has no finished trial"):
         import_study(two, "other")
     table(GRID)
-    with pytest.raises(ConfigError, match="is one of this program: write it to a file"):
+    with pytest.raises(UserError, match="is one of this program: write it to a file"):
         import_study(target, "table")

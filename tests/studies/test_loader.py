@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from helpers import QUICK
 
+from rnn.errors import UserError
 from studies.config import StudyConfig
-from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.records import CellRecord
 
@@ -35,7 +35,7 @@ def test_every_invalid_setting_is_named_with_its_value(path):
         "exclude = [{layers = []}]\n[pruning]\nkeep = 2\n"
     )
     file = load_config_file(str(path), ["training={steps='many'}"])
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         file.with_overrides({"pruning": {"enabled": True}}).resolve()
     line = str(caught.value)
     for mistake in (
@@ -55,13 +55,13 @@ def test_every_invalid_setting_is_named_with_its_value(path):
 def test_invalid_toml_is_refused_with_its_path(path):
     for content in (b"[space", b"\xff\xfe"):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
+        with pytest.raises(UserError, match=r"mine\.toml is not valid TOML"):
             load_config_file(str(path))
 
 
 def test_long_override_is_refused_in_a_short_line():
     for override in ("corpus=" + "text" * 1000, "seed=" + "9" * 5000):
-        with pytest.raises(ConfigError, match=r"--set .* is not a TOML value") as refused:
+        with pytest.raises(UserError, match=r"--set .* is not a TOML value") as refused:
             load_config_file(QUICK, [override])
         assert len(str(refused.value)) < 400
 
@@ -89,7 +89,7 @@ def test_mistake_in_a_union_names_its_table(path):
         ("state_size = [8]\n\n", "\n", "space.1.state_size: field required"),
     ):
         path.write_text(UNION.replace(old, new, 1))
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             load_config_file(str(path)).resolve()
         assert f"{path}: {message}" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -104,7 +104,7 @@ def test_override_of_the_space_changes_every_table(path):
         ("space=3", "space is 3: "),
         ("nuisance=['layers', 'layers']", "nuisance names layers twice: "),
     ):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UserError) as caught:
             load_config_file(str(path), [override]).resolve()
         assert str(caught.value).startswith(f"{path}: {mistake}")
 
@@ -114,7 +114,7 @@ def test_cells_of_a_file_are_named_but_never_stated(path):
     file = load_config_file(str(path))
     assert file.cell_specs == ["a.py:A", "b:B"]
     assert (file.folder, file.name) == (path.parent, "mine")
-    with pytest.raises(ConfigError, match="unknown key cells: expected one of question"):
+    with pytest.raises(UserError, match="unknown key cells: expected one of question"):
         load_config_file(QUICK, ["cells={}"]).resolve()
 
 
@@ -132,5 +132,5 @@ def test_derived_study_inherits_nuisance_parameters_and_cells():
     assert derived.cells == {"A": record}
     assert repr(derived.refinement.variants) == "[{'learning_rate': 1.0}]"
     for override in ("nuisance=['depth']", "refinement.variants=[{norm=1}]"):
-        with pytest.raises(ConfigError, match=r"names '\w+': expected one of input_gate"):
+        with pytest.raises(UserError, match=r"names '\w+': expected one of input_gate"):
             load_config_file("stage-two", [override]).resolve_over(source)

@@ -10,12 +10,9 @@ import optuna
 import pandas as pd
 import pytest
 
+from rnn.errors import UserError
 from rnn_search import import_results, load
 from search.status import format_status
-from studies.errors import (
-    StudyExistsError,
-    TableError,
-)
 from studies.management import delete_study
 
 EXPORTS = Path(__file__).parents[1] / "data" / "imports"
@@ -101,14 +98,14 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         raise ImportError("Missing optional dependency 'pyarrow'.")
 
     monkeypatch.setattr(pd, "read_parquet", fail)
-    with pytest.raises(TableError, match=r"table\.parquet needs pyarrow to be read: pip"):
+    with pytest.raises(UserError, match=r"table\.parquet needs pyarrow to be read: pip"):
         import_results(tmp_path / "table.parquet", dry_run=True)
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"a": 1\n'), ("b.jsonl", "[1, 2]\n")])
 def test_lines_that_are_no_objects_are_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(TableError, match=f"{name} is not CSV in UTF-8, JSON lines"):
+    with pytest.raises(UserError, match=f"{name} is not CSV in UTF-8, JSON lines"):
         import_results(tmp_path / name, dry_run=True)
 
 
@@ -135,7 +132,7 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     assert line in format_status(loaded.status, loaded.config)
     best = loaded.status.best
     assert (best.number, best.value, best.runs, best.architecture) == (2, 0.6, 2, "lr 0.2")
-    with pytest.raises(StudyExistsError, match="choose another --name"):
+    with pytest.raises(UserError, match="choose another --name"):
         table(content, value="mean_loss")
 
 
@@ -186,7 +183,7 @@ UNSURE = [
 @pytest.mark.parametrize(("header", "row", "message"), UNSURE)
 def test_parameters_are_asked_for_where_the_guess_is_unsure(table, tmp_path, header, row, message):
     content = make_table(header, row)
-    with pytest.raises(TableError) as refused:
+    with pytest.raises(UserError) as refused:
         table(content)
     assert message in str(refused.value)
     assert not (tmp_path / "studies.db").exists()

@@ -133,7 +133,7 @@ def test_connection_that_is_lost_is_an_outage(
     assert "rollback" not in error_message(raised.value)
     caplog.clear()
     with pytest.raises(SystemExit, match="1"):
-        run_with_exit_code(lambda: storage.get_trials(1, [1, 2]), ())
+        run_with_exit_code(lambda: storage.get_trials(1, [1, 2]))
     assert re.fullmatch(r"error: storage failed \(.*\n", capsys.readouterr().err)
     assert not caplog.messages
     # As it is established.

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rnn.errors import UserError
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigError
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, register
 from studies.loader import load_settings
 
@@ -37,7 +37,7 @@ def resolve(*hypotheses, **settings):
     ],
 )
 def test_mistake_in_a_hypothesis_is_named_in_one_line(hypothesis, message):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         resolve(hypothesis)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -81,9 +81,9 @@ def test_hypothesis_gives_an_option_of_an_own_cell_a_value_of_its_type():
 
 
 def test_hypothesis_is_stated_once_and_not_about_a_nuisance_parameter():
-    with pytest.raises(ConfigError, match="hypothesis 3 repeats hypothesis 1: expected each once"):
+    with pytest.raises(UserError, match="hypothesis 3 repeats hypothesis 1: expected each once"):
         resolve(state(), state(margin=0.5), state())
-    with pytest.raises(ConfigError, match="names 'layers', a nuisance parameter: expected one of"):
+    with pytest.raises(UserError, match="names 'layers', a nuisance parameter: expected one of"):
         resolve(state("layers", 1, 2), nuisance=["layers"])
 
 
@@ -97,7 +97,7 @@ def test_derived_study_states_its_own_hypotheses_and_inherits_none():
 
     assert derive() == []
     assert len(derive(state("layers", 2, 3))) == 1
-    with pytest.raises(ConfigError, match="hypothesis 1 names 'depth': expected one of cell, "):
+    with pytest.raises(UserError, match="hypothesis 1 names 'depth': expected one of cell, "):
         derive(state(where={"depth": 2}))
 
 

@@ -21,9 +21,9 @@ from factories import (
 )
 from managed_studies import create_with_everything
 
+from rnn.errors import UserError
 from rnn_search import import_results, import_study, list_studies, load
 from studies.attributes import AuditState
-from studies.errors import ConfigError
 from studies.management import retry_trials
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import AuditDecision
@@ -151,6 +151,6 @@ def test_import_under_another_loss_is_refused_in_one_line(sqlite_url, tmp_path, 
     done = invoke("import", str(table), "--objective", "training", "--storage", sqlite_url)
     assert done.returncode == 2
     assert "--objective is for exported studies, and " in done.stderr
-    with pytest.raises(ConfigError, match="unknown objective 'loss': expected"):
+    with pytest.raises(UserError, match="unknown objective 'loss': expected"):
         import_study(file, objective="loss", storage=sqlite_url)
     assert [study.name for study in list_studies(storage=sqlite_url)] == names

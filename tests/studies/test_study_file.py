@@ -273,9 +273,9 @@ def test_studies_are_imported_under_free_names_all_or_none(file, url, tmp_path):
     second.write_text(edit_line(file.read_text(), 1, name="second"))
     import_studies(url, [file])
     before = dump_without_note(url)
-    with pytest.raises(errors.StudyExistsError, match=r"'made' exists .* \(--name\)"):
+    with pytest.raises(errors.UserError, match=r"'made' exists .* \(--name\)"):
         import_studies(url, [second, file])
-    with pytest.raises(errors.ConfigError, match="one name for 2 files"):
+    with pytest.raises(errors.UserError, match="one name for 2 files"):
         import_studies(url, [file, second], "name")
     (result,) = import_studies(url, [file], "other")
     assert result.name == "other"

@@ -59,13 +59,11 @@ def test_operation_that_is_refused_changes_nothing(made, url, folder):
     for operation in operations:
         with pytest.raises(errors.StudyNotFoundError):
             operation("missing", "new")
-        with pytest.raises(
-            errors.StudyHeldError, match=r"node1/17 holds trial 3, last heard of \d"
-        ):
+        with pytest.raises(errors.UserError, match=r"node1/17 holds trial 3, last heard of \d"):
             operation("made", "new")
-    with pytest.raises(errors.StudyExistsError):
+    with pytest.raises(errors.UserError):
         rename_study(url, "other", "made")
-    with pytest.raises(errors.ConfigError):
+    with pytest.raises(errors.UserError):
         rename_study(url, "other", " ")
     assert dump(url) == before
     assert list_files(folder) == files
@@ -107,7 +105,7 @@ def test_deletion_takes_all_rows_and_files_of_the_study_alone(made, url, folder)
 def test_deletion_of_a_source_is_refused_unless_forced(made, url):
     create(url, "derived", **REFINED)
     before = dump(url)
-    with pytest.raises(errors.StudiesError, match="is the source of 'derived'"):
+    with pytest.raises(errors.UserError, match="is the source of 'derived'"):
         delete_study(*made, "made")
     assert dump(url) == before
     delete_study(*made, "made", force=True)
@@ -119,7 +117,7 @@ def test_study_of_a_dead_worker_is_deleted_if_forced(made, url, folder):
         storage.require_study(StudyIdentity(1, "made", "made-folder"))
         trial_id = storage.claim(1, "node1/17/token", paused_ids=[4])
         delete_study(*made, "made", force=True)
-        with pytest.raises(errors.StudyDeletedError):
+        with pytest.raises(errors.StorageLostError):
             storage.finish(trial_id, "node1/17/token", TrialState.COMPLETE, 1.0, {})
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
     assert list_files(folder) == {}

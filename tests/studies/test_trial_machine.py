@@ -23,11 +23,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 
+from rnn.errors import UserError
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
-from studies.errors import LeaseLostError, StudiesError, StudyDeletedError, StudyHeldError
+from studies.errors import LeaseLostError, StorageLostError
 from studies.storage.changes import create_study, delete_study, extend_study, retry_trials
 from studies.storage.identity import StudyIdentity
 from studies.storage.open import load_study, open_storage
@@ -187,7 +188,7 @@ class TrialMachine(RuleBasedStateMachine):
         self.finished, self.heard, self.edition = {}, {}, 1
         self.reader = self.new_reader()
         for worker in self.workers:  # of a study that was deleted and had the same name and id
-            with pytest.raises(StudyDeletedError):
+            with pytest.raises(StorageLostError):
                 worker.claim()
             worker.vanish()
         self.workers = [self.new_worker(place) for place in range(len(LEASES))]
@@ -424,7 +425,7 @@ class TrialMachine(RuleBasedStateMachine):
     def retry(self, chosen, is_free):
         is_free = self.is_free(is_free)
         numbers = {kind: self.find(KINDS[kind]) for kind in chosen}
-        with permit(is_free, StudyHeldError):
+        with permit(is_free, UserError):
             found = retry_trials(self.storages.main, self.study.name, chosen)
             assert found == {kind: len(numbers[kind]) for kind in chosen}
             for number in itertools.chain(*numbers.values()):
@@ -435,7 +436,7 @@ class TrialMachine(RuleBasedStateMachine):
     def extend_points(self, points, is_free):
         numbers = range(len(self.trials), len(self.trials) + points)
         is_allowed = self.is_free(is_free) and not self.find("PRUNED")
-        with permit(is_allowed, StudiesError):
+        with permit(is_allowed, UserError):
             self.extend(numbers)
             self.trials += [Trial() for _ in numbers]
 
@@ -450,7 +451,7 @@ class TrialMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.finished) > 1)
     @rule(is_free=st.booleans())
     def delete(self, is_free):
-        with permit(self.is_free(is_free), StudyHeldError):
+        with permit(self.is_free(is_free), UserError):
             delete_study(self.storages.main, self.study.name)
             assert self.storages.read_rows() == self.rows_of_others
             self.start()
