@@ -116,39 +116,33 @@ class ArtifactFolders:
     """
 
     def __init__(self, artifacts: str | None, storage: str, read_only: bool = False) -> None:
-        self._shared: Path | None = None
+        self._is_default = artifacts is None
+        url = parse_url(storage)
+        self._roots: dict[ArtifactKind, Path] = {}
+        for kind in get_args(ArtifactKind):
+            if artifacts is not None:
+                self._roots[kind] = Path(artifacts)
+            elif url.get_backend_name() == "sqlite":
+                self._roots[kind] = Path(f"{url.database}.{kind}")
+            else:
+                self._roots[kind] = DEFAULT_PARENT / kind
         if artifacts is not None:
             _require_usable(artifacts, read_only)
-            self._shared = Path(artifacts)
-            return
-        url = parse_url(storage)
-        is_file = url.get_backend_name() == "sqlite"
-        self._default = f"{url.database}." if is_file else f"{DEFAULT_PARENT}/"
 
     def root(self, kind: ArtifactKind) -> Path:
         """Return the folder of the files of a kind, which has one folder for each study."""
-        return self._shared or Path(f"{self._default}{kind}")
+        return self._roots[kind]
 
     def trial_files(self, folder: str, kind: TrialFileKind) -> TrialFiles:
         """Return the trials' files of a kind of the study that has an artifact folder."""
         return TrialFiles(self.root(_OWNERS[kind]) / folder, kind)
 
-    def list_files(self, owned: OwnedFiles) -> Iterator[tuple[ArtifactKind, str]]:
-        """Yield kind and name of a study's files; of the dashboard's, those that it lists."""
-        if owned.folder is not None:
-            for kind in get_args(ArtifactKind):
-                for name in sorted(_list_names(self.root(kind) / owned.folder)):
-                    if _find_kind(name) == kind:
-                        yield kind, f"{owned.folder}/{name}"
-        for name in owned.artifact_ids:
-            yield "artifacts", name
-
     def measure(self, folder: str) -> int:
         """Return the bytes of the checkpoints, weights and cells of a study."""
         size = 0
-        for kind, name in self.list_files(OwnedFiles(folder, ())):
+        for path in self._list_files(folder):
             with contextlib.suppress(OSError):  # removed meanwhile
-                size += (self.root(kind) / name).stat().st_size
+                size += path.stat().st_size
         return size
 
     def clear(self, folder: str) -> None:
@@ -161,23 +155,32 @@ class ArtifactFolders:
 
     def remove_files(self, owned: OwnedFiles) -> None:
         """Remove the files of a study, those that killed writers left included."""
-        for kind, name in self.list_files(owned):
-            (self.root(kind) / name).unlink(missing_ok=True)
+        for name in owned.artifact_ids:
+            (self.root("artifacts") / name).unlink(missing_ok=True)
         if owned.folder is None:
             return
+        for path in self._list_files(owned.folder):
+            path.unlink(missing_ok=True)
         self._remove_temporary_files(owned.folder)
-        for kind in get_args(ArtifactKind):
+        for kind in self._roots:
             self._remove_if_empty(kind, owned.folder)
 
+    def _list_files(self, folder: str) -> Iterator[Path]:
+        """Yield the files of a study, without those of the dashboard."""
+        for kind, root in self._roots.items():
+            for name in _list_names(root / folder):
+                if _find_kind(name) == kind:
+                    yield root / folder / name
+
     def _remove_temporary_files(self, folder: str) -> None:
-        for kind in get_args(ArtifactKind):
-            remove_temporary_files(self.root(kind) / folder, _find_kind, min_age=None)
+        for root in self._roots.values():
+            remove_temporary_files(root / folder, _find_kind, min_age=None)
 
     def _remove_if_empty(self, kind: ArtifactKind, folder: str) -> None:
         """Remove the folder of a study and a default folder, if they are empty."""
         with contextlib.suppress(OSError):  # missing or not empty
             (self.root(kind) / folder).rmdir()
-        if self._shared is None:
+        if self._is_default:
             with contextlib.suppress(OSError):
                 self.root(kind).rmdir()
 
