@@ -267,9 +267,9 @@ def _format(kind: str, audit: int, results: Sequence[AuditedReplay]) -> str:
     def share(part: float, whole: float) -> str:
         return f"{part / whole:.3f}" if whole else "-"
 
-    bounds = [each.bound_holds for each in results if each.bound_holds is not None]
-    survivors = [each for result in results for each in result.survivors]
-    estimates = [each for result in results for each in result.estimates]
+    bounds = [result.bound_holds for result in results if result.bound_holds is not None]
+    survivors = [hit for result in results for hit in result.survivors]
+    estimates = [hit for result in results for hit in result.estimates]
     inside = share(sum(r.inside for r in results), sum(r.pruned for r in results))
     of_audited = share(sum(r.audited_inside for r in results), sum(r.tested for r in results))
     return (

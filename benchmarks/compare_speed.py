@@ -17,7 +17,8 @@ import click
 STARTS, TURNS = 2, 8
 
 _SMALL = "[G(*s, True, r, 2, 32) for s in product((False, True), repeat=4) for r in STATE_SOURCES]"
-_BEST, _ALL = "False, True, False, True, True, 'new'", "True, True, True, True, True, 'both'"
+_BEST = "False, True, False, True, True, 'new'"
+_ALL = "True, True, True, True, True, 'both'"
 
 TRAINING_STEP = {
     "2×256, forget, state, residual": f"[G({_BEST}, 2, 256)]",
@@ -36,7 +37,13 @@ _PROGRAM = """
 import sys, time
 from itertools import product
 import torch
-from rnn.config import STATE_SOURCES, NetworkConfig, GatedOptions as G, TrialConfig
+from rnn.config import STATE_SOURCES, TrialConfig
+try:
+    from rnn.config import GatedOptions, NetworkConfig
+    def G(*values):
+        return GatedOptions(*values[:6]).network(*values[6:])
+except ImportError:  # a checkout before there was one network config
+    from rnn.config import BaselineConfig as NetworkConfig, GatedConfig as G
 from rnn.engines import build_network
 from rnn.network import Window
 from rnn.training.step import TrainStep
@@ -50,7 +57,8 @@ t = 0
 for line in sys.stdin:
     begin = time.perf_counter()
     for _ in range(int(line)):
-        first, last = t % 400, t % 400 + bptt_steps
+        first = t % 400
+        last = first + bptt_steps
         step.step(Window(text[first:last], text[last : last + 1]))
         t += 1
     print((time.perf_counter() - begin) / int(line), flush=True)
@@ -110,16 +118,15 @@ def main(before: Path, after: Path, starts: int, only: str) -> None:
         for start in range(starts):
             arguments = f"({networks}, {precision!r}, {bptt_steps}, {batch}, {threads})"
             checkouts = (before, after) if start % 2 else (after, before)
-            running = {each: _Training(each.resolve(), arguments) for each in checkouts}
-            steps = max(
-                3, int(0.25 / max(each.seconds(bptt_steps + 5) for each in running.values()))
-            )
+            running = {folder: _Training(folder.resolve(), arguments) for folder in checkouts}
+            slowest = max(training.seconds(bptt_steps + 5) for training in running.values())
+            steps = max(3, int(0.25 / slowest))
             for turn in range(TURNS):
                 order = checkouts if turn % 2 else checkouts[::-1]
-                taken = {each: running[each].seconds(steps) for each in order}
+                taken = {folder: running[folder].seconds(steps) for folder in order}
                 ratios.append(taken[before] / taken[after])
-            for each in running.values():
-                each.end()
+            for training in running.values():
+                training.end()
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         click.echo(f"{case}: {statistics.median(ratios):.2f} ({spread})")
 

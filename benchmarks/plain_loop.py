@@ -45,10 +45,10 @@ def measure() -> Iterator[str]:
             for run in runs.values():
                 run()  # warms up
             rounds = [{label: _seconds(run) for label, run in runs.items()} for _ in range(ROUNDS)]
-            plain = statistics.median(each["plain"] for each in rounds)
+            plain = statistics.median(seconds["plain"] for seconds in rounds)
             line = f"  {name:8} {task.steps:3} steps, {threads} threads  {1000 * plain:7.2f} ms"
             for label in ("alone", "lockstep"):
-                ratios = sorted(each["plain"] / each[label] for each in rounds)
+                ratios = sorted(seconds["plain"] / seconds[label] for seconds in rounds)
                 line += f"   {label} {statistics.median(ratios):.2f}"
                 line += f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             yield line

@@ -71,7 +71,7 @@ def _power_laws(random: np.random.Generator, times: Floats) -> Family:
 def _fast_and_slow(random: np.random.Generator, times: Floats) -> Family:
     """Simulate networks that fall fast and end high, or slowly and end low, by one switch."""
     params, values = _simulate_switches(random)
-    is_slow = np.array([each["switch_3"] for each in params])
+    is_slow = np.array([switches["switch_3"] for switches in params])
     speed = np.where(is_slow, 2.5, 10) * random.lognormal(0, 0.2, _COUNT)
     return params, (values - 0.1 * is_slow)[:, None] + 1.2 * np.exp(-speed[:, None] * times)
 
@@ -120,7 +120,7 @@ def _random_numbers(random: np.random.Generator, times: Floats) -> Family:
 def _overfitting(random: np.random.Generator, times: Floats) -> Family:
     """Simulate losses on held-out text that rise late, most for large networks that fell fast."""
     params, values = _simulate_switches(random)
-    is_large = np.array([each["switch_0"] for each in params])
+    is_large = np.array([switches["switch_0"] for switches in params])
     speed = np.where(is_large, 12, 7) * random.lognormal(0, 0.15, _COUNT)
     rise = np.where(is_large, random.uniform(0, 0.5, _COUNT), 0)
     curves = (values - 0.15 * is_large)[:, None] + 1.2 * np.exp(-speed[:, None] * times)
@@ -160,13 +160,13 @@ def _close_finish(random: np.random.Generator, times: Floats) -> Family:
     """
     grid = list(itertools.product((1, 2, 3), (128, 192, 256, 384), (False, True), range(6)))
     names = ("layers", "state_size", "residual", "gates")
-    params = [dict(zip(names, each, strict=True)) for each in grid]
+    params = [dict(zip(names, values, strict=True)) for values in grid]
     effects = [
         dict(zip(levels, random.normal(0, 1, len(levels)), strict=True))
-        for levels in (dict.fromkeys(each) for each in zip(*grid, strict=True))
+        for levels in (dict.fromkeys(column) for column in zip(*grid, strict=True))
     ]
     quality = np.array(
-        [sum(e[v] for e, v in zip(effects, each, strict=True)) for each in grid]
+        [sum(e[v] for e, v in zip(effects, levels, strict=True)) for levels in grid]
     ) + random.normal(0, 0.5, len(grid))
     place = np.argsort(np.argsort(quality)) / len(grid)  # from 0 for the best
     run = random.normal(0, 0.008, len(grid))
@@ -187,7 +187,7 @@ def _growing_gaps(random: np.random.Generator, times: Floats) -> Family:
 def _decayed_rate(random: np.random.Generator, times: Floats) -> Family:
     """Simulate a learning rate that falls to 0: noisy networks gain most in the last third."""
     params, values = _simulate_switches(random)
-    is_fast = np.array([each["switch_1"] for each in params])
+    is_fast = np.array([switches["switch_1"] for switches in params])
     temperature = np.where(is_fast, 0.25, 0.1) * random.lognormal(0, 0.2, _COUNT)
     rate = np.where(times < 0.6, 1, (1 - times) / 0.4)
     curves = values[:, None] + temperature[:, None] * rate
@@ -197,7 +197,9 @@ def _decayed_rate(random: np.random.Generator, times: Floats) -> Family:
 def _three_way_speed(random: np.random.Generator, times: Floats) -> Family:
     """Simulate falls that are slow where three switches agree, which no pair explains."""
     params, values = _simulate_switches(random)
-    agree = np.array([each["switch_0"] ^ each["switch_2"] ^ each["switch_4"] for each in params])
+    agree = np.array(
+        [switches["switch_0"] ^ switches["switch_2"] ^ switches["switch_4"] for switches in params]
+    )
     speed = np.where(agree, 3, 8) * random.lognormal(0, 0.25, _COUNT)
     return params, values[:, None] + 0.9 * np.exp(-speed[:, None] * times)
 

@@ -110,7 +110,9 @@ class ConformalPruner(BasePruner):
         self, first_step: int, calibration: int = 60, level: float = 0.05, good: float = 0.2
     ) -> None:
         self._first_step = first_step
-        self._calibration, self._level, self._good = calibration, level, good
+        self._calibration = calibration
+        self._level = level
+        self._good = good
         self._limit: float | None = None
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -122,10 +124,10 @@ class ConformalPruner(BasePruner):
             curves = [
                 [
                     loss
-                    for step, loss in each.intermediate_values.items()
+                    for step, loss in finished.intermediate_values.items()
                     if step >= self._first_step
                 ]
-                for each in complete
+                for finished in complete
             ]
             self._limit = self._find_limit(np.array(curves[: self._calibration]))
         last = max(trial.intermediate_values)

@@ -78,7 +78,7 @@ def measure() -> Iterator[str]:
             figures = "  ".join(
                 f"{e['seconds']:9.4f} s {e['peak']:5.0f} MB" for e in (small, large)
             )
-            sizes = ", ".join(f"{each['size']:.1f}" for each in (small, large) if each["size"])
+            sizes = ", ".join(f"{cost['size']:.1f}" for cost in (small, large) if cost["size"])
             yield f"  {label:38} {figures} {ratio:7.1f}{f'  {sizes} MB of HTML' if sizes else ''}"
 
 
@@ -183,7 +183,7 @@ def _prepare_decision(database: Database) -> Callable[[], None]:
 
     def decide() -> None:
         progress = scheduler.read()
-        running = [each.trial_id for each in progress.trials if each.state is TrialState.RUNNING]
+        running = [trial.trial_id for trial in progress.trials if trial.state is TrialState.RUNNING]
         scheduler.decide(progress, running[:1])
 
     return decide
