@@ -24,7 +24,7 @@ from studies.storage.changes import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
 from studies.study_file import export_study, import_studies, is_exported_study
-from studies.text import format_bytes, format_count, to_line
+from studies.text import format_bytes, format_count
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -133,7 +133,7 @@ def export_command(study: str, file: Path, storage: str) -> None:
     """
     result = export_study(storage, study, file)
     click.echo(
-        f"exported study {study!r} to {to_line(str(file))}: "
+        f"exported study {study!r} to {file}: "
         f"{format_count(result.trials, 'trial')}, {format_bytes(result.size)}"
     )
 
@@ -208,24 +208,24 @@ def import_command(
         return
     if objective:
         raise click.UsageError(
-            f"--objective is for exported studies, and {to_line(others[0])} is none: its trials "
+            f"--objective is for exported studies, and {others[0]} is none: its trials "
             "have one value each"
         )
     if len(sources) > 1:
         problem = "is not an exported study: expected it alone, because options describe it"
         if not _is_url(others[0]) and not Path(others[0]).exists():
             problem = "does not exist: expected a file of a table"
-        raise click.UsageError(f"{to_line(others[0])} {problem}")
+        raise click.UsageError(f"{others[0]} {problem}")
     imported = import_results(
         storage, others[0], ImportOptions(**columns), study=study, name=name, dry_run=dry_run
     )
     for line in imported.roles:
-        click.echo(to_line(line))
-    click.echo(f"the same, each role named: {to_line(imported.command)}")
+        click.echo(line)
+    click.echo(f"the same, each role named: {imported.command}")
     done = "would import" if dry_run else "imported"
     click.echo(f"{done} study {imported.name!r} from {imported.source}: {imported.counts}")
     for note in imported.notes:
-        click.echo(to_line(note), err=True)
+        click.echo(note, err=True)
     if not dry_run:
         click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
 
@@ -269,13 +269,13 @@ def _format_table(listed: list[ListedStudy]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    lines += [f"{to_line(study.name)}: {study.problem}" for study in listed if study.problem]
+    lines += [f"{study.name}: {study.problem}" for study in listed if study.problem]
     return "\n".join(lines)
 
 
 def _format_row(study: ListedStudy) -> tuple[str, ...]:
     return (
-        to_line(study.name),
+        study.name,
         study.kind,
         study.counts.describe(),
         study.best_text,
