@@ -48,7 +48,7 @@ from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.floors import measure_floors, name_floors
-from search.tasks import StudyTask, load_task_of
+from search.study_tasks import StudyTask, load_task_of
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.records import CellRecord, Floors, TaskRecord

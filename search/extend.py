@@ -11,7 +11,7 @@ from search.derive import add_replicates, check_count
 from search.grid import list_combinations, subtract
 from search.options import RunOptions
 from search.pruning.audit import draw_audited, number_architectures
-from search.tasks import StudyTask
+from search.study_tasks import StudyTask
 from studies.attributes import (
     AUDIT_NUISANCE,
     COMMANDS,

@@ -18,7 +18,6 @@ from rnn.tasks.corpus import Corpus
 from rnn.tasks.task import TrainingData
 from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.devices import check_precision, supports_bf16
-from search.cells import CodeStore, check_sources, load_cells
 from search.contract_check import check_cells, check_tasks
 from search.derive import check_count, derive_trials
 from search.extend import (
@@ -33,7 +32,8 @@ from search.launch.launcher import require_shared
 from search.open_study import OpenStudy, require_stored
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
-from search.tasks import (
+from search.study_cells import CodeStore, check_sources, load_cells
+from search.study_tasks import (
     ONLY,
     StudyTask,
     TaskOptions,
@@ -96,7 +96,7 @@ class StudyHandle(OpenStudy):
     Attributes:
         corpus: corpus of the study; None in tasks other than text.
         token_corpus: the corpus under the study's tokenizer.
-        tasks: tasks of the study by name, as :func:`search.tasks.load_tasks` returns them.
+        tasks: tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns them.
         notice: message for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or that
             the text of a new one is hardly meant as such, or "".

@@ -9,9 +9,9 @@ from invocation import refused
 from user_cells import EXAMPLES
 
 from rnn.errors import CellError, TaskError
-from search.cells import load_record
 from search.contract_check import CHECKS, check_export, check_networks, check_task, list_networks
-from search.tasks import load_task_of
+from search.study_cells import load_record
+from search.study_tasks import load_task_of
 
 CELL = """
 import torch

@@ -18,7 +18,7 @@ from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.models_cli import sample
 from search.models import load_trial_model, write_folder
-from search.tasks import StudyTask, load_task_of
+from search.study_tasks import StudyTask, load_task_of
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyNotFoundError

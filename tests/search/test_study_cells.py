@@ -16,7 +16,7 @@ from rnn.engines import build_network
 from rnn.errors import CellError, CorpusError, UserError
 from rnn.network import count_parameters, network_shapes
 from rnn_search.models_cli import check
-from search.cells import load_cells
+from search.study_cells import load_cells
 from studies.config import to_trial_config
 from studies.loader import ConfigFile, load_config_file
 from studies.study_settings import TrainingSettings

@@ -1,6 +1,6 @@
 """Users' own cells of a study: loaded from their files, and from the copies that a study keeps.
 
-The class of a user's own task is kept in the same way; :mod:`search.tasks` loads it.
+The class of a user's own task is kept in the same way; :mod:`search.study_tasks` loads it.
 
 A file that the user names is executed by every process that trains a study. Its copy, next to the
 study's weights, is executed where there is no such file: in a refinement, and in a study that is

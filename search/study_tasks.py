@@ -32,7 +32,7 @@ from rnn.tasks.built_in import find_built_in
 from rnn.tasks.corpus import Corpus, load_corpus
 from rnn.tasks.task import SequenceTask, is_built_in
 from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
-from search.cells import CodeStore, check_option_names, read_values
+from search.study_cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.loader import ConfigFile
