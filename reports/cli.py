@@ -20,8 +20,8 @@ from studies.cli import is_bug, print_bug, storage_options, studies_argument
 from studies.files import atomic_write, require_regular
 from studies.loader import read_record
 from studies.note import update_note, write_text
-from studies.storage.changes import update_system_attributes
 from studies.storage.counts import read_times
+from studies.storage.edits import update_system_attributes
 from studies.storage.engine import error_message, is_transient
 from studies.storage.open import load_study, open_storage, read_storage
 

@@ -17,7 +17,7 @@ from reports.stats.design import Contrast
 from reports.stats.effects import PairedDifference
 from reports.study_reader import read_results
 from rnn.errors import UserError
-from studies.storage.changes import list_derived
+from studies.storage.edits import list_derived
 from studies.storage.open import read_storage
 
 if TYPE_CHECKING:  # slow to import

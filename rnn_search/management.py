@@ -15,12 +15,12 @@ from studies import management
 from studies.artifacts import ArtifactFolders
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import Objective
+from studies.exchange import ExportResult, ImportResult, import_studies, is_exported_study
+from studies.exchange import export_study as export_stored
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
 from studies.management import ListedStudy
 from studies.storage.open import read_storage
-from studies.study_file import ExportResult, ImportResult, import_studies, is_exported_study
-from studies.study_file import export_study as export_stored
 from studies.text import expect_one_of, shorten
 
 if TYPE_CHECKING:  # slow to import

@@ -18,12 +18,12 @@ from studies import management
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.config import Objective
+from studies.exchange import export_study, import_studies, is_exported_study
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
-from studies.storage.changes import list_derived
+from studies.storage.edits import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
-from studies.study_file import export_study, import_studies, is_exported_study
 from studies.text import format_bytes, format_count
 
 _F = TypeVar("_F", bound=Callable[..., Any])

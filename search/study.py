@@ -69,8 +69,8 @@ from studies.measure import find_measure
 from studies.note import to_attributes, write_text
 from studies.records import Floors
 from studies.space import TASK, SearchSpace, distributions, observed_search_space
-from studies.storage.changes import create_study
 from studies.storage.counts import count_trials
+from studies.storage.edits import create_study
 from studies.storage.identity import StudyIdentity
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.reads import read_trials

@@ -18,7 +18,7 @@ from studies.files import (
     remove_temporary_files,
     remove_temporary_files_of,
 )
-from studies.storage.changes import OwnedFiles
+from studies.storage.edits import OwnedFiles
 from studies.storage.engine import parse_url
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights", "cells"]

@@ -42,8 +42,8 @@ from studies.result_table import (
     strip_prefix,
 )
 from studies.space import REPLICATE
-from studies.storage.changes import create_study
 from studies.storage.counts import count_statuses
+from studies.storage.edits import create_study
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial

@@ -16,8 +16,7 @@ from studies.artifacts import ArtifactFolders
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
 from studies.loader import read_record, read_study_record
-from studies.storage import changes
-from studies.storage.changes import read_owned_files
+from studies.storage import edits
 from studies.storage.counts import (
     ActiveWorker,
     TrialCounts,
@@ -26,6 +25,7 @@ from studies.storage.counts import (
     read_active_workers,
     read_times,
 )
+from studies.storage.edits import read_owned_files
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import check_study_name
@@ -52,7 +52,7 @@ def rename_study(url: str, old: str, new: str) -> list[str]:
     if new == old:
         raise UserError(f"study {old!r} has that name already: expected another one")
     with _open(url) as storage:
-        return changes.rename_study(storage, old, new)
+        return edits.rename_study(storage, old, new)
 
 
 def delete_study(url: str, artifacts: str | None, name: str, force: bool = False) -> None:
@@ -72,12 +72,12 @@ def delete_study(url: str, artifacts: str | None, name: str, force: bool = False
     """
     folders = ArtifactFolders(artifacts, url)
     with _open(url) as storage:
-        owned = changes.delete_study(storage, name, force)
+        owned = edits.delete_study(storage, name, force)
     folders.remove_files(owned)
 
 
 def retry_trials(url: str, name: str, kinds: Collection[str]) -> dict[str, int]:
-    """Set failed trials waiting again; see :func:`studies.storage.changes.retry_trials`.
+    """Set failed trials waiting again; see :func:`studies.storage.edits.retry_trials`.
 
     Returns:
         The number of trials of each kind that were set waiting.
@@ -89,7 +89,7 @@ def retry_trials(url: str, name: str, kinds: Collection[str]) -> dict[str, int]:
     """
     with _open(url) as storage:
         read_study_record(load_study(storage, name))
-        return changes.retry_trials(storage, name, kinds)
+        return edits.retry_trials(storage, name, kinds)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from studies.attributes import NOTE
 from studies.files import default_report
-from studies.storage.changes import update_system_attributes
+from studies.storage.edits import update_system_attributes
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import escape_markdown
 

@@ -20,7 +20,7 @@ from studies.attributes import OBJECTIVE_NAMES, AuditState, TokenizerRecord
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.space import GATED_PARAMS
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial

@@ -22,7 +22,7 @@ from search.options import RunOptions
 from search.study import StudyHandle, create_or_join
 from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial

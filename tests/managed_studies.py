@@ -14,7 +14,7 @@ from studies.artifacts import ArtifactKind
 from studies.attributes import Failure
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage
 from studies.storage.trials import StoredTrial

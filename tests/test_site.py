@@ -14,7 +14,7 @@ from helpers import ROOT, copy_checkout
 
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
 from docs.generator.tables import escape_pipes, make_table
-from studies.study_file import export_study
+from studies.exchange import export_study
 
 NAV = re.findall(
     r"^ +- (?:[^:\n]+: )?(\S+\.md)$",

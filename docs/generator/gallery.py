@@ -13,8 +13,8 @@ from pydantic import Field
 from docs.generator.source_pages import ROOT
 from reports.page.page import write_report
 from studies.config import Objective
+from studies.exchange import import_studies
 from studies.records import StrictModel
-from studies.study_file import import_studies
 
 FOLDER = "gallery"
 """Folder of the data in ``docs/``, and of the reports in the site."""

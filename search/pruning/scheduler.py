@@ -21,7 +21,7 @@ from studies.attributes import (
     AuditState,
 )
 from studies.config import StudyConfig
-from studies.storage.changes import update_system_attributes
+from studies.storage.edits import update_system_attributes
 from studies.storage.reads import Rung, TrialReader, read_audit_looks, read_numbers
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES

@@ -72,7 +72,7 @@ def test_killed_deletion_changes_nothing_or_leaves_files_of_the_study_alone(
     rows = StatementGate(tmp_path / "rows", "DELETE FROM studies")
     end("delete", "made", *common, statements=rows)
     assert (dump(url), list_files(artifacts)) == (before, files)
-    removal = CallGate(tmp_path / "files", "studies.storage.changes:delete_study")
+    removal = CallGate(tmp_path / "files", "studies.storage.edits:delete_study")
     end("delete", "made", *common, calls=removal)
     assert query(url, "SELECT study_name FROM studies") == [("other",)]
     assert list_files(artifacts) == files

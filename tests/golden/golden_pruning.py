@@ -24,7 +24,7 @@ from search.pruning.audit import draw_audited
 from search.pruning.policy import Decisions
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
 from studies.config import StudyConfig
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from studies.storage.trials import StoredTrial

@@ -10,7 +10,7 @@ from helpers import EACH_DATABASE
 from optuna_dashboard import get_note
 
 from reports import cli
-from studies.storage.changes import retry_trials
+from studies.storage.edits import retry_trials
 from studies.storage.open import load_study, open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")

@@ -14,8 +14,8 @@ from reports.study_reader import read_results
 from rnn_search import list_studies, load
 from search.status import format_progress, format_status
 from studies.config import StudyConfig
+from studies.exchange import export_study
 from studies.storage.open import read_storage
-from studies.study_file import export_study
 
 TASK = {"source": "tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd" * 32, "steps": 50,
         "inputs": 2, "outputs": 3, "reads_tokens": False, "predicts_classes": True,

@@ -17,7 +17,7 @@ from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
-from studies.storage import changes
+from studies.storage import edits
 
 OVERRIDES = [
     "space.layers=[1, 2]",
@@ -109,8 +109,8 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
         return unreliable
 
-    monkeypatch.setattr("search.study.create_study", fail_once(changes.create_study))
-    monkeypatch.setattr("search.extend.extend_study", fail_once(changes.extend_study))
+    monkeypatch.setattr("search.study.create_study", fail_once(edits.create_study))
+    monkeypatch.setattr("search.extend.extend_study", fail_once(edits.extend_study))
     printed = []
 
     def create(*overrides, **options):

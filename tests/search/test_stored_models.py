@@ -23,7 +23,7 @@ from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.open import open_storage
 from studies.storage.trials import StoredTrial
 

@@ -23,8 +23,8 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from studies.attributes import AuditState, Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
-from studies.storage.changes import create_study, extend_study
 from studies.storage.counts import count_trials, top_trials
+from studies.storage.edits import create_study, extend_study
 from studies.storage.engine import error_message, is_outage, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage

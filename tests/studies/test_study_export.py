@@ -24,10 +24,10 @@ from managed_studies import create_with_everything
 from rnn.errors import UserError
 from rnn_search import import_results, import_study, list_studies, load
 from studies.attributes import AuditState
+from studies.exchange import export_study, import_studies
 from studies.management import retry_trials
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import AuditDecision
-from studies.study_file import export_study, import_studies
 
 
 def make_retried(url: str) -> None:

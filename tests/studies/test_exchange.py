@@ -15,11 +15,11 @@ from process_runner import query
 
 from studies import errors
 from studies.config import StudyConfig
+from studies.exchange import export_study, import_studies
 from studies.management import retry_trials
-from studies.storage.changes import create_study
+from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.trials import StoredTrial
-from studies.study_file import export_study, import_studies
 from studies.study_settings import ImportedResults
 
 

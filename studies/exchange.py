@@ -1,4 +1,4 @@
-"""Studies as files: compressed JSON lines, one for the study and one for each trial, by number.
+"""Exchange of studies as files: JSON lines, one for the study and one for each trial, by number.
 
 A file leaves out who trained the study and where: machines, workers, commands, messages of errors
 and what a dashboard or another program has written; of a path only its last part is in it. Trials

@@ -1,4 +1,4 @@
-"""Changes of studies, each in one transaction: create, extend, retry, rename, delete.
+"""Edits of studies, each in one transaction: create, extend, retry, rename, delete.
 
 Studies whose trials workers hold are not renamed, deleted or retried.
 """
