@@ -91,7 +91,7 @@ def test_finished_study_has_no_trial_for_plain_optuna(study):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_study_is_created_and_extended_once_if_an_answer_is_lost(
-    sqlite_url, text, tmp_path, monkeypatch, moment
+    sqlite_url, text, tmp_path, monkeypatch, caplog, moment
 ):
     """The connection ends before the transaction, or after its commit."""
     lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
@@ -111,7 +111,7 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
     monkeypatch.setattr("search.study.create_study", fail_once(edits.create_study))
     monkeypatch.setattr("search.extend.extend_study", fail_once(edits.extend_study))
-    printed = []
+    caplog.set_level("INFO")
 
     def create(*overrides, **options):
         settings = (*OVERRIDES, *overrides)
@@ -119,7 +119,6 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
             lambda: join_study("stage-one", sqlite_url, settings, text, **options),
             lambda: 600,
             ShutdownSignal(),
-            printed.append,
         )
 
     study = create().study
@@ -133,7 +132,7 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
         "storage unavailable (gone); waiting for it for up to 600 s",
         "storage available again",
     ]
-    assert printed == outage * 2
+    assert [line for line in caplog.messages if line.startswith("storage")] == outage * 2
 
 
 # ------------------------------------------------------------------ unions and absent parameters
