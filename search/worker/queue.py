@@ -36,7 +36,7 @@ from search.worker.checkpoints import Checkpoints
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig, label_trial
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
 from studies.storage.counts import count_trials
@@ -398,13 +398,13 @@ def format_trial_end(
 ) -> str:
     """Format the end of a trial: ``trial 14  1×32 GRU  complete 1.4321 nats  55.3 s``.
 
-    The architecture is cut where the line would have more than 120 characters.
+    What the trial is called is cut where the line would have more than 120 characters.
     """
     if value is not None:
         outcome += f" {find_measure(config.of_trial(trial.params)).describe(value)}"
     start = f"trial {trial.number}  "
     end = f"  {outcome}  {seconds:.1f} s"
-    label = to_trial_config(trial.params, config).label
+    label = label_trial(trial.params, config)
     return f"{start}{shorten(label, max(20, MAX_LINE - len(start) - len(end)))}{end}"
 
 

@@ -29,7 +29,6 @@ steps, log_every, stopped, stopped_at, *rungs = map(int, sys.argv[2:])
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 logging.getLogger("search").setLevel(logging.DEBUG)  # the ends of paused trials as well
 module.POLL_INTERVAL = 0
-module.format_trial_end = lambda trial, config, outcome, *others: outcome
 
 
 class Json:
@@ -93,12 +92,12 @@ def test_loop_without_pytorch_trains_a_pruned_study_with_an_interruption(
     lines = run_loop(sqlite_url)
     assert f"trial {STOPPED} resumes from step {STOPPED_AT}" in lines
     assert not any("restarts from step 0" in line for line in lines)
-    assert {"paused", "complete"} < {*lines}
+    assert any("  paused  " in line for line in lines)
     trials = joined.study.get_trials()
     states = Counter(trial.state for trial in trials)
     assert states.total() == TRIALS
     assert {*states} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert lines.count("complete") == states[TrialState.COMPLETE]
+    assert sum("  complete " in line for line in lines) == states[TrialState.COMPLETE]
     for trial in trials:
         curve = trial.intermediate_values
         reached = STEPS if trial.state is TrialState.COMPLETE else trial.user_attrs["rung"]
