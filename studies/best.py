@@ -21,7 +21,6 @@ from studies.config import StudyConfig, label_trial
 from studies.measure import TEXT, Measure, find_measure
 from studies.space import REPLICATE, param_order
 from studies.storage.counts import has_replicates, read_best_trial
-from studies.storage.reads import TrialReader
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
@@ -122,7 +121,7 @@ class BestReader:
         self._study = study
         self._storage = storage
         self._config = config
-        self._trials = TrialReader(storage, study._study_id)
+        self._trials = storage.reader(study._study_id)
 
     @cached_property
     def has_replicates(self) -> bool:

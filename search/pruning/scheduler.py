@@ -22,7 +22,7 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig
 from studies.storage.edits import update_system_attributes
-from studies.storage.reads import Rung, TrialReader, read_audit_looks, read_numbers
+from studies.storage.reads import Rung, read_audit_looks, read_numbers
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
 from studies.storage.trials import StoredTrial, TrialStatus
@@ -94,7 +94,7 @@ class PauseResumeScheduler:
         self._steps = config.training.steps
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
         columns = TRIAL_PARAMS, TRIAL_VALUES
-        self._reader = TrialReader(storage, study_id, columns, self._rungs)
+        self._reader = storage.reader(study_id, columns, self._rungs)
         self._memory: PredictionMemory = {}
         self._encoded: list[tuple[int, bool]] = []  # number of each trial, whether it did not fail
         self._design = DesignMatrix.from_params([])

@@ -42,7 +42,7 @@ from studies.storage.leases import (
     write_pending,
 )
 from studies.storage.optuna_tables import FINITE
-from studies.storage.reads import read_whole_trials
+from studies.storage.reads import RESULTS, Rung, TrialReader, read_whole_trials
 from studies.storage.tables import (
     STUDIES,
     STUDY_DIRECTIONS,
@@ -116,8 +116,10 @@ class LeasedRDBStorage(RDBStorage):
 
     file: DatabaseFile | None
     _required_study: StudyIdentity | None = None
+    _readers: dict[Any, TrialReader]
 
     def __init__(self, url: URL) -> None:
+        self._readers = {}
         # Optuna formats the URL as a template; escape braces, as in a password.
         template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         super().__init__(
@@ -131,6 +133,21 @@ class LeasedRDBStorage(RDBStorage):
             self.file = DatabaseFile.of(value.url)
             event.listen(value, "do_connect", self._require_file)
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return super().__getstate__() | {"_readers": {}}  # another process reads anew
+
+    def reader(
+        self,
+        study_id: int,
+        columns: Collection[sa.Table] = RESULTS,
+        rungs: Sequence[Rung] = (),
+    ) -> TrialReader:
+        """Return the reader of a study's trials, which all that ask for the same share."""
+        key = study_id, tuple(columns), tuple(rungs)
+        if key not in self._readers:
+            self._readers[key] = TrialReader(self, *key)
+        return self._readers[key]
 
     def close(self) -> None:
         """Close all connections.

@@ -5,6 +5,7 @@ from optuna.trial import TrialState
 
 from search.pruning.scheduler import PauseResumeScheduler
 from studies.storage.leases import PendingWrite
+from studies.storage.open import open_storage
 from tests.simulations.large_study import create_large_study
 
 SMALL = (
@@ -22,19 +23,20 @@ def handle(sqlite_url, text):
     return create_large_study(sqlite_url, 96, 40, pruning=True, corpus=str(text), overrides=SMALL)
 
 
-def make_scheduler(handle):
-    return PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
+def make_scheduler(handle, storage):
+    return PauseResumeScheduler(storage, handle.study_id, handle.config)
 
 
 def paused_ids(progress):
     return [trial.trial_id for trial in progress.trials if trial.is_paused]
 
 
-def test_decisions_do_not_depend_on_what_a_worker_has_read_before(handle):
+def test_decisions_do_not_depend_on_what_a_worker_has_read_before(handle, sqlite_url):
     """One worker follows the search, another joins at each step."""
-    storage, following = handle.storage, make_scheduler(handle)
+    storage = handle.storage
+    following = make_scheduler(handle, storage)
     for number in range(4):
-        joining = make_scheduler(handle)
+        joining = make_scheduler(handle, open_storage(sqlite_url))
         selected = [each.select(each.read(), 0.5) for each in (following, joining)]
         assert selected[0] == selected[1]
         progress = following.read()
