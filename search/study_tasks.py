@@ -116,7 +116,7 @@ def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyC
 def load_tasks(
     file: ConfigFile,
     stored: StudyRecord | None,
-    open_store: Callable[[], CodeStore] | None = None,
+    open_sources: Callable[[], CodeStore] | None = None,
 ) -> tuple[ConfigFile, dict[str, StudyTask]]:
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
@@ -127,15 +127,15 @@ def load_tasks(
     if not specs and file.source is not None:  # a trial of one of them is run once more
         specs = {name: record.source for name, record in records.items()}
     if not specs:
-        file, task = load_task(file, stored, open_store)
+        file, task = load_task(file, stored, open_sources)
         return file, {} if task is None else {ONLY: task}
     if "space.task" in file.overridden or not (file.is_stored or file.source):
         records = {}
     known = {name: record for name, record in records.items() if name in specs}
     found = {}
     if known:
-        assert open_store is not None
-        found = load_recorded(known, open_store())
+        assert open_sources is not None
+        found = load_recorded(known, open_sources())
     folder = file.folder_of("space.task").absolute()
     tasks = {
         name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
@@ -161,14 +161,14 @@ def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict
 def load_task(
     file: ConfigFile,
     stored: StudyRecord | None,
-    open_store: Callable[[], CodeStore] | None = None,
+    open_sources: Callable[[], CodeStore] | None = None,
 ) -> tuple[ConfigFile, StudyTask | None]:
     """Load the only task of a config file; return the file with its record, and the task.
 
     Args:
         file: the file.
         stored: record of the study that the file names, or that it derives from, if any.
-        open_store: opens the copies of that study's source files, if there is one.
+        open_sources: opens the copies of that study's source files, if there is one.
 
     Returns:
         None for a text, and for malformed settings, which are reported with the others.
@@ -192,9 +192,9 @@ def load_task(
     code = None
     try:
         if earlier is not None and earlier.sha256 is not None:
-            assert open_store is not None
+            assert open_sources is not None
             own = earlier.name, earlier.source, earlier.sha256
-            code = open_store().read_source(TaskSource, *own)
+            code = open_sources().read_source(TaskSource, *own)
         task = load_task_of(settings.source, settings.options, folder, code)
     except TaskError as error:
         if earlier is None:

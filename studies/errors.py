@@ -8,7 +8,7 @@
     ├── StudyNotFoundError           a study that the storage does not hold
     ├── StudyFormatError             a study that another program or version stored
     ├── StudyFileError               a study file that cannot be read or written
-    ├── ArtifactsError               an artifact folder or bucket that cannot be used
+    ├── ArtifactsError               an artifact folder that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
         └── StorageLostError         a storage or a study that changed or went during a search
