@@ -103,7 +103,7 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     commands = [
         "python run_search.py /home/alice/my.toml --corpus '/home/alice smith/a text' --set "
         f"'space.cell=[\"{spec}\"]'",
-        "python run_search.py x --storage postgresql://alice:pw@db.example/d --artifacts /shared/alice",
+        "python run_search.py x --storage postgresql://alice:pw@db.example/d --artifacts /alice",
     ]
     attributes = study_attributes(config, commands=commands)
     attributes["corpus"]["name"] = corpus
