@@ -11,7 +11,8 @@ from torch import nn
 
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, OptimizerConfig
 from rnn.source_code import generate_module
-from rnn.tasks.corpus import TextData, TokenArray
+from rnn.tasks.text import TextData
+from rnn.tasks.tokenizer import TokenArray
 from rnn.training.loop import TrainConfig
 
 

@@ -33,7 +33,8 @@ from rnn.engines import Engine, build_network
 from rnn.errors import DeviceError
 from rnn.network import NamedTensors, draw_initial_weights
 from rnn.stacked.network import NetworkStack
-from rnn.tasks.corpus import TextData, load_corpus
+from rnn.tasks.corpus import load_corpus
+from rnn.tasks.text import TextData
 from rnn.training.devices import (
     check_precision,
     configure_matmul,

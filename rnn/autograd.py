@@ -69,6 +69,12 @@ class AutogradStack:
 
     separate_texts = True
 
+    @staticmethod
+    def can_train(
+        config: TrialConfig, spec: TaskSpec, precision: Precision, device: torch.device | None
+    ) -> bool:
+        return True
+
     def __init__(
         self,
         configs: Sequence[TrialConfig],

@@ -261,8 +261,8 @@ class TaskSpec:
         return cls(vocab_size, vocab_size)
 
     @property
-    def is_text(self) -> bool:
-        """Whether networks can be trained as those of a text are, by the fast paths as well."""
+    def is_token_stream(self) -> bool:
+        """Whether each step is a token that has a target of the same vocabulary, as in a text."""
         tokens = self.reads_tokens and self.predicts_classes and self.inputs == self.outputs
         return tokens and self.is_dense and self.loss is None
 

@@ -1,8 +1,8 @@
 """The interface of the engines, which train networks, and the choice of one.
 
-Three engines compute the same: :class:`rnn.autograd.AutogradStack` for every cell and task, and
-two faster paths for gated networks of text with an update at every step,
-:class:`rnn.native.network.NativeStack` on CPUs and :class:`rnn.stacked.network.NetworkStack`.
+Three engines compute the same, and each says what it can train: two faster paths train gated
+networks of text with an update at every step, :class:`rnn.native.network.NativeStack` on CPUs and
+:class:`rnn.stacked.network.NetworkStack`; :class:`rnn.autograd.AutogradStack` every cell and task.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rnn.autograd import AutogradStack
 from rnn.config import BYTES, Precision, TaskSpec, TrialConfig
-from rnn.native.network import NativeStack, pays_off
+from rnn.native.network import NativeStack
 from rnn.network import NamedTensors, Window
 from rnn.parameters import Parameters
 from rnn.stacked.linear import FlatParameters
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.network import NetworkStack, can_stack
 
 
 class Engine(Protocol):
@@ -38,6 +38,19 @@ class Engine(Protocol):
     device: torch.device
     static_graph: bool
     separate_texts: bool
+
+    @staticmethod
+    def can_train(
+        config: TrialConfig, spec: TaskSpec, precision: Precision, device: torch.device | None
+    ) -> bool:
+        """Return whether the engine trains a network, and trains it well.
+
+        Args:
+            config: config of the network.
+            spec: what it reads and predicts.
+            precision: precision of the arithmetic.
+            device: device to compute on; None for the CPU.
+        """
 
     @property
     def parameters(self) -> Parameters | FlatParameters:
@@ -101,24 +114,27 @@ class Engine(Protocol):
         """
 
 
+ENGINES: tuple[type[NativeStack | NetworkStack | AutogradStack], ...] = (
+    NativeStack,
+    NetworkStack,
+    AutogradStack,
+)
+"""The engines, the fastest first: the first one that can train some networks trains them."""
+
+
 def stack_key(config: TrialConfig, spec: TaskSpec = BYTES) -> Hashable:
     """Return what configs must have in common to be trained in lockstep.
 
     A user's cell may have a :func:`rnn.autograd.lockstep_obstacle` all the same.
     """
     architecture = config.architecture
-    if has_fast_path(config, spec):
+    if can_stack(config, spec):
         shape = architecture.layers, architecture.state_size, architecture.gated.gate_inputs
         return *shape, config.replicate, config.task_options
     # Where targets are masked, an update of one replicate may have none and not take place.
     replicate = None if spec.is_dense else config.replicate
     window = config.bptt_steps, config.update_every
     return architecture, *window, config.task_options, replicate
-
-
-def has_fast_path(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
-    """Return whether a network can be trained without autograd."""
-    return config.architecture.is_gated and spec.is_text and config.updates_every_step
 
 
 def build_network(
@@ -142,8 +158,7 @@ def build_network(
     Raises:
         ValueError: if the configs cannot be trained together.
     """
-    if not all(has_fast_path(config, spec) for config in configs):
-        return AutogradStack(configs, seed, precision, spec, device, weights)
-    if pays_off(configs[0].architecture.state_size, precision, device):
-        return NativeStack(configs, seed, precision, spec, weights)
-    return NetworkStack(configs, seed, precision, spec, device, weights)
+    for engine in ENGINES:
+        if all(engine.can_train(config, spec, precision, device) for config in configs):
+            return engine(configs, seed, precision, spec, device, weights)
+    raise AssertionError("the autograd engine trains every network")

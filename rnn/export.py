@@ -33,7 +33,8 @@ from rnn.network import NamedTensors, Network, build_seeded, network_shapes
 from rnn.own_code import CellSource, describe_error, load_class, loaded_source
 from rnn.source_code import generate_module
 from rnn.tasks import bpe, prediction
-from rnn.tasks.task import SequenceTask
+from rnn.tasks.task import SequenceTask, Task
+from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
 from rnn.training.checkpoint import read_safetensors
 from rnn.training.devices import configure_matmul
@@ -99,6 +100,14 @@ class SavedTask(BaseModel):
         """What the networks read and predict; not whether every step has a target."""
         classes = self.predicts_classes
         return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense=False)
+
+
+def save_task(task: Task) -> Tokenizer | SavedTask:
+    """Return what a model file keeps of a task: the tokenizer of a text, or another task."""
+    if isinstance(task, Text):
+        return task.tokenizer
+    assert isinstance(task, SequenceTask)
+    return SavedTask.from_task(task)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -255,6 +257,32 @@ def _describe(value: object) -> str:
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
+class Batch(NamedTuple):
+    """Sequences, the time as the first axis.
+
+    Attributes:
+        inputs: tokens (T, B), or numbers (T, B, inputs).
+        targets: classes (T, B), or numbers (T, B, outputs).
+        mask: weights of the targets (T, B); None if all are 1.
+        resets: whether states are set to the initial ones before a step (T, B); None if they are
+            before the first step only.
+        slices: integers (T, B) by name.
+    """
+
+    inputs: npt.NDArray[Any]
+    targets: npt.NDArray[Any]
+    mask: npt.NDArray[np.float32] | None = None
+    resets: npt.NDArray[np.bool_] | None = None
+    slices: Mapping[str, npt.NDArray[np.int64]] = {}
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weights of the targets (T, B)."""
+        if self.mask is None:
+            return np.ones(self.inputs.shape[:2], np.float32)
+        return self.mask
+
+
 class Window(NamedTuple):
     """What one update of K networks reads: T time steps, and the targets of the last of them.
 
@@ -383,7 +411,7 @@ def estimate_memory(
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
     is_gated = config.architecture.is_gated
-    uses_autograd = not is_gated or window > 1 or not spec.is_text
+    uses_autograd = not is_gated or window > 1 or not spec.is_token_stream
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
     parameters = count_parameters(config.architecture, spec)
     if uses_autograd and is_gated:

@@ -128,7 +128,7 @@ def _describe(spec: TaskSpec) -> dict[str, str]:
     else:
         size = f"d = {spec.inputs} the size of an input"
         words = {"read": "inputs", "shape": "(B, d)", "embed": _EMBED_NUMBERS}
-    if spec.is_text:
+    if spec.is_token_stream:
         purpose = "A language model: reads one token at a time and predicts the next."
         words |= {"stream": "text", "sizes": f" {size}", "out": "logits", "o": "V"}
     else:

@@ -42,9 +42,11 @@ from rnn.network import (
     split_tensors,
 )
 from rnn.own_code import CellSource, CodeSource, TaskSource, describe_error, loaded_source
-from rnn.tasks.corpus import TextData
 from rnn.tasks.task import SequenceTask
-from rnn.tasks.tokenizer import ByteTokenizer
+from rnn.tasks.text import TextData
+from rnn.tasks.tokenizer import (
+    ByteTokenizer,
+)
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.floors import measure_floors, name_floors

@@ -6,6 +6,7 @@ T is the number of time steps, B the number of streams, V the number of outputs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ from torch import Tensor
 from rnn.autograd import AutogradStack
 from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TaskSpec, TrialConfig
 from rnn.engines import Engine
-from rnn.tasks.task import Batch, SequenceTask
+from rnn.network import Batch
+from rnn.tasks.task import SequenceTask
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
 from studies.records import Floors
@@ -213,5 +215,6 @@ class _FixedOutputs(AutogradStack):
 
 
 def _evaluate(stack: Engine, task: SequenceTask, held_out: Batch) -> HeldOutResult:
-    (result,) = evaluate_sequences(stack, task, held_out, held_out.inputs.shape[1])
+    metrics = {name: partial(task.measure, name) for name in task.metrics}
+    (result,) = evaluate_sequences(stack, held_out, metrics, held_out.inputs.shape[1])
     return result

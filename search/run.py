@@ -326,8 +326,9 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
     data = f"task {config.task.source}, {find_measure(config).name}"
     if config.task_records:
         data = f"tasks {', '.join(config.task_records)}"
-    if handle.corpus is not None:
-        data = f"{handle.corpus.name}, {len(handle.corpus.text):,} bytes"
+    if handle.text is not None:
+        corpus = handle.text.corpus
+        data = f"{corpus.name}, {len(corpus.text):,} bytes"
     _logger.info(
         f"study {handle.name}: {data}; {config.training.steps:,} steps per trial, "
         f"{config.precision} on {device}",

@@ -15,8 +15,9 @@ import torch
 from rnn.config import TaskSpec
 from rnn.errors import UserError
 from rnn.tasks.corpus import Corpus
-from rnn.tasks.task import TrainingData
-from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
+from rnn.tasks.task import Task
+from rnn.tasks.text import Text
+from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.devices import check_precision, supports_bf16
 from search.contract_check import check_cells, check_tasks
 from search.derive import check_count, derive_trials
@@ -45,7 +46,7 @@ from search.study_tasks import (
     load_study_corpus,
     load_tasks,
     locate_task,
-    read_token_corpus,
+    read_text,
     tokenize,
     with_held_out,
 )
@@ -94,31 +95,28 @@ class StudyHandle(OpenStudy):
     """An open study with the data that its networks are trained on.
 
     Attributes:
-        corpus: corpus of the study; None in tasks other than text.
-        token_corpus: the corpus under the study's tokenizer.
-        tasks: tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns them.
+        text: text of the study; None in other tasks.
+        tasks: other tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns
+            them.
         notice: message for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or that
             the text of a new one is hardly meant as such, or "".
     """
 
-    corpus: Corpus | None
-    token_corpus: TokenCorpus | None
+    text: Text | None
     tasks: Mapping[str, StudyTask] = field(default_factory=dict)
     notice: str = ""
     warning: str = ""
 
     def spec_of(self, options: TaskOptions) -> TaskSpec:
         """Return what a trial's network reads and predicts, given its options of the task."""
-        if self.token_corpus is not None:  # whose splits are encoded at their first use
-            return TaskSpec.of_text(self.token_corpus.tokenizer.size)
         # The options of one task change its training data alone.
-        return self.training_data(() if ONLY in self.tasks else options).spec
+        return self.task_of(() if ONLY in self.tasks else options).spec
 
-    def training_data(self, options: TaskOptions) -> TrainingData:
-        """Return what a trial is trained on, given the options of the task in which it varies."""
-        if self.token_corpus is not None:
-            return self.token_corpus.training_data
+    def task_of(self, options: TaskOptions) -> Task:
+        """Return the task of a trial, given the options of the task in which it varies."""
+        if self.text is not None:
+            return self.text
         if ONLY in self.tasks:
             return self.tasks[ONLY].build(options)
         return self.tasks[str(dict(options)[TASK])].build()
@@ -139,8 +137,8 @@ class StudyHandle(OpenStudy):
         task = self.tasks[ONLY].record if ONLY in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
             local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
-        if self.corpus is not None and self.corpus.path is not None:
-            corpus = self.corpus.name
+        if self.text is not None and self.text.corpus.path is not None:
+            corpus = self.text.corpus.name
         given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
         given |= {"overrides": tuple(local), "corpus": corpus}
         return WorkerOptions(**given)
@@ -354,8 +352,7 @@ def _open(
         stored.model_copy(update=local),
         wanted.folders,
         record,
-        corpus,
-        None if corpus is None else read_token_corpus(record, corpus),
+        None if corpus is None else read_text(record, corpus),
         wanted.tasks,
         notice,
         describe_study_mixing(study, storage),
@@ -376,7 +373,7 @@ def _check(wanted: _Wanted, options: RunOptions) -> None:
             require_shared(corpus.path, "corpus")
     if corpus is not None:
         # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
-        check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+        check_length(Text(corpus, ByteTokenizer()), config)
     elif tasks and config.grid is not None:
         options_of_tasks = [name for task in tasks.values() for name in task.record.options]
         names = [TASK, *WINDOW_PARAMS, *options_of_tasks]

@@ -29,9 +29,13 @@ from rnn.own_code import (
     read_source,
 )
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.corpus import Corpus, load_corpus
+from rnn.tasks.corpus import (
+    Corpus,
+    load_corpus,
+)
 from rnn.tasks.task import SequenceTask, is_built_in
-from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
+from rnn.tasks.text import Text
+from rnn.tasks.tokenizer import load_tokenizer, train_tokenizer
 from search.study_cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
@@ -461,7 +465,7 @@ def describe_unsuitable(corpus: Corpus) -> str:
 
 def tokenize(
     config: StudyConfig, corpus: Corpus, trials: Iterable[Params], source: StudyRecord | None
-) -> TokenCorpus:
+) -> Text:
     """Return the token corpus of a new study.
 
     A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
@@ -482,19 +486,19 @@ def tokenize(
                 "more on the same text; give its path with --corpus"
             )
         if is_same_corpus and source.config.tokenizer == config.tokenizer:
-            tokens = read_token_corpus(source, corpus)
+            tokens = read_text(source, corpus)
     if tokens is None:
-        tokens = TokenCorpus(corpus, train_tokenizer(config.tokenizer, corpus.train))
+        tokens = Text(corpus, train_tokenizer(config.tokenizer, corpus.train))
     check_length(tokens, config, trials)
     return tokens
 
 
-def read_token_corpus(record: StudyRecord, corpus: Corpus) -> TokenCorpus:
+def read_text(record: StudyRecord, corpus: Corpus) -> Text:
     """Return a corpus in the tokens of a stored study."""
-    return TokenCorpus(corpus, load_tokenizer(record.tokenizer.serialized))
+    return Text(corpus, load_tokenizer(record.tokenizer.serialized))
 
 
-def check_length(tokens: TokenCorpus, config: StudyConfig, trials: Iterable[Params] = ()) -> None:
+def check_length(tokens: Text, config: StudyConfig, trials: Iterable[Params] = ()) -> None:
     """Check that each split is as long as a config and, if given, each trial needs.
 
     Raises:

@@ -17,7 +17,7 @@ from rnn.config import BYTES, GatedOptions, NetworkConfig, Precision, TaskSpec, 
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
-from rnn.stacked.network import require_one_shape
+from rnn.stacked.network import can_stack, require_one_shape
 
 _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 """State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
@@ -92,7 +92,7 @@ class NativeStack:
     float32. The numbers of a network depend neither on the others nor on the number of threads.
 
     Args:
-        configs, seed, spec, weights: as of :func:`rnn.engines.build_network`.
+        configs, seed, spec, device, weights: as of :func:`rnn.engines.build_network`.
         precision: precision of the arithmetic, fp32 or bf16.
 
     Raises:
@@ -102,12 +102,21 @@ class NativeStack:
     static_graph = False
     separate_texts = False
 
+    @staticmethod
+    def can_train(
+        config: TrialConfig, spec: TaskSpec, precision: Precision, device: torch.device | None
+    ) -> bool:
+        return can_stack(config, spec) and pays_off(
+            config.architecture.state_size, precision, device
+        )
+
     def __init__(
         self,
         configs: Sequence[TrialConfig],
         seed: int,
         precision: Precision = "fp32",
         spec: TaskSpec = BYTES,
+        device: torch.device | None = None,
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
     ) -> None:
         library = load_library(precision)
@@ -132,7 +141,7 @@ class NativeStack:
         self._buffers: dict[tuple[int, int, bool], _Buffers] = {}
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NativeStack":
-        return NativeStack(list(weights), self._seed, self._precision, self._spec, weights)
+        return NativeStack(list(weights), self._seed, self._precision, self._spec, None, weights)
 
     def init_state(self, streams: int) -> list[Tensor]:
         shape = (len(self.configs), streams, self._state_size)

@@ -41,6 +41,12 @@ class NetworkStack:
 
     separate_texts = False
 
+    @staticmethod
+    def can_train(
+        config: TrialConfig, spec: TaskSpec, precision: Precision, device: torch.device | None
+    ) -> bool:
+        return can_stack(config, spec)
+
     def __init__(
         self,
         configs: Sequence[TrialConfig],
@@ -182,6 +188,12 @@ class NetworkStack:
         log_sum = logits.amax(2) - p.amax(2).log()  # (K, B)
         index = targets[None, :, None].expand(len(logits), -1, 1)
         return log_sum - logits.gather(2, index)[:, :, 0], p
+
+
+def can_stack(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
+    """Return whether a network can be trained without autograd, by this engine or that in C."""
+    is_gated = config.architecture.is_gated
+    return is_gated and config.updates_every_step and spec.is_token_stream
 
 
 def require_one_shape(configs: Sequence[TrialConfig]) -> list[NetworkConfig]:

@@ -16,14 +16,9 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import numpy.typing as npt
 
-from rnn.config import BYTE_VOCAB_SIZE, TaskSpec
 from rnn.errors import CorpusError
-from rnn.tasks.task import Batch
 
 ByteArray = npt.NDArray[np.uint8]
-
-TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""Tokens of a text: bytes, or uint16 for a larger vocabulary."""
 
 ENWIK8_URL = "https://mattmahoney.net/dc/enwik8.zip"
 """URL of the archive of enwik8, the first 10⁸ bytes of English Wikipedia of 2006."""
@@ -75,50 +70,6 @@ class Corpus:
     def test(self) -> ByteArray:
         """The last 5%."""
         return self.text[self.split[1] :]
-
-
-def gather_windows(text: TokenArray, starts: npt.NDArray[np.int64], length: int) -> TokenArray:
-    """Gather the windows of a text that begin at given positions.
-
-    Args:
-        text: tokens (n,).
-        starts: positions (B,), each at most n − length.
-        length: number of tokens of a window.
-
-    Returns:
-        Tokens (length, B), one row per time step.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(text, length)[starts]  # (B, length)
-    return np.ascontiguousarray(windows.T)
-
-
-class TextData:
-    """Training on a text: at each step, the next token of every stream is predicted.
-
-    A sequence of L tokens gives L − 1 steps. See :class:`rnn.tasks.task.TrainingData`.
-
-    Args:
-        tokens: training split (length,), at least one sequence long.
-        vocab_size: V.
-    """
-
-    initial_loss = 3.0
-
-    def __init__(self, tokens: TokenArray, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
-        self.tokens = tokens
-        self.spec = TaskSpec.of_text(vocab_size)
-
-    def steps_per_sequence(self, sequence_length: int) -> int:
-        return sequence_length - 1
-
-    def train_batch(
-        self, seed: int, index: int, replicate: int, batch_size: int, sequence_length: int
-    ) -> Batch:
-        rng = np.random.default_rng([seed, index, replicate])
-        last_start = len(self.tokens) - sequence_length
-        starts = rng.integers(0, last_start, batch_size, endpoint=True)  # (B,)
-        tokens = gather_windows(self.tokens, starts, sequence_length)
-        return Batch(tokens[:-1], tokens[1:])
 
 
 def load_corpus(name: str, folder: Path = Path()) -> Corpus:

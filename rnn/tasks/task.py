@@ -19,17 +19,20 @@ T is the number of time steps, B the number of streams.
 """
 
 import inspect
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rnn.config import TaskSpec
+from rnn.engines import Engine
 from rnn.errors import TaskError
+from rnn.network import Batch
 from rnn.own_code import describe_error
 from rnn.training.devices import is_out_of_memory
+from rnn.training.evaluation import HeldOutResult, evaluate_sequences, standard_error
 
 Split = Literal["train", "validation", "test"]
 Direction = Literal["maximize", "minimize"]
@@ -61,34 +64,8 @@ _KINDS = {"numbers": "iubf", "integers": "iub", "booleans": "b"}
 """Kinds of NumPy's dtypes."""
 
 
-class Batch(NamedTuple):
-    """Sequences, the time as the first axis.
-
-    Attributes:
-        inputs: tokens (T, B), or numbers (T, B, inputs).
-        targets: classes (T, B), or numbers (T, B, outputs).
-        mask: weights of the targets (T, B); None if all are 1.
-        resets: whether states are set to the initial ones before a step (T, B); None if they are
-            before the first step only.
-        slices: integers (T, B) by name.
-    """
-
-    inputs: Array
-    targets: Array
-    mask: FloatArray | None = None
-    resets: npt.NDArray[np.bool_] | None = None
-    slices: Mapping[str, npt.NDArray[np.int64]] = {}
-
-    @property
-    def weights(self) -> FloatArray:
-        """Weights of the targets (T, B)."""
-        if self.mask is None:
-            return np.ones(self.inputs.shape[:2], np.float32)
-        return self.mask
-
-
 class TrainingData(Protocol):
-    """What networks are trained on."""
+    """What networks are trained on: a :class:`Task`, or a part of one."""
 
     @property
     def spec(self) -> TaskSpec:
@@ -112,6 +89,38 @@ class TrainingData(Protocol):
 
         They depend on the arguments alone. Every architecture reads the same data in the same order
         (common random numbers), and a resumed run needs no generator state.
+        """
+
+
+class Task(TrainingData, Protocol):
+    """What networks learn: :class:`rnn.tasks.text.Text`, or a :class:`SequenceTask`.
+
+    Two differences between them are real. A text is one stream, of which each training sequence and
+    each evaluation window is a piece of the length that a study sets; sequences have their own. And
+    a text measures itself by bits per byte and by the context that networks use, other tasks by
+    their losses, metrics and slices.
+    """
+
+    def evaluate(
+        self,
+        stack: Engine,
+        split: Literal["validation", "test"],
+        windows: int,
+        window_length: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        """Evaluate every network on a held-out split, the same data for all.
+
+        Args:
+            stack: the K networks.
+            split: the split.
+            windows: maximum number of windows or sequences.
+            window_length: tokens of a window of text; other tasks decide themselves.
+            on_step: callback after every step; an exception that it raises ends the evaluation.
+
+        Returns:
+            What a study records of each network, by the names of
+            :class:`studies.attributes.TrialRecord`.
         """
 
 
@@ -162,6 +171,7 @@ class SequenceTask:
 
     def __init__(self, definition: Any, name: str) -> None:
         self.definition, self.name = definition, name
+        self._held_out: dict[tuple[Split, int, int | None], Batch] = {}
         self._inputs, self._reads_tokens = self._read_size("input_size", "vocabulary")
         self._outputs, self._predicts_classes = self._read_size("output_size", "classes")
         default = {"accuracy": "maximize"} if self._predicts_classes else {"mae": "minimize"}
@@ -328,6 +338,48 @@ class SequenceTask:
         if not batch.weights.any():
             raise TaskError(f"task {self.name}: no step of split {split} has a target")
         return self._standardize(batch)
+
+    def evaluate(
+        self,
+        stack: Engine,
+        split: Literal["validation", "test"],
+        windows: int,
+        window_length: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        is_test = split == "test"
+        attributes: list[dict[str, Any]] = []
+        for result in self._evaluate(stack, split, windows, None, on_step):
+            measured: dict[str, Any] = {
+                f"{split}_loss": float(result.losses.mean()),
+                f"{split}_windows": [float(f"{loss:.6g}") for loss in result.losses.tolist()],
+                "test_metrics" if is_test else "metrics": result.metrics,
+            }
+            if len(result.losses) > 1:
+                measured[f"{split}_stderr"] = float(standard_error(result.losses))
+            if result.slices and not is_test:
+                measured["slices"] = result.slices
+            attributes.append(measured)
+        for length in () if is_test else self.eval_lengths:
+            evaluated = self._evaluate(stack, split, windows, length, on_step)
+            for measured, result in zip(attributes, evaluated, strict=True):
+                loss = float(result.losses.mean())
+                measured.setdefault("length_losses", {})[length] = loss
+        return attributes
+
+    def _evaluate(
+        self,
+        stack: Engine,
+        split: Split,
+        count: int,
+        length: int | None,
+        on_step: Callable[[], None],
+    ) -> list[HeldOutResult]:
+        key = split, count, length
+        if key not in self._held_out:  # drawn once for all networks
+            self._held_out[key] = self.held_out(split, count, length)
+        metrics = {name: partial(self.measure, name) for name in self.metrics}
+        return evaluate_sequences(stack, self._held_out[key], metrics, count, on_step)
 
     def summarize_held_out(self, count: int) -> list[float]:
         """Return a few sums over all held-out data.

@@ -1,19 +1,21 @@
-"""Tokenizers (bytes, or byte pairs learnt from a text), and a corpus in their tokens."""
+"""Tokenizers: bytes, or byte pairs learnt from a text."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rnn.config import BYTE_VOCAB_SIZE
-from rnn.errors import CorpusError, UserError
+from rnn.errors import UserError
 from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
-from rnn.tasks.corpus import ByteArray, Corpus, TextData, TokenArray
+from rnn.tasks.corpus import ByteArray
+
+TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""Tokens of a text: bytes, or uint16 for a larger vocabulary."""
 
 _FORMAT_VERSION = "bpe-1"
 _CHUNK_SIZE = 2**20
@@ -148,64 +150,3 @@ def _train_bpe(text: ByteArray, size: int) -> list[tuple[int, int]]:
 def _chunks(text: ByteArray) -> Iterator[str]:
     for first in range(0, len(text), _CHUNK_SIZE):
         yield text[first : first + _CHUNK_SIZE].tobytes().decode("latin-1")
-
-
-@dataclass(frozen=True)
-class TokenCorpus:
-    """A corpus in the tokens of a tokenizer; a split is encoded at its first use.
-
-    Attributes:
-        corpus: the corpus as bytes.
-        tokenizer: the tokenizer.
-    """
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-
-    @cached_property
-    def training_data(self) -> TextData:
-        """The training split as :class:`rnn.tasks.task.TrainingData`."""
-        return TextData(self.train, self.tokenizer.size)
-
-    @cached_property
-    def train(self) -> TokenArray:
-        """The tokens of the training split."""
-        return self.tokenizer.encode(self.corpus.train)
-
-    @cached_property
-    def validation(self) -> TokenArray:
-        """The tokens of the validation split."""
-        return self.tokenizer.encode(self.corpus.validation)
-
-    @cached_property
-    def test(self) -> TokenArray:
-        """The tokens of the test split."""
-        return self.tokenizer.encode(self.corpus.test)
-
-    def check_min_length(
-        self,
-        sequence_length: int,
-        window_length: int,
-        eval_split: Literal["validation", "test"] = "validation",
-    ) -> None:
-        """Check that the splits have at least one training sequence and one evaluation window.
-
-        Args:
-            sequence_length: tokens of a training sequence.
-            window_length: tokens of an evaluation window.
-            eval_split: ``test`` to check the test split as well.
-
-        Raises:
-            CorpusError: if a split is too short.
-        """
-        window = window_length, "evaluation.window_length"
-        needed = {"train": (sequence_length, "training.sequence_length"), "validation": window}
-        needed[eval_split] = window
-        for split, (length, setting) in needed.items():
-            count = len(getattr(self, split))
-            if count < length:
-                raise CorpusError(
-                    f"{split} split of corpus {self.corpus.name} has {count:,} tokens (vocabulary "
-                    f"of {self.tokenizer.size:,}): expected {length:,} or more; use a longer text, "
-                    f"a smaller vocabulary or a smaller {setting}"
-                )

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rnn.engines import Engine
-from rnn.tasks.corpus import TokenArray, gather_windows
-from rnn.tasks.task import Batch, SequenceTask
+from rnn.network import Batch
 
 MAX_BINS = 12
 
@@ -20,30 +19,9 @@ MIN_CONTEXT_LENGTH = 3
 """Tokens of the shortest window with a second half to predict."""
 
 
-def select_eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
-    """Return evenly spaced, non-overlapping windows of a text, the same for every network.
-
-    Args:
-        text: held-out split (length,).
-        window_count: maximum number of windows; a short text gives as many as fit.
-        window_length: tokens of a window; the first is read but not predicted.
-
-    Returns:
-        Tokens (window_length, windows).
-
-    Raises:
-        ValueError: if the text is shorter than one window.
-    """
-    count = min(window_count, len(text) // window_length)
-    if count < 1:
-        raise ValueError(f"text has {len(text)} tokens: expected {window_length} or more")
-    starts = np.arange(count) * (len(text) - window_length) // max(count - 1, 1)  # (windows,)
-    return gather_windows(text, starts, window_length)
-
-
 def compute_eval_losses(
     stack: Engine,
-    windows: TokenArray,
+    windows: npt.NDArray[np.integer],
     on_step: Callable[[], None] = lambda: None,
     context: "ContextLosses | None" = None,
 ) -> Tensor:
@@ -51,7 +29,7 @@ def compute_eval_losses(
 
     Args:
         stack: the K networks.
-        windows: tokens (window_length, windows), of :func:`select_eval_windows`.
+        windows: tokens (window_length, windows), of :func:`rnn.tasks.text.select_eval_windows`.
         on_step: callback after every step; an exception that it raises ends the evaluation.
         context: losses with a limited context, to be computed meanwhile.
 
@@ -74,27 +52,7 @@ def compute_eval_losses(
     return total / (length - 1)
 
 
-def to_bits_per_byte(
-    losses: Tensor, windows: TokenArray, token_byte_lengths: npt.NDArray[np.int64]
-) -> Tensor:
-    """Convert losses to bits per byte, which are comparable between tokenizers.
-
-    All windows are divided by the mean number of bytes per token over all of them: the mean of the
-    result is then all nats over all bytes, and windows keep their proportions.
-
-    Args:
-        losses: (K, windows), of :func:`compute_eval_losses`.
-        windows: tokens (window_length, windows) of those losses.
-        token_byte_lengths: number of bytes of each token of the vocabulary (V,).
-
-    Returns:
-        (K, windows)
-    """
-    bytes_per_token = float(token_byte_lengths[windows[1:]].mean())
-    return losses / (math.log(2) * bytes_per_token)
-
-
-# ------------------------------------------------------------------ other tasks than text
+# ------------------------------------------------------------------ sequences
 
 
 class HeldOutResult(NamedTuple):
@@ -114,8 +72,8 @@ class HeldOutResult(NamedTuple):
 
 def evaluate_sequences(
     stack: Engine,
-    task: SequenceTask,
     batch: Batch,
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
     streams: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[HeldOutResult]:
@@ -123,15 +81,15 @@ def evaluate_sequences(
 
     Args:
         stack: the K networks.
-        task: the task.
-        batch: the sequences, of :meth:`rnn.tasks.task.SequenceTask.held_out`.
+        batch: the sequences.
+        metrics: by name, what returns a metric (K, N) of outputs (K, N, outputs) and N targets.
         streams: number of sequences to read at once.
         on_step: callback after every step; an exception that it raises ends the evaluation.
 
     Returns:
         A result for each network.
     """
-    names = [*task.metrics]
+    names = [*metrics]
     scored = np.flatnonzero(batch.weights.any(1)).tolist()  # steps that have targets
     rows = {t: row for row, t in enumerate(scored)}
     weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
@@ -156,9 +114,8 @@ def evaluate_sequences(
             if (row := rows.get(t)) is not None:
                 target = targets[t].to(stack.device)
                 values[:, 0, row, chosen] = stack.losses(outputs, target).cpu().double()
-                for place, name in enumerate(names, 1):
-                    measured = task.measure(name, outputs, target).cpu().double()
-                    values[:, place, row, chosen] = measured
+                for place, measure in enumerate(metrics.values(), 1):
+                    values[:, place, row, chosen] = measure(outputs, target).cpu().double()
             on_step()
     values = torch.where(weights > 0, values * weights, 0.0)
     counts = weights.sum(0)  # (sequences,)
@@ -174,8 +131,8 @@ def evaluate_sequences(
                 shares = values[k][:, part].sum(1) / weights[part].sum()
                 of_value = dict(zip(["loss", *names], shares.tolist(), strict=True))
                 slices.setdefault(slice_name, {})[int(value)] = of_value
-        metrics = dict(zip(names, means[k, 1:].tolist(), strict=True))
-        results.append(HeldOutResult(losses[k], metrics, slices))
+        measured = dict(zip(names, means[k, 1:].tolist(), strict=True))
+        results.append(HeldOutResult(losses[k], measured, slices))
     return results
 
 
@@ -203,7 +160,7 @@ class ContextLosses:
 
     bins: list[int]
 
-    def __init__(self, stack: Engine, windows: TokenArray) -> None:
+    def __init__(self, stack: Engine, windows: npt.NDArray[np.integer]) -> None:
         self._stack = stack
         self._tokens = torch.from_numpy(windows.astype(np.int64)).to(stack.device)
         length, count = windows.shape
@@ -251,3 +208,8 @@ def list_context_bins(longest: int) -> list[int]:
     """
     powers = [2**i for i in range(MAX_BINS - 1) if 2**i < longest]
     return [*powers, longest]
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Return the standard error of the mean over the last axis."""
+    return values.std(-1) / math.sqrt(values.shape[-1])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rnn.config import TrialConfig, count_updates
 from rnn.engines import Engine
-from rnn.network import Window
-from rnn.tasks.task import Batch, TrainingData
+from rnn.network import Batch, Window
+from rnn.tasks.task import TrainingData
 from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.step import TrainStep

@@ -16,10 +16,10 @@ from rnn.config import (
     TaskSpec,
     TrialConfig,
 )
-from rnn.engines import has_fast_path
 from rnn.errors import CellError
 from rnn.native.network import library_obstacle, pays_off
 from rnn.network import estimate_memory
+from rnn.stacked.network import can_stack
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
 from search.pruning.policy import ALWAYS_CONTINUE
@@ -119,7 +119,7 @@ class LockstepPlan:
         """
         differing, trial_config = {*OPTIMIZER_PARAMS}, to_trial_config(params, self._config)
         spec = self._spec_of(trial_config.task_options)
-        if has_fast_path(trial_config, spec):
+        if can_stack(trial_config, spec):
             differing |= {*SWITCHES}
         elif spec.is_dense:
             differing |= {REPLICATE}
@@ -134,7 +134,7 @@ class LockstepPlan:
         task = self._config.of_trial(params).task_record
         spec = self._spec_of(trial_config.task_options)
         streams, steps = settings.batch_size, task.steps if task else settings.sequence_length - 1
-        if spec.is_text:
+        if spec.is_token_stream:
             streams = max(streams, self._config.evaluation.windows)
         return auto_lockstep(trial_config, streams, self._precision, self._device, spec, steps)
 
@@ -158,7 +158,7 @@ class LockstepPlan:
         if self._has_noted_slowness or self._device.type != "cpu":
             return
         spec = self._spec_of(trial_config.task_options)
-        if not has_fast_path(trial_config, spec):
+        if not can_stack(trial_config, spec):
             return
         if (reason := library_obstacle(network.state_size, self._precision)) is not None:
             self._has_noted_slowness = True
@@ -199,7 +199,7 @@ def auto_lockstep(
     if lockstep_obstacle(trial_config.architecture, precision, device) is not None:
         return 1
     architecture = trial_config.architecture
-    is_cpu, is_fast = device.type == "cpu", has_fast_path(trial_config, spec)
+    is_cpu, is_fast = device.type == "cpu", can_stack(trial_config, spec)
     is_native = is_cpu and is_fast and pays_off(architecture.state_size, precision)
     is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
     if is_cpu and is_large and not is_native:

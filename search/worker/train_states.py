@@ -91,7 +91,8 @@ class TrainStates:
     def _identity(self, claim: Claim) -> str:
         """Return the identity of a trial's training."""
         trial_config, train_config = self._configs(claim)
-        config, corpus = self._handle.config, self._handle.corpus
+        config, text = self._handle.config, self._handle.text
+        corpus = None if text is None else text.corpus
         return checkpoint_identity(trial_config, config, train_config, corpus)
 
     def _configs(self, claim: Claim) -> tuple[TrialConfig, TrainConfig]:

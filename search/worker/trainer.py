@@ -16,10 +16,8 @@ from optuna.trial import TrialState
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.export import SavedModel, SavedTask, generate, serialize_model
+from rnn.export import SavedModel, SavedTask, generate, save_task, serialize_model
 from rnn.network import count_parameters
-from rnn.tasks.task import SequenceTask
-from rnn.tasks.tokenizer import Tokenizer
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -29,7 +27,7 @@ from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.evaluation import Evaluator
+from search.worker.evaluation import evaluate
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
 from search.worker.train_states import TrainStates, current_versions, earlier_versions
@@ -78,7 +76,6 @@ class Trainer:
         self._worker = worker
         self._precision: Precision = config.precision
         self._handle = handle
-        self._evaluator = Evaluator(handle)
         self.best_weights = BestWeights(handle, query)
         self._states = TrainStates(handle)
         self._steps = config.training.steps
@@ -164,8 +161,8 @@ class Trainer:
                 {trial_config: state.weights for trial_config, state in resumed.items()},
             )
             settings = to_train_config(self.config, params)
-            data = self._handle.training_data(next(iter(claims)).task_options)
-            self._loop = loop = TrainLoop(network, data, settings, resumed)
+            self._task = self._handle.task_of(next(iter(claims)).task_options)
+            self._loop = loop = TrainLoop(network, self._task, settings, resumed)
             yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
@@ -206,7 +203,7 @@ class Trainer:
         claims, started_at = self._claims, time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
-        evaluations = self._evaluator.evaluate(loop, on_step)
+        evaluations = evaluate(loop, self._task, self.config, on_step)
         values = {
             claims[trial_config].trial.number: evaluation.value
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
@@ -238,12 +235,8 @@ class Trainer:
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
-        parameters, tokens = loop.stack.parameters, self._handle.token_corpus
-        if isinstance(loop.data, SequenceTask):
-            task: Tokenizer | SavedTask = SavedTask.from_task(loop.data)
-        else:
-            assert tokens is not None
-            task = tokens.tokenizer
+        parameters = loop.stack.parameters
+        task = save_task(self._task)
         number, study = claim.trial.number, self._handle.study.study_name
         model = SavedModel(
             trial_config.architecture,

@@ -15,13 +15,15 @@ from rnn.config import (
     Precision,
     TrialConfig,
 )
-from rnn.engines import build_network, has_fast_path, stack_key
+from rnn.engines import build_network, stack_key
 from rnn.native.library import load_library
 from rnn.native.network import NativeStack
-from rnn.stacked.network import NetworkStack
-from rnn.tasks.corpus import TextData
+from rnn.stacked.network import NetworkStack, can_stack
+from rnn.tasks.text import TextData, select_eval_windows
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows
+from rnn.training.evaluation import (
+    compute_eval_losses,
+)
 from rnn.training.loop import TrainConfig, TrainLoop
 
 ENGINES = {"native": NativeStack, "stacked": NetworkStack, "autograd": AutogradStack}
@@ -69,7 +71,7 @@ def can_train(engine: str, cases: Sequence[Case], precision: Precision) -> bool:
     if engine == "autograd":
         return len({(config.architecture, config.bptt_steps) for config in configs}) == 1
     has_library = engine == "stacked" or load_library(precision) is not None
-    return has_library and all(map(has_fast_path, configs))
+    return has_library and all(map(can_stack, configs))
 
 
 def lockstep_groups(cases: Sequence[Case]) -> list[tuple[Case, ...]]:

@@ -258,7 +258,7 @@ class Case:
 
 
 def build_native(configs, seed, precision, spec, device, weights):
-    return NativeStack(configs, seed, precision, spec, weights)
+    return NativeStack(configs, seed, precision, spec, weights=weights)
 
 
 def group(architectures: Sequence[NetworkConfig]) -> list[TrialConfig]:

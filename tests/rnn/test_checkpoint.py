@@ -18,7 +18,7 @@ import rnn
 from rnn.config import BYTES, GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CheckpointError
-from rnn.tasks.corpus import TextData
+from rnn.tasks.text import TextData
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
     hash_sources,

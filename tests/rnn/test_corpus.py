@@ -15,8 +15,14 @@ import numpy as np
 import pytest
 
 from rnn.errors import CorpusError
-from rnn.tasks.corpus import MIRROR_ENV_VAR, load_corpus
-from rnn.tasks.tokenizer import ByteTokenizer, TokenCorpus
+from rnn.tasks.corpus import (
+    MIRROR_ENV_VAR,
+    load_corpus,
+)
+from rnn.tasks.text import Text
+from rnn.tasks.tokenizer import (
+    ByteTokenizer,
+)
 
 
 def assert_refused(name: str | Path, message: str) -> None:
@@ -59,7 +65,7 @@ def test_text_of_a_file_is_in_memory_once_from_the_hash_to_the_tokens(tmp_path):
     before = private_megabytes()
     corpus = load_corpus(str(path))
     assert len(corpus.sha256) == 64
-    text = TokenCorpus(corpus, ByteTokenizer())
+    text = Text(corpus, ByteTokenizer())
     for split in (text.train, text.validation, text.test):
         assert np.shares_memory(split, corpus.text)
     assert private_megabytes() - before < 100

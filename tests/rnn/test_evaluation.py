@@ -1,6 +1,7 @@
 """Evaluation windows, bits per byte, and what evaluation finds out about memory."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +11,12 @@ import torch
 from rnn.config import GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.tasks.task import SequenceTask
+from rnn.tasks.text import select_eval_windows, to_bits_per_byte
 from rnn.training.evaluation import (
     ContextLosses,
     compute_eval_losses,
     evaluate_sequences,
     list_context_bins,
-    select_eval_windows,
-    to_bits_per_byte,
 )
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 20, np.uint8)
@@ -141,7 +141,9 @@ def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric)
     batch = task.held_out("validation", 16)
     configs = [TrialConfig(NetworkConfig("gru", 1, 4), replicate=i) for i in (0, 1)]
     stack = build_network(configs, 0, "fp32", task.spec)
-    results = evaluate_sequences(stack, task, batch, streams=5)
+    results = evaluate_sequences(
+        stack, batch, {name: partial(task.measure, name) for name in task.metrics}, streams=5
+    )
 
     states = stack.init_state(16)
     steps = []

@@ -12,7 +12,7 @@ from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
 from rnn.network import draw_initial_weights, network_shapes
 from rnn.stacked.network import NetworkStack
-from rnn.tasks.corpus import TextData
+from rnn.tasks.text import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)

@@ -24,7 +24,7 @@ from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
 from rnn.parameters import Parameters, place_stored
 from rnn.stacked.network import NetworkStack
-from rnn.tasks.corpus import TextData
+from rnn.tasks.text import TextData
 from rnn.training.checkpoint import max_checkpoint_size, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep

@@ -141,7 +141,7 @@ def test_time_is_the_first_axis_and_a_target_of_a_sequence_is_at_its_last_step()
     assert batch.weights.tolist() == [[0.0] * 3] * 4 + [[1.0] * 3]
     assert batch.slices["class"].tolist() == [[0, 1, 2]] * 5
     assert not make_task(TOKENS, targets=np.arange).spec.is_dense
-    assert make_task(TOKENS).spec.is_text
+    assert make_task(TOKENS).spec.is_token_stream
 
 
 def test_values_without_a_target_may_be_anything():

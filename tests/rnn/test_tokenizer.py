@@ -13,8 +13,14 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from rnn.errors import CorpusError, UserError
 from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
-from rnn.tasks.corpus import Corpus
-from rnn.tasks.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
+from rnn.tasks.corpus import (
+    Corpus,
+)
+from rnn.tasks.text import Text
+from rnn.tasks.tokenizer import (
+    load_tokenizer,
+    train_tokenizer,
+)
 
 WORDS = [b"the", b"cat", b"\xc3\xa4pfel", b"12", b"1234", b"==", b"\n    ", b",", b"catalogue"]
 LETTERS = [bytes(random.Random(seed).choices(b"abc", k=6)) for seed in range(40)]
@@ -127,7 +133,7 @@ def test_damaged_tokenizer_is_refused_in_one_line(serialized):
 
 def test_each_split_is_encoded_separately_and_once():
     corpus = Corpus("prose", to_array(PROSE))
-    text = TokenCorpus(corpus, TOKENIZER)
+    text = Text(corpus, TOKENIZER)
     for split in ("train", "validation", "test"):
         tokens = getattr(text, split)
         assert TOKENIZER.decode(tokens.tolist()) == getattr(corpus, split).tobytes()
@@ -135,7 +141,7 @@ def test_each_split_is_encoded_separately_and_once():
 
 
 def test_splits_shorter_than_a_sequence_or_a_window_are_refused():
-    text = TokenCorpus(Corpus("prose", to_array(PROSE)), TOKENIZER)
+    text = Text(Corpus("prose", to_array(PROSE)), TOKENIZER)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
     text.check_min_length(train, min(validation, test), "test")
     with pytest.raises(CorpusError, match=rf"train split.*{train:,} tokens.*sequence_length"):

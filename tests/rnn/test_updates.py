@@ -16,8 +16,7 @@ from rnn.config import (
     TrialConfig,
 )
 from rnn.engines import build_network
-from rnn.network import Network
-from rnn.tasks.task import Batch
+from rnn.network import Batch, Network
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 

@@ -61,7 +61,7 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     create_study(storage, "s", "", study_attributes(config), space, [*map(StoredTrial, params)])
     folders = ArtifactFolders(None, sqlite_url)
     study = load_study(storage, "s")
-    handle = StudyHandle(study, storage, config, folders, read_study_record(study), None, None)
+    handle = StudyHandle(study, storage, config, folders, read_study_record(study), None)
     kept = []
     weights = folders.trial_files("made-1", "safetensors")
     files = BestWeights(handle, lambda query: query())

@@ -178,7 +178,7 @@ def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
     options = RunOptions(study="mine", storage="sqlite:///studies.db")
     handle = open_study("mine", options.storage, options)
     handle.storage.close()
-    assert handle.training_data((("task", "Sum"),)).spec.outputs == 1
+    assert handle.task_of((("task", "Sum"),)).spec.outputs == 1
 
 
 def test_extension_adds_a_task(study, folder):

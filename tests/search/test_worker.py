@@ -17,9 +17,10 @@ from rnn.engines import build_network
 from rnn.errors import DeviceError
 from rnn.export import deserialize_model
 from rnn.network import count_parameters
-from rnn.tasks.corpus import TextData
-from rnn.tasks.tokenizer import TokenCorpus
-from rnn.training.evaluation import compute_eval_losses, select_eval_windows
+from rnn.tasks.text import Text, TextData, select_eval_windows
+from rnn.training.evaluation import (
+    compute_eval_losses,
+)
 from rnn.training.loop import TrainLoop
 from search.display import Display
 from search.options import RunOptions, WorkerOptions
@@ -109,10 +110,10 @@ def alone(tmp_path_factory):
 def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text, monkeypatch):
     """Only replicates are evaluated on the test split."""
     read = []
-    encode = TokenCorpus.test.func
+    encode = Text.test.func
     spied = cached_property(lambda self: read.append(1) or encode(self))
-    spied.__set_name__(TokenCorpus, "test")
-    monkeypatch.setattr(TokenCorpus, "test", spied)
+    spied.__set_name__(Text, "test")
+    monkeypatch.setattr(Text, "test", spied)
     searched, _ = work(sqlite_url, text, ["gate_inputs='candidate'"], precision="bf16")
     assert not read
     refine = ["refinement.top=1", "refinement.variants=[{}]", "refinement.replicates=2"]
@@ -120,7 +121,7 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
     refined, _ = work(sqlite_url, None, refine, "quick-refined")
     assert read
     for joined, steps in ((searched, [4, 8]), (refined, [4, 8, 12])):
-        config, corpus = joined.config, joined.corpus
+        config, corpus = joined.config, joined.text.corpus
         assert (config.seed, config.precision, config.gate_inputs) == (5, "bf16", "candidate")
         for trial in joined.study.trials:
             trial_config = to_trial_config(trial.params, config)
@@ -175,7 +176,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text):
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     weights = ArtifactFolders(None, sqlite_url).trial_files(joined.artifact_folder, "safetensors")
     assert weights.list_trials() == {trial.number for trial in best[:2]}
-    held_out = select_eval_windows(joined.corpus.validation, 3, 9)
+    held_out = select_eval_windows(joined.text.corpus.validation, 3, 9)
     for trial in best[:2]:
         network = deserialize_model(weights.read(trial.number))
         trial_config = to_trial_config(trial.params, joined.config)
@@ -203,7 +204,7 @@ def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
     text.write_bytes(b"the cat sat on the mat, and the dog sat on it. " * 100)
     joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "tokenizer='bpe:270'"])
     assert messages == ["complete"]
-    assert joined.study.user_attrs["tokenizer"]["size"] == joined.token_corpus.tokenizer.size > 256
+    assert joined.study.user_attrs["tokenizer"]["size"] == joined.text.tokenizer.size > 256
     found = joined.study.trials[0].user_attrs
     bits_per_token = found["validation_loss"] / math.log(2)
     assert found["validation_bits_per_byte"] < bits_per_token
@@ -378,7 +379,7 @@ def fail_with_a_forget_gate(monkeypatch, error):
         return compute_eval_losses(lockstep, *rest)
 
     tries: list[tuple[TrialConfig, ...]] = []
-    monkeypatch.setattr("search.worker.evaluation.compute_eval_losses", measure)
+    monkeypatch.setattr("rnn.tasks.text.compute_eval_losses", measure)
     return tries
 
 
