@@ -16,18 +16,11 @@ from socketserver import BaseServer, ThreadingMixIn
 from typing import Any, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-import click
-
 from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.attributes import FOLDER_NAME
-from studies.cli import (
-    artifacts_option,
-    dashboard_port_option,
-    is_debugging,
-    storage_options,
-)
 from studies.errors import ArtifactsError
+from studies.failures import is_debugging
 from studies.files import atomic_write
 from studies.storage.open import open_storage
 
@@ -57,12 +50,7 @@ def open_listener(port: int) -> socket.socket:
         raise UserError(f"{line}; choose another --port") from error
 
 
-@click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")
-@storage_options
-@artifacts_option
-@dashboard_port_option
-@click.option("--inherited-socket", type=int, hidden=True)
-def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
+def serve(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
     """Serve until a signal arrives, and return the exit code.
 
     A search gives its child a listening socket, and a pipe as standard input that closes when the
@@ -91,7 +79,7 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
         if is_child:
             _start_thread(stop_with_search)
         else:
-            click.echo(f"dashboard: http://{HOST}:{port} (stop with Ctrl-C)")
+            print(f"dashboard: http://{HOST}:{port} (stop with Ctrl-C)", flush=True)
         code = exit_codes.get()
         server.shutdown()
     return code

@@ -1,5 +1,5 @@
 """Entry point of ``python -m rnn_search``."""
 
-from rnn_search.console import main
+from rnn_search.commands import main
 
 main()

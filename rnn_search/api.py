@@ -15,17 +15,21 @@ from typing import Any
 import click
 import numpy as np
 
-import reports.cli
+from reports import final_report
 from reports.dashboard import HOST, open_listener
 from rnn.errors import UserError
-from rnn_search.arguments import artifacts_or_default, storage_or_default
 from rnn_search.study import Study, load
 from search.display import Display
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from search.study import StudyHandle
-from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
+from studies.storage.open import (
+    ARTIFACTS_VARIABLE,
+    STORAGE_VARIABLE,
+    artifacts_or_default,
+    storage_or_default,
+)
 from studies.text import check_study_name, shorten
 
 _logger = logging.getLogger(__name__)
@@ -212,7 +216,9 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     if options.report and result.is_finished and not result.exit_code:
         with Display():
             _logger.info("writing the report")
-            reports.cli.finalize_search(storage, result.study, result.finished, result.was_finished)
+            final_report.finalize_search(
+                storage, result.study, result.finished, result.was_finished
+            )
     return result
 
 
@@ -223,7 +229,7 @@ def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[
     A failure is printed and does not end the search.
     """
     with ExitStack() as stack:
-        with reports.cli.print_failures("no dashboard"):
+        with final_report.print_failures("no dashboard"):
             server = stack.enter_context(_start_dashboard(storage, artifacts, port))
             stack.callback(server.kill)  # it may be killed at any time, as a worker may
             click.echo(f"dashboard: http://{HOST}:{port}")

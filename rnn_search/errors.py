@@ -5,7 +5,31 @@
 search: the same call resumes it. ``CellError`` and ``TaskError`` speak of your own class.
 """
 
+from pathlib import Path
+
 from rnn.errors import CellError, TaskError, UserError
 from studies.errors import StorageUnavailableError
+from studies.text import shorten
 
 __all__ = ["CellError", "StorageUnavailableError", "TaskError", "UserError"]
+
+
+def require_text(**values: object) -> None:
+    """Raise UserError if an argument, given by its name, is not a text."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UserError(f"{name} is {shorten(repr(value))}: expected a text")
+
+
+def to_path(name: str, value: object) -> Path:
+    """Return an argument as a path, or raise UserError."""
+    if not isinstance(value, str | Path):
+        raise UserError(f"{name} is {shorten(repr(value))}: expected a path")
+    return Path(value)
+
+
+def require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+    """Raise UserError if an argument is not an integer from ``low`` to ``high``."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} is {shorten(repr(value))}: expected an integer {bounds}")

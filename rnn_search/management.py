@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnn.errors import UserError
-from rnn_search.arguments import artifacts_or_default, require_text, storage_or_default, to_path
+from rnn_search.errors import require_text, to_path
 from studies import management
 from studies.artifacts import ArtifactFolders
 from studies.attributes import OBJECTIVE_NAMES
@@ -20,7 +20,7 @@ from studies.exchange import export_study as export_stored
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
 from studies.management import ListedStudy
-from studies.storage.open import read_storage
+from studies.storage.open import artifacts_or_default, read_storage, storage_or_default
 from studies.text import expect_one_of, shorten
 
 if TYPE_CHECKING:  # slow to import

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError, UserError
-from rnn_search.arguments import (
-    artifacts_or_default,
-    require_integer,
-    require_text,
-    storage_or_default,
-    to_path,
-)
+from rnn_search.errors import require_integer, require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
@@ -24,7 +18,12 @@ from studies.loader import read_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import database_path, parse_url
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import (
+    artifacts_or_default,
+    load_study,
+    read_storage,
+    storage_or_default,
+)
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial

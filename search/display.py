@@ -21,7 +21,7 @@ from rich.table import Column
 from search.errors import is_bug
 from search.status import Status, StatusReader, format_best, format_progress
 from search.worker.shutdown import ShutdownSignal
-from studies.cli import describe_bug
+from studies.failures import describe_bug
 from studies.text import to_line
 
 REFRESH_SECONDS = 1.0

@@ -2,7 +2,7 @@
 
 import optuna
 
-import studies.cli
+import studies.failures
 from rnn.errors import UserError, find_user_line
 
 
@@ -25,7 +25,7 @@ def is_bug(error: BaseException) -> bool:
     such as a device, it has no class but ``RuntimeError``.
     """
     is_expected = isinstance(error, RuntimeError) or find_user_line(error)
-    return not is_expected and studies.cli.is_bug(error)
+    return not is_expected and studies.failures.is_bug(error)
 
 
 def format_error(error: Exception) -> str:

@@ -15,7 +15,6 @@ from rnn.errors import UserError
 from search.derive import MAX_UNCONFIRMED
 from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
-from studies.cli import study_name
 from studies.config import PrecisionSetting
 from studies.loader import (
     ConfigFile,
@@ -27,7 +26,7 @@ from studies.loader import (
     override_settings,
 )
 from studies.records import StrictModel, first_message
-from studies.text import shorten
+from studies.text import shorten, study_name
 
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""

@@ -38,8 +38,8 @@ from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer, Worker
 from studies.attributes import StudyRecord
-from studies.cli import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.errors import StorageLostError, StorageUnavailableError
+from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.storage.engine import database_error, error_message, is_outage

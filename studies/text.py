@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rnn.errors import UserError
@@ -87,6 +88,11 @@ def to_printable(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def study_name(value: str) -> str:
+    """Return the name of a study, given its name or the path of its TOML file."""
+    return Path(value).stem if value.endswith(".toml") else value
 
 
 MAX_NAME_LENGTH = 200

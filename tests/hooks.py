@@ -128,7 +128,7 @@ def install() -> None:
     if settings["patient"]:
         make_patient()
     if not settings["report"]:
-        importlib.import_module("reports.cli").finalize_search = lambda *study: None
+        importlib.import_module("reports.final_report").finalize_search = lambda *study: None
     # No test looks at the floors that a command measures.
     importlib.import_module("search.floors")._MAX_UPDATES = 20
     if settings["half_report"]:
@@ -253,7 +253,7 @@ def run_program(command: str = "", *arguments: str) -> int:
         sys.argv = [command, *arguments]
         runpy.run_path(command, run_name="__main__")
         return 0
-    from rnn_search.console import main
+    from rnn_search.commands import main
 
     sys.argv = ["rnn-search", *filter(None, [ALIASES.get(command, command)]), *arguments]
     try:

@@ -24,7 +24,7 @@ import torch
 from click.testing import CliRunner
 from hooks import run_program
 
-import reports.cli
+import reports.final_report
 from search.worker.shutdown import SIGNALS
 
 SECRETS = ("s3cret", "hunter2")
@@ -42,7 +42,7 @@ def invoke_command(
         CliRunner().isolation(env=environment) as (out, err, _),
     ):
         if not report:
-            reports.cli.finalize_search = lambda *study: None
+            reports.final_report.finalize_search = lambda *study: None
         code = run_program(*arguments)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -112,7 +112,7 @@ def restored_process() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     argv = sys.argv
     variables = dict(os.environ)
-    threads, finalize = torch.get_num_threads(), reports.cli.finalize_search
+    threads, finalize = torch.get_num_threads(), reports.final_report.finalize_search
     loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
     settings = [(each, each.level, [*each.handlers], each.propagate) for each in loggers]
     try:
@@ -124,7 +124,7 @@ def restored_process() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(variables)
         torch.set_num_threads(threads)
-        reports.cli.finalize_search = finalize
+        reports.final_report.finalize_search = finalize
         for logger, level, its_handlers, propagate in settings:
             logger.setLevel(level)
             logger.handlers, logger.propagate = its_handlers, propagate

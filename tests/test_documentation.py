@@ -21,7 +21,7 @@ import rnn_search
 from docs.generator import pictures
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field
-from rnn_search.console import rnn_search_command
+from rnn_search.commands import rnn_search_command
 from search.study_cells import load_cells
 from search.study_tasks import load_tasks
 from studies.attributes import StudyRecord, TrialRecord

@@ -14,7 +14,7 @@ from managed_studies import create, create_with_everything, list_files
 
 import rnn_search
 from rnn.errors import UserError
-from rnn_search import studies_cli
+from rnn_search.commands import studies as commands
 
 
 @pytest.fixture
@@ -126,9 +126,9 @@ def test_studies_are_managed_from_python(made, sqlite_url, artifacts, tmp_path):
 def test_deletion_asks_on_a_terminal(made, sqlite_url, artifacts, monkeypatch, answer, is_deleted):
     files = list_files(artifacts)
     terminal = SimpleNamespace(isatty=lambda: True)
-    monkeypatch.setattr(studies_cli, "sys", SimpleNamespace(stdin=terminal))
+    monkeypatch.setattr(commands, "sys", SimpleNamespace(stdin=terminal))
     words = ["made", *made, "--artifacts", str(artifacts)]
-    done = CliRunner().invoke(studies_cli.delete, words, f"{answer}\n", standalone_mode=False)
+    done = CliRunner().invoke(commands.delete, words, f"{answer}\n", standalone_mode=False)
     assert "delete study 'made', 3 of 4 trials finished, 60.0 kB of files" in done.output
     assert done.return_value == (0 if is_deleted else 1)
     assert (list_files(artifacts) == files) is not is_deleted

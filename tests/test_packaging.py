@@ -120,7 +120,7 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     assert written == {"studies", "reports"}
     assert not (installed / "reports" / "out").exists()
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "rnn-search = rnn_search.console:main" in entry_points.read_text()
+    assert "rnn-search = rnn_search.commands:main" in entry_points.read_text()
     assert "complete  2\n" in run("rnn_search", "status", "quick")
     assert run("rnn_search", "--version") == f"rnn-search, version {rnn_search.__version__}\n"
     program = "import rnn_search; print(rnn_search.load('quick').counts.complete)"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import click
 
 from docs.generator.tables import make_table
-from rnn_search.console import rnn_search_command
+from rnn_search.commands import rnn_search_command
 
 PROGRAM = "rnn-search"
 

@@ -31,9 +31,10 @@ from small_searches import (
 from sqlalchemy.engine import Engine
 from test_killed_writers import SOURCE
 
-from reports import cli as command_line
-from reports.cli import reports, write_final_report
-from rnn_search.cli import status
+from reports import final_report
+from reports.final_report import write_final_report
+from rnn_search.commands.reports import report
+from rnn_search.commands.searches import status
 from search.options import RunOptions
 from search.run import run_workers
 from search.worker.claims import SHUTDOWN_GRACE
@@ -200,7 +201,7 @@ def test_final_report_waits_for_an_unavailable_server(
     finish(search(**ONE))
     monkeypatch.chdir(tmp_path)
     server.stop()
-    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
+    monkeypatch.setattr(final_report, "OUTAGE_SECONDS", 1)
     write_final_report(search_url, "quick")
     assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
 
@@ -211,8 +212,8 @@ def test_final_report_waits_for_an_unavailable_server(
         if "waiting for the storage" in line:
             server.start()
 
-    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
-    monkeypatch.setattr("reports.cli.click.echo", echo)
+    monkeypatch.setattr(final_report, "OUTAGE_SECONDS", 600)
+    monkeypatch.setattr("reports.final_report.click.echo", echo)
     write_final_report(search_url, "quick")
     assert printed[0] == "waiting for the storage to write the report"
     assert printed[1].startswith("report: ")
@@ -340,7 +341,7 @@ def test_start_does_not_wait_for_a_refused_address(server, search_url, old, new,
         run_workers(RunOptions(study=QUICK, storage=url, overrides=("outage.seconds=1",)))
 
 
-@pytest.mark.parametrize(("command", "words"), [(status, ["quick"]), (reports, ["quick"])])
+@pytest.mark.parametrize(("command", "words"), [(status, ["quick"]), (report, ["quick"])])
 def test_status_and_report_do_not_wait_for_a_stopped_server(server, search_url, command, words):
     server.stop()
     with pytest.raises(StorageError, match="storage postgresql"):

@@ -9,7 +9,7 @@ import pytest
 from factories import gated_params, make_runs, make_study, results_of
 from pages import build_from
 
-from reports.cli import write_csv
+from reports.final_report import write_csv
 from reports.trial_table import THRESHOLD, ContextProfile, average_profiles, read_profile
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -9,7 +9,7 @@ from factories import finish_one, make_study
 from helpers import EACH_DATABASE
 from optuna_dashboard import get_note
 
-from reports import cli
+from reports import final_report
 from studies.storage.edits import retry_trials
 from studies.storage.open import load_study, open_storage
 
@@ -27,7 +27,7 @@ def test_note_has_the_answer_of_each_final_report(url, capsys):
     make_study(url, finished=6)
     with closing(open_storage(url)) as storage:
         study = load_study(storage, "made")
-        cli.write_final_report(url, "made")
+        final_report.write_final_report(url, "made")
         first, *answer = capsys.readouterr().out.splitlines()
         note = get_note(study)
         assert note.startswith("## made\n\n- so far: 6 of 8 trials are finished\n- whether any ")
@@ -35,7 +35,7 @@ def test_note_has_the_answer_of_each_final_report(url, capsys):
         assert note.count("\n- ") == len(answer) == 3
         assert note.endswith(f"The report:\n\n    {first.removeprefix('report: ')}")
         finish_one(url, 1.0)
-        cli.write_final_report(url, "made")
+        final_report.write_final_report(url, "made")
         assert "1.0000" in get_note(study)
 
 
@@ -43,11 +43,11 @@ def test_note_has_the_answer_of_each_final_report(url, capsys):
 def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monkeypatch, capsys):
     make_study(url)
     storage = open_storage(url)
-    monkeypatch.setattr(cli, "write_final_report", lambda *study: print("written"))
+    monkeypatch.setattr(final_report, "write_final_report", lambda *study: print("written"))
 
     def end_on(host, was_finished=False):
         monkeypatch.setattr(socket, "gethostname", lambda: host)
-        cli.finalize_search(url, "made", 8, was_finished)
+        final_report.finalize_search(url, "made", 8, was_finished)
         return capsys.readouterr().out
 
     command = "for another copy: rnn-search report made\n"
@@ -70,11 +70,11 @@ def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
         raise error
 
     def end():
-        cli.finalize_search(sqlite_url, "made", 8, False)
+        final_report.finalize_search(sqlite_url, "made", 8, False)
         return capsys.readouterr()
 
     error: Exception = OSError("disk full")
-    monkeypatch.setattr(cli, "update_note", fail)
+    monkeypatch.setattr(final_report, "update_note", fail)
     out, err = end()
     assert out.startswith("report: ")
     assert err == "warning: cannot update the note of the study: disk full\n"
@@ -86,5 +86,5 @@ def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
     assert err.count("Traceback (most recent call last):") == 1
     assert err.count("warning: bug in rnn-search (KeyError: 'a defect'): please ") == 1
     error = OSError("disk full")
-    monkeypatch.setattr(cli, "_claim_report", fail)
+    monkeypatch.setattr(final_report, "_claim_report", fail)
     assert end() == ("no report: disk full\n", "")

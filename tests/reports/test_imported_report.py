@@ -10,7 +10,7 @@ import pytest
 from pages import BuiltPage, build_from, read_answer
 
 from reports.charts.chart import IMPROVES, WORSENS
-from reports.cli import write_csv
+from reports.final_report import write_csv
 from reports.findings import StudyFindings
 from reports.sentences import describe_insignificance
 from reports.study_reader import read_results

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from factories import finish_one, make_study
 from invocation import require_refused
 
-from reports.cli import reports
 from reports.page.page import write_report
+from rnn_search.commands.reports import report
 from studies.files import default_report
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 def write(url, *arguments):
     """Run the command; return the path that it prints."""
-    done = CliRunner().invoke(reports, ["made", "--storage", url, *arguments])
+    done = CliRunner().invoke(report, ["made", "--storage", url, *arguments])
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     return Path(done.stdout.splitlines()[0])
 

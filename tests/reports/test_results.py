@@ -16,11 +16,12 @@ from factories import (
 )
 from helpers import EACH_DATABASE
 
-from reports.cli import reports, write_csv
+from reports.final_report import write_csv
 from reports.findings import StudyFindings
 from reports.sentences import list_warnings
 from reports.trial_table import decode_architecture
 from rnn.config import NetworkConfig
+from rnn_search.commands.reports import report
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
 from studies.storage.counts import count_trials
@@ -96,7 +97,7 @@ def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
 def test_pandas_reads_the_table_that_the_command_writes(derived, tmp_path, capsys):
     path = str(tmp_path / "rows.csv")
     words = ["--csv", path, "--storage", derived]
-    reports.main(["made", "derived", *words], standalone_mode=False)
+    report.main(["made", "derived", *words], standalone_mode=False)
     assert capsys.readouterr().out.split() == [path]
     rows = pd.read_csv(path)
     assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3

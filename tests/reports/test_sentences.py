@@ -21,10 +21,11 @@ from factories import (
 from optuna_dashboard import get_note
 from pages import build_from, read_answer
 
-from reports import cli
+from reports import final_report
 from reports.findings import StudyFindings
 from reports.sentences import list_headline, list_warnings
 from rnn_search import import_results, load
+from rnn_search.commands.reports import report
 from studies.config import StudyConfig
 from studies.storage.open import load_study, open_storage
 
@@ -189,7 +190,7 @@ def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_pat
     make_switches(sqlite_url, cells={}, name="made")
     answer = read_answer(findings_of(sqlite_url))
     assert len(answer) == 7
-    done = CliRunner().invoke(cli.reports, ["made", "--storage", sqlite_url])
+    done = CliRunner().invoke(report, ["made", "--storage", sqlite_url])
     path, *printed = done.stdout.splitlines()
     assert printed == answer
     html = (tmp_path / path).read_text("utf-8")
@@ -202,7 +203,7 @@ def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_pat
     assert repr(effects).startswith("\n".join(answer))
     items = "".join(f"<li>{escape(line)}</li>" for line in answer)
     assert effects._repr_html_().startswith(f"<ul>{items}")
-    cli.write_final_report(sqlite_url, "made")
+    final_report.write_final_report(sqlite_url, "made")
     with closing(open_storage(sqlite_url)) as storage:
         note = get_note(load_study(storage, "made")).replace("\\", "")
     assert [line[2:] for line in note.splitlines() if line.startswith("- ")] == answer

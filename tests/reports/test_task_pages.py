@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from factories import SMALL_GRID, created_once, make_runs
 
-from reports.cli import write_csv
+from reports.final_report import write_csv
 from reports.page.page import write_report
 from reports.study_reader import read_results
 from rnn_search import list_studies, load

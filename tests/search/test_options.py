@@ -5,7 +5,7 @@ import pytest
 from helpers import QUICK, TINY_OVERRIDES
 
 from rnn.errors import CorpusError, UserError
-from rnn_search.cli import continue_search, refine, run_search
+from rnn_search.commands.searches import continue_search, refine, run_search
 from search.options import RunOptions, WorkerOptions, build_options, to_words
 from search.study import create_or_join, open_study
 

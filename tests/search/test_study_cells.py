@@ -15,7 +15,7 @@ import rnn.own_code
 from rnn.engines import build_network
 from rnn.errors import CellError, CorpusError, UserError
 from rnn.network import count_parameters, network_shapes
-from rnn_search.models_cli import check
+from rnn_search.commands.models import check
 from search.study_cells import load_cells
 from studies.config import to_trial_config
 from studies.loader import ConfigFile, load_config_file

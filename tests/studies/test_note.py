@@ -108,6 +108,7 @@ def test_text_that_a_user_writes_in_the_dashboard_is_kept(sqlite_url):
 
 
 def test_note_is_written_without_importing_the_dashboard():
-    code = "import rnn_search.cli, studies.note, sys; print('optuna_dashboard' in sys.modules)"
+    modules = "rnn_search.commands.searches, studies.note, sys"
+    code = f"import {modules}; print('optuna_dashboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

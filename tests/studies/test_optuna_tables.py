@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 tables = models.BaseModel.metadata.tables
 {change}
-from rnn_search.console import main
+from rnn_search.commands import main
 main({command!r})
 """
 

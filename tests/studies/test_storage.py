@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from studies.attributes import AuditState, Failure
-from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError
+from studies.failures import run_with_exit_code
 from studies.storage.counts import count_trials, top_trials
 from studies.storage.edits import create_study, extend_study
 from studies.storage.engine import error_message, is_outage, is_transient

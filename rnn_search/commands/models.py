@@ -15,12 +15,17 @@ from rnn.errors import UserError
 from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
+from rnn_search.commands.options import (
+    artifacts_option,
+    debug_option,
+    storage_options,
+    study_argument,
+)
 from search.contract_check import check_networks, check_task, list_networks
 from search.floors import describe_floors
 from search.models import export_trial, load_trial_model
 from search.study_cells import load_record, read_values
 from search.study_tasks import load_task_of
-from studies.cli import artifacts_option, debug_option, storage_options, study_argument
 from studies.loader import load_overrides
 from studies.records import CellOption
 from studies.space import cell_name

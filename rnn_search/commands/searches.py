@@ -1,23 +1,23 @@
 """The commands that run searches: run, refine, continue and status."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import click
 
-from search.launch.launcher import create_launcher
-from search.options import RunOptions, build_options, flag_of
-from studies.artifacts import ArtifactFolders
-from studies.cli import (
+from rnn_search.commands.options import (
     artifacts_option,
     dashboard_port_option,
+    options_of,
     storage_options,
     study_argument,
 )
+from search.launch.launcher import create_launcher
+from search.options import RunOptions, build_options
+from studies.artifacts import ArtifactFolders
 from studies.loader import PER_WORKER, read_record, read_study_record
 from studies.storage.open import load_study, read_storage
 
@@ -33,51 +33,6 @@ _RUN = (
     "workers", "launch", "launch_set", "threads", "lockstep", "device", "wait", "until", "report",
 )  # fmt: skip
 """Options that say where and how long a search runs."""
-
-
-def _options(names: Iterable[str]) -> Callable[[_F], _F]:
-    """Add an option to a command for each of these fields of :class:`RunOptions`."""
-
-    def decorate(command: _F) -> _F:
-        for name in reversed([*names]):
-            command = _create_option(name)(command)
-        return command
-
-    return decorate
-
-
-def _create_option(name: str) -> Callable[[_F], _F]:
-    field, flag = RunOptions.model_fields[name], flag_of(RunOptions, name)
-    extra: Any = field.json_schema_extra or {}
-    settings: dict[str, Any] = {key: value for key, value in extra.items() if key != "flag"}
-    kinds = _list_types(field.annotation)
-    if bool in kinds and field.default is None:
-        flag, settings["default"] = f"{flag}/--no-{flag.removeprefix('--')}", None
-    elif bool in kinds:
-        settings |= {"is_flag": True, "flag_value": not field.default, "default": field.default}
-    elif tuple in kinds:
-        settings["multiple"] = True
-    else:
-        settings["default"] = field.default
-        settings.setdefault("show_default", field.default is not None)
-        choices = [
-            value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)
-        ]
-        if choices:
-            settings["type"] = click.Choice(choices)
-        elif int in kinds and name != "lockstep":
-            settings["type"] = int
-    return click.option(flag, name, help=field.description, **settings)
-
-
-def _list_types(annotation: Any) -> list[Any]:
-    """Return the types that an annotation allows, without their bounds."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _list_types(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [kind for each in get_args(annotation) for kind in _list_types(each)]
-    return [tuple if origin is tuple else annotation]
 
 
 _cancel_option = click.option(
@@ -99,7 +54,7 @@ def _search_command(name: str, default_study: str, *more: str) -> Callable[[_F],
     def decorate(command: _F) -> _F:
         command = storage_options(artifacts_option(command))
         command = _cancel_option(_dashboard_option(dashboard_port_option(command)))
-        command = _options((*_STUDY, *more, *_RUN))(command)
+        command = options_of(RunOptions, (*_STUDY, *more, *_RUN))(command)
         command = click.argument("study", default=default_study)(command)
         return click.command(  # type: ignore[return-value]
             name,
@@ -153,7 +108,7 @@ def refine(**options: Any) -> int:
 @click.option(
     "--corpus", metavar="PATH", help="Present place of the study's text, if that has moved."
 )
-@_options(_RUN)
+@options_of(RunOptions, _RUN)
 @_cancel_option
 @_dashboard_option
 @dashboard_port_option

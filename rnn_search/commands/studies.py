@@ -13,12 +13,13 @@ import click
 from click.core import ParameterSource
 
 from rnn.errors import UserError
+from rnn_search.commands.options import artifacts_option, storage_options, study_argument
 from rnn_search.management import list_studies
 from studies import management
 from studies.attributes import OBJECTIVE_NAMES
-from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.config import Objective
 from studies.exchange import export_study, import_studies, is_exported_study
+from studies.failures import EXIT_FAILURE
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
 from studies.storage.edits import list_derived

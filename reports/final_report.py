@@ -1,6 +1,5 @@
-"""The command ``rnn-search report``, its CSV file, and the report at the end of a search."""
+"""The report at the end of a search, and the table of trials as CSV."""
 
-import gc
 import json
 import os
 import re
@@ -16,14 +15,14 @@ import tenacity
 
 from rnn.errors import UserError
 from studies.attributes import CONTEXT_LISTS, REPORT_CLAIM, RETRY_COUNTS, SOURCE_TRIALS
-from studies.cli import is_bug, print_bug, storage_options, studies_argument
+from studies.failures import is_bug, print_bug
 from studies.files import atomic_write, require_regular
 from studies.loader import read_record
 from studies.note import update_note, write_text
 from studies.storage.counts import read_times
 from studies.storage.edits import update_system_attributes
 from studies.storage.engine import error_message, is_transient
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import load_study, open_storage
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
@@ -162,42 +161,6 @@ def retry_outages(function: Callable[[], _T]) -> _T:
         reraise=True,
     )
     return retry(function)
-
-
-@click.command
-@studies_argument
-@storage_options
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="HTML file to write or to replace; by default in reports/out/.",
-)
-@click.option(
-    "--csv",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a table of the trials to this CSV file instead of a report.",
-)
-def reports(studies: tuple[str, ...], storage: str, output: Path | None, csv: Path | None) -> int:
-    """Write a self-contained HTML report of one or several studies."""
-    if csv is None:
-        from reports.page.page import write_report
-
-        gc.freeze()  # else each collection looks through all imported modules
-        report = write_report(storage, studies, output)
-        click.echo(report.path)
-        click.echo("\n".join(report.headline))
-        return 0
-    if output is not None:
-        raise click.UsageError(
-            "--csv writes a table instead of a report and does not go with --output"
-        )
-    from reports.study_reader import read_studies
-
-    with closing(read_storage(storage)) as opened:
-        results = read_studies(opened, studies, with_curves=False, with_windows=False)
-    write_csv(results, csv)
-    click.echo(csv)
-    return 0
 
 
 def write_csv(results: "Sequence[Results]", path: Path) -> None:

@@ -9,21 +9,21 @@ import rnn_search
 from rnn.errors import UserError
 
 _SUBCOMMANDS = {
-    "run": ("rnn_search.cli:run_search", "Create or join a study and run its trials"),
-    "refine": ("rnn_search.cli:refine", "Derive a study from the best trials of another"),
-    "continue": ("rnn_search.cli:continue_search", "Continue a stored study"),
-    "status": ("rnn_search.cli:status", "Print the progress of a study"),
-    "report": ("reports.cli:reports", "Write an HTML report"),
-    "dashboard": ("reports.dashboard:dashboard", "Serve optuna-dashboard"),
-    "list": ("rnn_search.studies_cli:list_command", "List the studies of a storage"),
-    "rename": ("rnn_search.studies_cli:rename", "Rename a study"),
-    "delete": ("rnn_search.studies_cli:delete", "Delete a study with its files"),
-    "retry": ("rnn_search.studies_cli:retry", "Set failed trials waiting again"),
-    "export-study": ("rnn_search.studies_cli:export_command", "Write a study to a compressed file"),
-    "import": ("rnn_search.studies_cli:import_command", "Make a study of finished results"),
-    "check": ("rnn_search.models_cli:check", "Check a cell or a task before a search"),
-    "sample": ("rnn_search.models_cli:sample", "Generate text with a trained network"),
-    "export": ("rnn_search.models_cli:export", "Export a trained network to a folder"),
+    "run": ("searches:run_search", "Create or join a study and run its trials"),
+    "refine": ("searches:refine", "Derive a study from the best trials of another"),
+    "continue": ("searches:continue_search", "Continue a stored study"),
+    "status": ("searches:status", "Print the progress of a study"),
+    "report": ("reports:report", "Write an HTML report"),
+    "dashboard": ("reports:dashboard", "Serve optuna-dashboard"),
+    "list": ("studies:list_command", "List the studies of a storage"),
+    "rename": ("studies:rename", "Rename a study"),
+    "delete": ("studies:delete", "Delete a study with its files"),
+    "retry": ("studies:retry", "Set failed trials waiting again"),
+    "export-study": ("studies:export_command", "Write a study to a compressed file"),
+    "import": ("studies:import_command", "Make a study of finished results"),
+    "check": ("models:check", "Check a cell or a task before a search"),
+    "sample": ("models:sample", "Generate text with a trained network"),
+    "export": ("models:export", "Export a trained network to a folder"),
 }
 """Where each subcommand is, imported when it is used (PyTorch takes seconds), and a summary."""
 
@@ -40,7 +40,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _SUBCOMMANDS:
             return None
         module, _, attribute = _SUBCOMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,11 +68,20 @@ def main(*words: str) -> None:
         words: words before those of the command line, such as the name of a subcommand.
     """
     try:
-        from studies.cli import run_with_exit_code
+        from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code
     except UserError as error:  # the installed Optuna is not supported
         sys.exit(f"error: {error}")
-    run_with_exit_code(
-        lambda: rnn_search_command.main(
-            [*words, *sys.argv[1:]], prog_name="rnn-search", standalone_mode=False
-        )
-    )
+
+    def run() -> int | None:
+        arguments = [*words, *sys.argv[1:]]
+        try:
+            code: int | None = rnn_search_command.main(
+                arguments, prog_name="rnn-search", standalone_mode=False
+            )
+        except click.ClickException as error:
+            exit_with(error.format_message().replace("\n", " "), EXIT_USAGE)
+        except click.Abort as error:
+            raise KeyboardInterrupt from error
+        return code
+
+    run_with_exit_code(run)

@@ -1,0 +1,64 @@
+"""The commands that show studies in a browser: report and dashboard."""
+
+import gc
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from reports.final_report import write_csv
+from rnn_search.commands.options import (
+    artifacts_option,
+    dashboard_port_option,
+    storage_options,
+    studies_argument,
+)
+from studies.storage.open import read_storage
+
+
+@click.command
+@studies_argument
+@storage_options
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file to write or to replace; by default in reports/out/.",
+)
+@click.option(
+    "--csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a table of the trials to this CSV file instead of a report.",
+)
+def report(studies: tuple[str, ...], storage: str, output: Path | None, csv: Path | None) -> int:
+    """Write a self-contained HTML report of one or several studies."""
+    if csv is None:
+        from reports.page.page import write_report
+
+        gc.freeze()  # else each collection looks through all imported modules
+        written = write_report(storage, studies, output)
+        click.echo(written.path)
+        click.echo("\n".join(written.headline))
+        return 0
+    if output is not None:
+        raise click.UsageError(
+            "--csv writes a table instead of a report and does not go with --output"
+        )
+    from reports.study_reader import read_studies
+
+    with closing(read_storage(storage)) as opened:
+        results = read_studies(opened, studies, with_curves=False, with_windows=False)
+    write_csv(results, csv)
+    click.echo(csv)
+    return 0
+
+
+@click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")
+@storage_options
+@artifacts_option
+@dashboard_port_option
+@click.option("--inherited-socket", type=int, hidden=True)
+def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: int | None) -> int:
+    """Serve until a signal arrives."""
+    from reports.dashboard import serve  # slow
+
+    return serve(storage, artifacts, port, inherited_socket)
