@@ -16,16 +16,18 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
 
 from search.errors import is_bug
 from search.status import Status, StatusReader, format_best, format_progress
 from search.worker.shutdown import ShutdownSignal
 from studies.failures import describe_bug
-from studies.text import to_line
+from studies.text import shorten, to_line
 
 REFRESH_SECONDS = 1.0
 """Interval between two updates of the bar."""
+
+BAR_WIDTH = 20
+"""Columns of the bar, which the text of the progress follows."""
 
 PROGRESS_SECONDS = 30.0
 """Interval between two lines of progress in a log."""
@@ -174,11 +176,8 @@ class _BarView:
     """Bar of rich, in a terminal or a notebook."""
 
     def __init__(self, is_notebook: bool) -> None:
-        column = Column(no_wrap=True, ratio=1)
-        text = TextColumn("{task.description}", markup=False, table_column=column)
-        self._progress = Progress(
-            BarColumn(20), text, expand=True, transient=True, refresh_per_second=2
-        )
+        text = TextColumn("{task.description}", markup=False)
+        self._progress = Progress(BarColumn(BAR_WIDTH), text, transient=True, refresh_per_second=2)
         self._task = self._progress.add_task("")
         self._is_notebook = is_notebook
         self._output: Any = None
@@ -194,11 +193,13 @@ class _BarView:
 
     def update(self, status: Status) -> None:
         """Draw the bar again."""
+        # A terminal echoes ^C behind the bar, which must not reach the next line.
+        width = self._progress.console.width - BAR_WIDTH - 4
         self._progress.update(
             self._task,
             total=max(1, status.counts.planned),
             completed=status.counts.finished,
-            description=format_progress(status),
+            description=shorten(format_progress(status), max(1, width)),
         )
         if self._output is not None:
             self._output.update(self._progress)
