@@ -23,7 +23,6 @@ from search.display import Display
 from search.launch.jobs import cancel_pending, prepare_launch
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
-from search.study import StudyHandle
 from studies.storage.open import (
     ARTIFACTS_VARIABLE,
     STORAGE_VARIABLE,
@@ -200,16 +199,11 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     Raises:
         UserError: see :func:`search.run.run_workers`.
     """
-    storage, artifacts = options.storage, options.artifacts
     cluster = prepare_launch(options)
-    with ExitStack() as stack:
-
-        def serve(_: StudyHandle) -> None:
-            if dashboard_port is not None:
-                server = serve_dashboard(storage, artifacts, dashboard_port)
-                stack.enter_context(server)
-
-        result = run_workers(options, serve, cluster)
+    server = None
+    if dashboard_port is not None:
+        server = serve_dashboard(options.storage, options.artifacts, dashboard_port)
+    result = run_workers(options, cluster, server)
     if cluster is not None and result.is_finished and result.record is not None:
         with Display():
             cancel_pending(cluster, result.record.artifact_folder)
@@ -217,7 +211,7 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
         with Display():
             _logger.info("writing the report")
             final_report.finalize_search(
-                storage, result.study, result.finished, result.was_finished
+                options.storage, result.study, result.finished, result.was_finished
             )
     return result
 

@@ -1,19 +1,39 @@
-"""Derive trials from those of a study: a refinement of its best, and further replicates."""
+"""Plan the trials of a study: of its grid, of a refinement, and of further replicates."""
 
+import random
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import Any
 
 from rnn.errors import UserError
 from studies.attributes import SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
-from studies.space import CELL, REPLICATE, Params, Refinement, param_order
+from studies.space import CELL, REPLICATE, Params, Refinement, complete_params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
 
 MAX_UNCONFIRMED = 20_000
 """Number of new trials above which a user must confirm them with ``--yes``."""
+
+
+def list_combinations(config: StudyConfig) -> list[Params]:
+    """Return the combinations of a study with a search space in the order in which they run."""
+    assert config.grid is not None
+    combinations = list(config.grid.combinations())
+    random.Random(config.seed).shuffle(combinations)
+    return combinations
+
+
+def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
+    """Return the combinations of a grid that another does not have, in linear time."""
+    present = {_key(params) for params in other}
+    return [params for params in grid if _key(params) not in present]
+
+
+def _key(params: Params) -> frozenset[tuple[str, Any]]:
+    return frozenset(complete_params(params).items())
 
 
 def derive_trials(

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -119,16 +119,16 @@ class _Session:
 
 def run_workers(
     options: RunOptions,
-    on_open: Callable[[StudyHandle], object] = lambda _: None,
     launcher: Launcher | None = None,
+    while_open: AbstractContextManager[object] | None = None,
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
     Args:
         options: what the user asks for.
-        on_open: called with the open study.
         launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
             workers on this machine.
+        while_open: is entered once the study is open, and left at the end of the run.
 
     Raises:
         UserError: for invalid input, before anything is written.
@@ -137,13 +137,13 @@ def run_workers(
     # Each worker of a cluster stops itself.
     stop = ShutdownSignal(options.until if launcher is None else None)
     with Display(stop) as display:
-        return _run(options, on_open, launcher, stop, display)
+        return _run(options, launcher, while_open or nullcontext(), stop, display)
 
 
 def _run(
     options: RunOptions,
-    on_open: Callable[[StudyHandle], object],
     launcher: Launcher | None,
+    while_open: AbstractContextManager[object],
     stop: ShutdownSignal,
     display: Display,
 ) -> RunResult:
@@ -158,8 +158,7 @@ def _run(
         _logger.info(_describe_early_stop(stop))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
-    with closing(storage):
-        on_open(handle)
+    with closing(storage), while_open:
         _log_study(handle, device)
         before = reader.recent_status()
         failed_workers, failure = 0, ""

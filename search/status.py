@@ -1,7 +1,6 @@
 """Progress of a study, read from its storage, and as text."""
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,15 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 
 from search.pruning.audit import describe_look
-from search.pruning.forecast import Forecast, forecast_training, measure_pace
-from search.pruning.scheduler import PauseResumeScheduler
+from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
-from studies.attributes import ERROR, STEPS_PER_SECOND, AuditLook, Failure
+from studies.attributes import ERROR, AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
 from studies.space import COST_PARAMS
@@ -32,7 +29,7 @@ from studies.storage.counts import (
     read_active_workers,
     timing_by_shape,
 )
-from studies.storage.reads import read_audit_looks, read_numbers
+from studies.storage.reads import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 from studies.text import format_bytes, format_duration, shorten, to_line
@@ -45,9 +42,6 @@ RECENT_TIMEOUT = 0.5
 
 REFRESH_SECONDS = 2.0
 """Interval between reads of the status for a display that is redrawn."""
-
-FORECAST_SECONDS = 10.0
-"""Shortest time between two forecasts."""
 
 MAX_LINE = 120
 """Number of characters of a line of progress."""
@@ -120,7 +114,7 @@ def read_status(
     workers: int = 0,
     best_reader: BestReader | None = None,
     checkpoints: Path | None = None,
-    forecaster: "Forecaster | None" = None,
+    forecaster: Forecaster | None = None,
 ) -> Status:
     """Read the progress of a study, and measure the folder of its checkpoints, if one is given.
 
@@ -167,39 +161,6 @@ def read_status(
         best_by_task,
         seconds_range,
     )
-
-
-class Forecaster:
-    """Forecasts the rest of a search that prunes, in at most one percent of the time."""
-
-    def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
-        self._storage = storage
-        self._study_id = study_id
-        self._scheduler = PauseResumeScheduler(storage, study_id, config)
-        self._forecast: Forecast | None = None
-        self._due_at = -math.inf
-
-    def read(self) -> Forecast | None:
-        """Return the forecast, computed anew if that is due; None if nothing is known yet."""
-        started_at = time.monotonic()
-        if started_at >= self._due_at:
-            # A forecast that fails must not end a search whose decisions may fail.
-            with contextlib.suppress(np.linalg.LinAlgError, MemoryError):
-                self._forecast = self._compute()
-            now = time.monotonic()
-            self._due_at = now + max(FORECAST_SECONDS, 100 * (now - started_at))
-        return self._forecast
-
-    def _compute(self) -> Forecast | None:
-        progress = self._scheduler.read()
-        rates = read_numbers(self._storage, self._study_id, STEPS_PER_SECOND)
-        pace = measure_pace(
-            [trial.params for trial in progress.trials],
-            [rates.get(trial.trial_id) for trial in progress.trials],
-        )
-        is_audited = np.array([trial.is_audited for trial in progress.trials], dtype=bool)
-        policy = self._scheduler.build_policy(progress)
-        return forecast_training(policy, progress.state, is_audited, pace)
 
 
 def _list_cost_params(config: StudyConfig) -> Sequence[str]:

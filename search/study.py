@@ -20,7 +20,7 @@ from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.devices import check_precision, supports_bf16
 from search.contract_check import check_cells, check_tasks
-from search.derive import check_count, derive_trials
+from search.derive import check_count, derive_trials, list_combinations
 from search.extend import (
     describe_trials,
     extend,
@@ -28,8 +28,6 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.grid import list_combinations
-from search.launch.launcher import require_shared
 from search.open_study import OpenStudy, require_stored
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audit import draw_audited
@@ -270,7 +268,7 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     name = options.name or file.name
     check_study_name(name)
     wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    _check(wanted, options)
+    _check(wanted)
     is_new = not (wanted.is_stored or wanted.exists)
     floors = _check_new(wanted, options) if is_new else {}
     with ExitStack() as on_error:
@@ -362,15 +360,10 @@ def _open(
 # ------------------------------------------------------------------ create
 
 
-def _check(wanted: _Wanted, options: RunOptions) -> None:
+def _check(wanted: _Wanted) -> None:
     """Check what a process needs to create or to join a study, before a storage is written."""
     config, tasks, corpus = wanted.config, wanted.tasks, wanted.corpus
     wanted.check_precision(config.precision)
-    if not options.target.is_local:
-        for path in (path for task in tasks.values() for path in task.files):
-            require_shared(path, "file of the task")
-        if corpus is not None and corpus.path is not None:
-            require_shared(corpus.path, "corpus")
     if corpus is not None:
         # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
         check_length(Text(corpus, ByteTokenizer()), config)

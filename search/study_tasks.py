@@ -99,11 +99,6 @@ class StudyTask:
         values = {**self.fixed, **self.record.values, **dict(options)}
         return _build(self.definition, values, self.record.name)
 
-    @property
-    def files(self) -> list[Path]:
-        """Paths of the files that the task reads."""
-        return _list_files(self.build(), self.record.folder)
-
 
 def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyConfig:
     """Return a config whose records of the tasks have sums over the held-out data."""

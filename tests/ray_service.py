@@ -136,12 +136,11 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which commands reach this cluster, whose nodes share all folders here."""
+        """Variables with which commands reach this cluster."""
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RNN_SEARCH_SHARED": f"{ROOT}:{tempfile.gettempdir()}",
         }
 
     def submit(self, folder: Path, *command: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from search.errors import LaunchError
 from search.launch.launcher import (
-    ARTIFACTS_REMEDY,
     Job,
     Launcher,
     WorkerCommand,
@@ -16,14 +15,12 @@ from search.launch.launcher import (
     mark_folder,
     parse_job,
     require_server,
-    require_shared,
     warn_of_loopback,
 )
 from search.options import RunOptions, to_words
 from search.status import Status, StatusReader
 from search.study import StudyHandle
 from search.worker.shutdown import ShutdownSignal
-from studies.artifacts import ArtifactFolders
 from studies.storage.counts import ActiveWorker
 from studies.text import format_trials
 
@@ -57,10 +54,6 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             "command that submitted them"
         )
     require_server(options.storage)
-    folders = ArtifactFolders(options.artifacts, options.storage, read_only=True)
-    require_shared(folders.root("checkpoints"), "folder of checkpoints", ARTIFACTS_REMEDY)
-    if launcher.log_folder is not None:
-        require_shared(launcher.log_folder, "folder of logs", "expected a shared working directory")
     launcher.check()
     return launcher
 

@@ -5,7 +5,6 @@ Workers on other machines need a storage on a server, and a folder that the mach
 
 import os
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +23,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 JOB_VARIABLE = "RNN_SEARCH_JOB"
 """Environment variable with the id of the job that a worker runs in, which its leases then name."""
 
-SHARED_VARIABLE = "RNN_SEARCH_SHARED"
-"""Environment variable with the folders that all machines of a cluster share, separated by ``:``.
-
-Needed only for those on a disk of this machine, as on the server of a network file system.
-"""
-
 MARKER_PREFIX = ".shared-"
 """Start of the random name of a file by which workers recognize the folder of checkpoints."""
-
-ARTIFACTS_REMEDY = "expected --artifacts with a shared folder"
 
 
 @dataclass(frozen=True)
@@ -141,12 +132,9 @@ class Launcher(Protocol):
 
     Attributes:
         ends_with_command: whether the jobs end with the command that submitted them.
-        log_folder: folder of the jobs' logs, which all machines must share; None if the cluster
-            keeps them.
     """
 
     ends_with_command: bool
-    log_folder: Path | None
 
     def check(self) -> None:
         """Let the cluster check the options of the jobs, before a study is written.
@@ -272,30 +260,7 @@ def mark_folder(folder: Path) -> Path:
 def describe_missing(marker: Path) -> str:
     """Return what a job reports that does not find the marker."""
     folder = marker.parent
-    return f"folder of checkpoints {folder} is not the same on all machines: {ARTIFACTS_REMEDY}"
-
-
-def require_shared(path: Path, what: str, remedy: str = "expected a shared file system") -> None:
-    """Check that a file or folder is not in a place that only this machine has.
-
-    It need not exist. ``what`` and ``remedy`` are parts of the message.
-
-    Raises:
-        LaunchError: if it is in the temporary folder or on a disk of this machine.
-    """
-    path = path.expanduser().resolve()
-    folders = os.environ.get(SHARED_VARIABLE, "").split(os.pathsep)
-    shared = [Path(folder).expanduser().resolve() for folder in folders if folder]
-    if any(path.is_relative_to(folder) for folder in shared):
-        return
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if path.is_relative_to(Path(tempfile.gettempdir()).resolve()):
-        where = "in the temporary folder of this machine"
-    elif os.major(existing.stat().st_dev):  # 0 on file systems that have no device, as on networks
-        where = "on a disk of this machine"
-    else:
-        return
-    raise LaunchError(
-        f"{what} {path} is {where}, where other machines do not find it: {remedy}, or "
-        f"{SHARED_VARIABLE}=FOLDER if all machines share the folder"
+    return (
+        f"folder of checkpoints {folder} is not the same on all machines: expected --artifacts "
+        "with a shared folder"
     )

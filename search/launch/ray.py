@@ -74,7 +74,6 @@ class RayLauncher:
     """
 
     ends_with_command = True
-    log_folder: Path | None = None
 
     def __init__(self, address: str, settings: Mapping[str, str]) -> None:
         self._settings = {key: _parse_value(text) for key, text in settings.items()}

@@ -47,7 +47,6 @@ class SlurmLauncher:
     """Starts workers as a job array of SLURM, with options of ``sbatch``."""
 
     ends_with_command = False
-    log_folder: Path | None = LOG_PARENT
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self._settings = dict(settings)

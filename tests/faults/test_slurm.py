@@ -47,7 +47,6 @@ def launch(runner, slurm, postgresql_url, tmp_path):
     overrides = [f"--set={key}={value}" for key, value in (SETTINGS | SPACE).items()]
     variables = slurm.environment | {
         "RNN_SEARCH_STORAGE": postgresql_url,
-        "RNN_SEARCH_SHARED": "/",  # one machine
         "PYTHONPATH": f"{packages}:{ROOT}",
         "OMP_NUM_THREADS": "1",
     }

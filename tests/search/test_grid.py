@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from rnn.errors import CorpusError, UserError
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT
+from search.open_study import NO_TRIAL_LEFT
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
 from studies.loader import load_config_file

@@ -1,12 +1,10 @@
 """What ``--launch`` and ``--launch-set`` mean, and what workers on other machines need."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,18 +16,16 @@ from rnn.errors import DeviceError
 from search.errors import LaunchError
 from search.launch.jobs import build_worker_command, prepare_launch
 from search.launch.launcher import (
-    SHARED_VARIABLE,
     LaunchTarget,
     WorkerCommand,
     create_launcher,
     mark_folder,
     parse_target,
-    require_shared,
     warn_of_loopback,
 )
 from search.launch.slurm import write_script
 from search.options import RunOptions
-from search.run import find_device, run_workers
+from search.run import find_device
 from search.study import create_or_join
 
 SERVER = "postgresql+psycopg://me@host/studies"
@@ -86,48 +82,20 @@ def test_storage_that_is_another_on_each_machine_is_warned_of(url, is_warned, mo
     assert bool(warn_of_loopback(url)) == is_warned
 
 
-# ------------------------------------------------------------------ shared files
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("storage", "message"),
     [
-        ({"storage": "sqlite:///x.db"}, "expected a server, as in --storage"),
-        ({"storage": "postgresql+psycopg://me:s3cret@host/x"}, "expected it in PGPASSWORD"),
-        ({"storage": f"{SERVER}?sslpassword=s3cret"}, "PGPASSWORD"),
-        ({}, "in the temporary folder of this machine"),
-        ({"artifacts": "shared"}, "folder of logs"),
+        ("sqlite:///x.db", "expected a server, as in --storage"),
+        ("postgresql+psycopg://me:s3cret@host/x", "expected it in PGPASSWORD"),
+        (f"{SERVER}?sslpassword=s3cret", "PGPASSWORD"),
     ],
 )
-def test_job_that_could_not_reach_what_it_needs_is_refused_in_one_line(
-    tmp_path, monkeypatch, options, message
+def test_storage_that_jobs_cannot_reach_is_refused_in_one_line(
+    tmp_path, monkeypatch, storage, message
 ):
-    (tmp_path / "shared").mkdir()
-    monkeypatch.setenv(SHARED_VARIABLE, str(tmp_path / "shared"))
     monkeypatch.chdir(tmp_path)
-    options = {"storage": SERVER} | options
     with refused(LaunchError, message, tmp_path):
-        prepare_launch(RunOptions(study="quick", launch="slurm", **options))
-
-
-def test_corpus_that_workers_on_other_machines_do_not_find_is_refused(sqlite_url, text, tmp_path):
-    options = RunOptions(study="quick", storage=sqlite_url, corpus=str(text), launch="slurm")
-    with pytest.raises(LaunchError, match=r"corpus .* is in the temporary folder of this machine"):
-        run_workers(options)
-    assert list(tmp_path.iterdir()) == [text]
-
-
-@pytest.mark.parametrize(("device", "is_shared"), [((0, 53), True), ((8, 1), False)])
-def test_file_on_a_disk_of_the_machine_is_not_shared(monkeypatch, device, is_shared):
-    """A network file system has no device of its own: the major number is 0."""
-    monkeypatch.setattr(Path, "exists", lambda path: path == Path("/"))
-    monkeypatch.setattr(Path, "stat", lambda *_, **__: SimpleNamespace(st_dev=os.makedev(*device)))
-    monkeypatch.delenv(SHARED_VARIABLE, raising=False)
-    if not is_shared:
-        with pytest.raises(LaunchError, match=r"corpus /data/text is on a disk of this machine"):
-            require_shared(Path("/data/text"), "corpus")
-        monkeypatch.setenv(SHARED_VARIABLE, "/other:/data")
-    require_shared(Path("/data/text"), "corpus")
+        prepare_launch(RunOptions(study="quick", launch="slurm", storage=storage))
 
 
 # ------------------------------------------------------------------ SLURM
