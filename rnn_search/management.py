@@ -4,10 +4,10 @@ Each function is the command of the same name, which docs/reference/command-line
 its options. Where it is refused or fails, it raises ``UserError``, and nothing has changed.
 """
 
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rnn.errors import UserError
 from rnn_search.errors import require_text, to_path
@@ -77,34 +77,49 @@ def import_study(
 def import_results(
     source: "str | Path | pd.DataFrame | optuna.Study",
     *,
+    value: str = "value",
+    maximize: bool | None = None,
+    metric: str = "",
+    unit: str = "",
+    parameters: Sequence[str] = (),
+    replicate: str | None = None,
+    nuisance: Sequence[str] = (),
     study: str | None = None,
     name: str | None = None,
     storage: str | None = None,
     dry_run: bool = False,
-    **options: Any,
 ) -> ImportedStudy:
     """Make a study of the results of another program, as ``rnn-search import`` does.
 
     Args:
         source: path of a table (``.csv``, ``.jsonl``, ``.parquet``); a DataFrame; a study of
             Optuna; or the URL of a storage of Optuna, which is only read.
+        value: column of the results.
+        maximize: whether a higher value is better; None if its name or the study says so.
+        metric: name of the value, for the report.
+        unit: unit of the value, for the report.
+        parameters: columns that are parameters; empty for a guess.
+        replicate: column that numbers repeated runs; None for replicate or seed.
+        nuisance: parameters at whose best values each configuration is judged.
         study: name of the study in that storage; None if it has one only.
         name: name of the new study; None for that of the file or of Optuna's study.
         storage: URL of the storage to write, which is created if it does not exist.
         dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
-        options: any of ``value``, ``maximize``, ``metric``, ``unit``, ``question``,
-            ``parameters``, ``replicate``, ``nuisance``, ``threshold`` and ``hypotheses``, as those
-            of the command; several names are a list.
     """
-    known = [each.name for each in fields(ImportOptions)]
-    if unknown := [each for each in options if each not in known]:
-        raise UserError(f"unknown option {unknown[0]}: {expect_one_of(known, unknown[0])}")
-    chosen = ImportOptions(**options)
+    options = ImportOptions(
+        value=value,
+        maximize=maximize,
+        metric=metric,
+        unit=unit,
+        parameters=parameters,
+        replicate=replicate,
+        nuisance=nuisance,
+    )
     is_path = isinstance(source, str | Path) and "://" not in str(source)
     if is_path and study is None and is_exported_study(Path(str(source))):
         raise UserError(f"{source} is an exported study: expected import_study")
     url = storage_or_default(storage)
-    return import_stored(url, source, chosen, study=study, name=name, dry_run=dry_run)
+    return import_stored(url, source, options, study=study, name=name, dry_run=dry_run)
 
 
 def delete_study(

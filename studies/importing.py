@@ -5,13 +5,14 @@ varied, and one with another value in most rows names the rows or is a result. W
 decide, nothing is imported until the parameters are named.
 """
 
+import json
 import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +25,11 @@ from optuna.distributions import (
 )
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from pydantic import ValidationError
 
 from rnn.errors import UserError
-from studies.attributes import FAILURE, RESULT_NAMES, Failure, StudyRecord
+from studies.attributes import FAILURE, IS_GRID_TRIAL, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
-from studies.hypotheses import Hypothesis, register
-from studies.loader import describe_mistakes, load_hypotheses, parse_hypotheses
 from studies.note import to_attributes, write_text
-from studies.result_table import (
-    PARAMETER_PREFIXES,
-    Table,
-    join_names,
-    read_file,
-    read_frame,
-    read_study,
-    strip_prefix,
-)
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
 from studies.storage.edits import create_study
@@ -49,13 +38,16 @@ from studies.storage.open import list_study_names, load_study, open_storage, rea
 from studies.storage.trials import StoredTrial
 from studies.storage.whole_study import new_folder
 from studies.study_settings import ImportedResults
-from studies.text import check_study_name, format_count, shorten
+from studies.text import check_study_name, format_count, shorten, to_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REPLICATE_NAMES = ("replicate", "seed", "random_seed", "random_state")
-"""Columns that number repeated runs, unless a user names another."""
+_PARAMETER_PREFIXES = ("params.", "params_", "config/", "param_", "config.")
+"""Prefixes of parameters by MLflow, Optuna, Ray Tune, scikit-learn, and W&B in JSON lines."""
+
+_RESULT_PREFIXES = ("metrics.", "summary.")
+"""Prefixes of results by MLflow, and by W&B in JSON lines."""
 
 _STATES = {
     **dict.fromkeys(("complete", "completed", "finished", "terminated"), TrialState.COMPLETE),
@@ -64,6 +56,13 @@ _STATES = {
     **dict.fromkeys(("running", "waiting", "pending", "scheduled"), TrialState.RUNNING),
 }
 """States of Optuna, W&B, MLflow and Ray; a column that has another word has no states."""
+
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
+"""Cells of a CSV file without a value. None is one: the name of a choice."""
+
+
+_REPLICATES = re.compile("replicate|seed|random_seed|random_state", re.IGNORECASE)
+"""Columns that number repeated runs, unless a user names another."""
 
 _RESULT = re.compile(
     r"(.*[\W_])?(loss|acc|accuracy|auc|f1|score|error|perplexity|ppl|mse|mae|runtime|elapsed)|"
@@ -75,9 +74,10 @@ _RESULT = re.compile(
 """Names of what a program measures. Not every time is one: ``decay_time`` may be a parameter."""
 
 _BOOKKEEPING = re.compile(
-    r"_.*|Name|Notes|User|Tags|Created|Updated|Runtime|Sweep|ID|Group|Commit|Hostname|Agent|"
+    r"_.*|Unnamed: .*|Name|Notes|User|Tags|Created|Updated|Sweep|ID|Group|Commit|Hostname|Agent|"
     r"Job Type|Description|Github.*|GPU (Count|Type)|(Start|End) Time|Relative Time .*|"
-    r"[Ss]tat(e|us)|index|idx|id|number|row|run|trial|experiment|job|date|timestamp|pid|host|(run|trial)_id"
+    r"[Ss]tat(e|us)|index|idx|id|number|row|run|trial|experiment|job|date|timestamp|pid|host|"
+    r"(run|trial)_id"
 )
 """Columns that W&B and other programs write next to parameters and results."""
 
@@ -86,54 +86,192 @@ _HIGHER_IS_BETTER = re.compile(
     re.IGNORECASE,
 )
 
-Hypotheses = str | Path | Sequence[Hypothesis | Mapping[str, Any]]
-"""The path of a file of hypotheses, or the hypotheses."""
+
+# ------------------------------------------------------------------ tables
 
 
-def _option(metavar: str | None, default: Any, text: str) -> Any:
-    return field(default=default, metadata={"metavar": metavar, "help": text})
+@dataclass
+class _Table:
+    """A table of the runs that have ended.
+
+    Attributes:
+        source: file or study that it is of, for a reader.
+        states: how each run ended, as a column ``state`` or ``status`` says; else it is complete.
+        columns: cells of each other column as Python's values of one type; None where missing.
+        maximize: whether a higher value is better, of the columns of which the source says it.
+        is_adaptive: whether a sampler may have chosen rows by the results of earlier ones.
+    """
+
+    source: str
+    states: list[TrialState]
+    columns: dict[str, list[Any]]
+    maximize: dict[str, bool] = field(default_factory=dict)
+    is_adaptive: bool = False
+
+    def find(self, name: str, option: str) -> str:
+        """Return a column that a user names, with or without the prefix of a program."""
+        found = [column for column in self.columns if name in (column, _strip_prefix(column))]
+        if not found:
+            raise UserError(
+                f"{self.source} has no column {shorten(name)!r}: choose {option}, of "
+                f"{', '.join(self.columns)}"
+            )
+        return name if name in found else found[0]
+
+    def count_values(self, names: Sequence[str]) -> int:
+        """Return the number of distinct combinations of values of some columns."""
+        return len(set(zip(*(self.columns[name] for name in names), strict=True)))
+
+    def read_numbers(self, name: str) -> list[float | None]:
+        """Return the numbers of a column; None for an empty cell."""
+        try:
+            return [None if cell is None else float(cell) for cell in self.columns[name]]
+        except ValueError as error:
+            raise UserError(
+                f"{self.source}, column {shorten(name)!r}: {shorten(str(error))}: expected "
+                "numbers, and empty cells for runs that failed"
+            ) from error
+
+
+def _strip_prefix(name: str) -> str:
+    """Return the name of a column without the prefix of the program that wrote the table."""
+    for prefix in (*_PARAMETER_PREFIXES, *_RESULT_PREFIXES):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _read_file(path: Path) -> _Table:
+    """Read a table from Parquet, JSON lines, or CSV, for which any other suffix stands.
+
+    Raises:
+        UserError: if it is no table.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        elif path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            # A value of an object in an object is named as by W&B: config.lr.
+            frame = pd.json_normalize([json.loads(line) for line in lines])
+        else:
+            frame = pd.read_csv(
+                path,
+                index_col=False,
+                skipinitialspace=True,
+                keep_default_na=False,
+                na_values=_MISSING,
+            )
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as CSV in UTF-8, JSON lines (.jsonl) or Parquet (.parquet): "
+            f"{to_line(str(error))}"
+        ) from error
+    return _read_frame(frame, path.name)
+
+
+def _read_frame(frame: "pd.DataFrame", source: str) -> _Table:
+    """Read a table from a DataFrame, whose named index is columns as well.
+
+    Raises:
+        UserError: if it has no rows, or two columns of one name.
+    """
+    if frame.index.names != [None]:
+        frame = frame.reset_index()
+    frame = frame.rename(columns=str)
+    if frame.empty or frame.columns.has_duplicates:
+        raise UserError(f"{source} has no rows, or two columns of one name")
+    columns = {}
+    states = [TrialState.COMPLETE] * len(frame)
+    for name in map(str, frame.columns):
+        cells = _read_column(frame[name])
+        words = [str(cell).rpartition(".")[2].lower() for cell in cells]  # TrialState.COMPLETE
+        if name.lower() in ("state", "status") and _STATES.keys() >= set(words):
+            states = [_STATES[word] for word in words]
+        else:
+            columns[name] = cells
+    ended = [row for row, state in enumerate(states) if state is not TrialState.RUNNING]
+    return _Table(
+        source,
+        [states[row] for row in ended],
+        {name: [cells[row] for row in ended] for name, cells in columns.items()},
+        is_adaptive=any(name.startswith("params_") for name in columns),
+    )
+
+
+def _read_column(column: "pd.Series[Any]") -> list[Any]:
+    """Return cells as values of one type that a parameter can have; None where missing."""
+    if column.isna().any():
+        column = column.convert_dtypes()  # integers are floats next to missing cells
+    cells = column.astype(object).where(column.notna(), None).tolist()
+    kinds = {type(cell) for cell in cells if cell is not None}
+    if len(kinds) <= 1 and kinds <= {bool, int, float, str}:
+        return cells
+    kind = float if kinds == {int, float} else str
+    return [None if cell is None else kind(cell) for cell in cells]
+
+
+def _read_study(study: optuna.Study, where: str = "") -> _Table:
+    """Read a study of plain Optuna as a table, whose curve is that of intermediate values.
+
+    Args:
+        study: the study.
+        where: where it is stored, for a reader: `` of sqlite:///optuna.db``.
+
+    Raises:
+        UserError: if it is a study of this program, or has no trials.
+    """
+    import pandas as pd
+
+    source = f"study {study.study_name}{where}"
+    trials = study.get_trials(deepcopy=False)
+    if any(IS_GRID_TRIAL in trial.system_attrs for trial in trials):
+        raise UserError(
+            f"{source} is one of this program: write it to a file with rnn-search export-study, "
+            "and import the file"
+        )
+    count = len(study.directions)
+    objectives = ["value"] if count == 1 else [f"values_{place}" for place in range(count)]
+    rows = []
+    for trial in trials:
+        row = {"state": trial.state.name, **dict.fromkeys(objectives)}
+        row |= dict(zip(objectives, trial.values or (), strict=False))
+        for name, value in trial.params.items():
+            row[f"params_{name}"] = "None" if value is None else value
+        for step, loss in trial.intermediate_values.items():
+            row[f"value_{step}"] = loss
+        rows.append(row)
+    table = _read_frame(pd.DataFrame(rows), source)
+    for name, direction in zip(objectives, study.directions, strict=True):
+        table.maximize[name] = direction == StudyDirection.MAXIMIZE
+    table.is_adaptive = not all("grid_id" in trial.system_attrs for trial in trials)
+    return table
+
+
+# ------------------------------------------------------------------ imports
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What a user says about results: the options of ``rnn-search import``, with their help.
+    """What a user says about results, as options of ``rnn-search import``; None and "" for nothing.
 
-    Several names are a list in Python, and hypotheses may be a list of tables there.
-
-    Raises:
-        UserError: if a text is given for a list.
+    An import returns them with each role named.
     """
 
-    value: str | None = _option(
-        "COLUMN", None, "Column of the results, or objective of a study; by default value."
-    )
-    maximize: bool | None = _option(
-        None, None, "Whether a higher value is better; by default as its name or the study says."
-    )
-    metric: str = _option("NAME", "", "Name of the value, for the report.")
-    unit: str = _option("TEXT", "", "Unit of the value, for the report.")
-    question: str = _option("TEXT", "", "Question that the report answers.")
-    parameters: Sequence[str] = _option(
-        "A,B,…", (), "Columns that are parameters; by default a guess, which is printed."
-    )
-    replicate: str | None = _option(
-        "COLUMN", None, "Column that numbers repeated runs; by default replicate or seed."
-    )
-    nuisance: Sequence[str] = _option(
-        "A,B,…", (), "Parameters at whose best values each configuration is judged."
-    )
-    threshold: float | None = _option(
-        "NUMBER", None, "Value from which a run is good: the report shows which changes give more."
-    )
-    hypotheses: Hypotheses | None = _option(  # noqa: RUF009
-        "FILE.toml", None, "Hypotheses to test: tables [[hypothesis]], as in a study file."
-    )
+    value: str = "value"
+    maximize: bool | None = None
+    metric: str = ""
+    unit: str = ""
+    parameters: Sequence[str] = ()
+    replicate: str | None = None
+    nuisance: Sequence[str] = ()
 
-    def __post_init__(self) -> None:
-        for name in ("parameters", "nuisance"):
-            given = getattr(self, name)
-            if isinstance(given, str):
-                raise UserError(f"{name}={given!r} is a text: expected a list of names")
+    @property
+    def title(self) -> str:
+        """Name of the value, for a reader."""
+        return self.metric or _strip_prefix(self.value)
 
 
 @dataclass(frozen=True)
@@ -141,21 +279,14 @@ class ImportedStudy:
     """What was imported.
 
     Attributes:
-        name: name of the study.
-        source: file or study that the results were read from.
         counts: number of runs by state, for a reader.
-        parameters: names of its parameters.
         roles: what the columns are, one line for each role.
-        notes: what was decided, one sentence each.
         command: command that imports the same and names each role; "" for a DataFrame.
     """
 
     name: str
-    source: str
     counts: str
-    parameters: list[str]
     roles: list[str]
-    notes: list[str]
     command: str
 
 
@@ -168,57 +299,48 @@ def import_results(
     name: str | None = None,
     dry_run: bool = False,
 ) -> ImportedStudy:
-    """Make a study of results that another program recorded.
-
-    Args:
-        storage: URL of the storage, which is created if it does not exist.
-        source: where the results are; it and the names as in :func:`rnn_search.import_results`.
-        options: what the columns are.
-        study: name of the study in the storage ``source``.
-        name: name of the new study.
-        dry_run: whether to write nothing.
+    """Make a study of results that another program recorded, as ``rnn_search.import_results`` does.
 
     Raises:
-        UserError: if it cannot be imported; nothing is written. About a table the message names
-            the row and the column.
+        UserError: if it cannot be imported; nothing is written.
     """
-    is_url = isinstance(source, str) and "://" in source
-    if study is not None and not is_url:
-        given = shorten(str(source))
-        raise UserError(f"study={study!r} is for the URL of a storage: {given} is none")
-    words = [str(source)]
-    if is_url:
-        words, table = _open_study(str(source), study, options)
-        default_name = words[-1]
+    words = ["rnn-search", "import", str(source)]
+    if isinstance(source, str) and "://" in source:
+        table, study = _open_study(source, study)
+        words = [*words[:2], redact(parse_url(source).set(password=None)), "--study", study]
+        default_name = study
     elif isinstance(source, str | Path):
-        table = read_file(Path(source))
+        table = _read_file(Path(source))
         default_name = Path(source).stem
     elif isinstance(source, optuna.Study):
-        table = read_study(source, "", options.value)
+        table = _read_study(source)
         default_name = source.study_name
-    elif hasattr(source, "columns"):
-        if name is None:
-            raise UserError("a DataFrame has no name: expected name=…")
-        table = read_frame(source, "DataFrame")
-        default_name = name
+    elif name is None:
+        raise UserError("a DataFrame has no name: expected name=…")
     else:
-        raise UserError(
-            f"cannot import a {type(source).__name__}: expected the path of a table, a DataFrame, "
-            "a study of Optuna or the URL of its storage"
-        )
-    name = default_name if name is None else name
+        table = _read_frame(source, "DataFrame")
+        default_name = name
+    if name not in (None, default_name):
+        words += ["--name", str(name)]
+    name = name or default_name
     check_study_name(name)
     roles = _find_roles(table, options)
+    is_sure = bool(options.parameters) or any(map(_has_prefix, roles.parameters))
+    _check_repeats(table, roles, is_sure)
     command = ""
     if isinstance(source, str | Path):
-        words += [] if name == default_name else ["--name", name]
-        command = _format_command(words, roles, options)
-    return _store(storage, name, table, roles, options, command, dry_run)
+        command = shlex.join([*words, *_to_words(roles)])
+    trials = _read_trials(table, roles)
+    config = _build_config(table, roles)
+    if not dry_run:
+        _store(storage, name, config, trials, command)
+    counts = count_statuses(Counter(trial.status for trial in trials)).describe()
+    return ImportedStudy(name, counts, _describe(table, roles), command)
 
 
-def _open_study(url: str, study: str | None, options: ImportOptions) -> tuple[list[str], Table]:
-    """Read a study of a storage; return the words of a command that name it, and its table."""
-    where = redact(parse_url(url).set(password=None))
+def _open_study(url: str, study: str | None) -> tuple[_Table, str]:
+    """Read a study of a storage, which need not be named if it is the only one."""
+    where = redact(parse_url(url))
     with closing(read_storage(url)) as opened:
         names = list_study_names(opened)
         if study is None and len(names) != 1:
@@ -227,370 +349,248 @@ def _open_study(url: str, study: str | None, options: ImportOptions) -> tuple[li
                 f"{', '.join(names) or 'none'}"
             )
         name = study or names[0]
-        table = read_study(load_study(opened, name), f" of {where}", options.value)
-    return [where, "--study", name], table
+        return _read_study(load_study(opened, name), f" of {where}"), name
 
 
-def _format_command(source: Sequence[str], roles: "_Roles", options: ImportOptions) -> str:
-    """Return the command that imports the same, with an option for each role."""
-    named = asdict(options) | {
-        "value": options.value or roles.value,
-        "maximize": roles.maximize,
-        "parameters": list(roles.parameters),
-        "replicate": roles.replicate,
-    }
-    words = ["rnn-search", "import", *source]
-    for option, value in named.items():
-        if isinstance(value, bool):
+def _to_words(options: ImportOptions) -> list[str]:
+    """Return the words of a command that state options."""
+    words = []
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name == "maximize":
             words.append("--maximize" if value else "--minimize")
-        elif value and isinstance(value, list | tuple):
-            words += [f"--{option}", ",".join(map(str, value))]
-        elif value not in (None, "", ()):
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
+        elif value:
+            text = value if isinstance(value, str) else ",".join(value)
+            words += [f"--{option.name}", text]
+    return words
 
 
 # ------------------------------------------------------------------ roles of columns
 
 
-@dataclass(frozen=True)
-class _Roles:
-    """What the columns of a table are.
-
-    Attributes:
-        parameters: name of the parameter of each column.
-        curve: step of each column.
-        left_out: columns that are nothing, by the reason.
-        is_sure: whether the user or a prefix says which columns are parameters.
-    """
-
-    value: str
-    metric: str
-    maximize: bool
-    parameters: dict[str, str]
-    replicate: str | None
-    states: str | None
-    curve: dict[str, int]
-    left_out: dict[str, list[str]]
-    is_sure: bool
-
-    def describe(self) -> list[str]:
-        """Return a line for each role."""
-        roles = {
-            "value": f"{self.metric} ({'higher' if self.maximize else 'lower'} is better)",
-            "parameters": join_names(self.parameters.values(), 100),
-            "replicates": self.replicate,
-            "states": self.states,
-            "curve": join_names(self.curve, 3),
-        }
-        lines = [f"{role}: {text}" for role, text in roles.items() if text]
-        for reason, names in self.left_out.items():
-            lines.append(f"left out: {join_names(names)}, because {reason}")
-        return lines
-
-
-def _find_roles(table: Table, options: ImportOptions) -> _Roles:
-    """Find what the columns of a table are.
+def _find_roles(table: _Table, options: ImportOptions) -> ImportOptions:
+    """Return options that name each role, those that the user left open by guesses.
 
     Raises:
         UserError: if a column that is named is not there, or it is unsure which are parameters.
     """
-    # The table of a study of Optuna has one objective.
-    value = "value" if table.metric else table.find(options.value or "value", "--value")
-    metric = options.metric or table.metric or strip_prefix(value)
-    maximize = table.maximize if options.maximize is None else options.maximize
+    value = table.find(options.value, "--value")
+    maximize = options.maximize
     if maximize is None:
-        maximize = _HIGHER_IS_BETTER.fullmatch(metric) is not None
-    chosen = [table.find(name, "--parameters") for name in options.parameters]
+        metric = options.metric or _strip_prefix(value)
+        is_higher_better = _HIGHER_IS_BETTER.fullmatch(metric) is not None
+        maximize = table.maximize.get(value, is_higher_better)
+    parameters = [table.find(name, "--parameters") for name in options.parameters]
     if options.replicate is None:
-        replicate = _find_replicate(table, [value, *chosen])
+        replicate = _find_replicate(table, [value, *parameters])
     else:
         replicate = table.find(options.replicate, "--replicate")
-    states = _find_states(table)
-    curve = _find_curve(table, value)
-    names = [name for name in table.columns if name not in (value, replicate, states, *curve)]
-    left_out: dict[str, list[str]] = {}
-    if not chosen:
-        chosen = _guess_parameters(table, names, replicate, left_out)
-    elif not set(chosen) <= set(names):
+    others = _list_others(table, value, replicate)
+    if not parameters:
+        parameters = _guess_parameters(table, others, replicate)
+    if not parameters or not set(parameters) <= set(others):
         raise UserError(
-            f"{table.source}: --parameters names the value, the replicate, the state or the curve: "
-            f"expected some of {join_names(names, 30)}"
+            f"{table.source} has no such parameters: expected columns that vary, other than the "
+            f"value, the replicate and the curve: choose --parameters, of {', '.join(others)}"
         )
-    elif others := [name for name in names if name not in chosen]:
-        left_out["--parameters does not name them"] = others
-    if not chosen:
-        raise UserError(f"{table.source} has no parameters: expected columns that vary")
-    return _Roles(
+    nuisance = [table.find(name, "--nuisance") for name in options.nuisance]
+    if not set(nuisance) < set(parameters):
+        raise UserError(
+            f"{table.source}: --nuisance names {', '.join(nuisance)}: expected some of "
+            f"the parameters {', '.join(parameters)}, and not all"
+        )
+    return replace(
+        options,
         value=value,
-        metric=metric,
         maximize=maximize,
-        parameters=_name_parameters(chosen),
+        parameters=parameters,
         replicate=replicate,
-        states=states,
-        curve=curve,
-        left_out=left_out,
-        is_sure=bool(options.parameters) or any(map(_has_prefix, chosen)),
+        nuisance=nuisance,
     )
 
 
-def _find_replicate(table: Table, taken: Sequence[str]) -> str | None:
+def _find_replicate(table: _Table, taken: Sequence[str]) -> str | None:
     """Return the column that is called as if it numbered repeated runs, if it varies."""
-    for name, cells in table.columns.items():
-        is_named = strip_prefix(name).lower() in _REPLICATE_NAMES
-        if is_named and name not in taken and len(set(cells)) > 1:
+    for name in table.columns:
+        is_named = _REPLICATES.fullmatch(_strip_prefix(name))
+        if is_named and name not in taken and table.count_values([name]) > 1:
             return name
     return None
 
 
-def _find_states(table: Table) -> str | None:
-    """Return the column whose cells are all states of runs; None without one."""
-    for name, cells in table.columns.items():
-        words = {_to_word(cell) for cell in cells if cell is not None}
-        if name.lower() in ("state", "status") and words <= _STATES.keys():
-            return name
-    return None
+def _check_repeats(table: _Table, roles: ImportOptions, is_sure: bool) -> None:
+    """Refuse runs that repeat an earlier one, unless they may be replicates without a number.
+
+    Raises:
+        UserError: if the parameters were guessed, or a column numbers the runs already.
+    """
+    numbered = [] if roles.replicate is None else [roles.replicate]
+    repeats = len(table.states) - table.count_values([*roles.parameters, *numbered])
+    if repeats and (numbered or not is_sure):
+        raise UserError(
+            f"{table.source}: {format_count(repeats, 'run repeats', 'runs repeat')} the parameters "
+            "of an earlier one: name the parameters with --parameters, or with --replicate the "
+            "column that numbers repeated runs"
+        )
 
 
-def _to_word(cell: Any) -> str:
-    return str(cell).rpartition(".")[2].lower()  # Optuna writes TrialState.COMPLETE
+def _list_others(table: _Table, value: str, replicate: str | None) -> list[str]:
+    """Return the columns that may be parameters."""
+    taken = [value, replicate, *_find_curve(table, value)]
+    return [name for name in table.columns if name not in taken]
 
 
-def _find_curve(table: Table, value: str) -> dict[str, int]:
+def _find_curve(table: _Table, value: str) -> dict[str, int]:
     """Return the step of each column of the curve: ``loss_50``, or that of the value's name."""
-    for prefix in (value, "loss"):
-        pattern = re.compile(re.escape(prefix) + r"_(\d{1,9})")
-        matches = {name: pattern.fullmatch(name) for name in table.columns}
-        if any(matches.values()):
-            return {name: int(match[1]) for name, match in matches.items() if match}
-    return {}
+    pattern = re.compile(rf"(?:{re.escape(value)}|loss)_(\d{{1,9}})")
+    matches = {name: pattern.fullmatch(name) for name in table.columns}
+    return {name: int(match[1]) for name, match in matches.items() if match}
 
 
-def _guess_parameters(
-    table: Table, names: Sequence[str], replicate: str | None, left_out: dict[str, list[str]]
-) -> list[str]:
-    """Return the columns that are parameters, and add the others to those left out.
+def _guess_parameters(table: _Table, names: Sequence[str], replicate: str | None) -> list[str]:
+    """Return the columns that are parameters.
 
     Raises:
         UserError: if names and values do not say which are.
     """
-    has_prefix = any(map(_has_prefix, names))
-    candidates = []
-    for name in names:
-        if has_prefix and not _has_prefix(name):
-            reason = "they have no prefix, and parameters have"
-        elif len(set(table.columns[name])) == 1 < len(table.rows):
-            reason = "they have one value"
-        elif not has_prefix and (_RESULT.fullmatch(name) or _BOOKKEEPING.fullmatch(name)):
-            reason = "their names are those of results or bookkeeping"
-        else:
-            candidates.append(name)
-            continue
-        left_out.setdefault(reason, []).append(name)
+    varied = [name for name in names if table.count_values([name]) > 1]
+    if any(map(_has_prefix, names)):
+        return [name for name in varied if _has_prefix(name)]
+    candidates = [
+        name for name in varied if not (_RESULT.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
+    ]
     keys = [] if replicate is None else [replicate]
-    if has_prefix or len(candidates) < 2 or _is_grid(table, [*candidates, *keys]):
+    if len(candidates) < 2 or _is_grid(table, [*candidates, *keys]):
         return candidates
-    half = max(2, len(table.rows) / 2)
-    scattered = [name for name in candidates if len(set(table.columns[name])) > half]
+    half = max(2, len(table.states) / 2)
+    scattered = [name for name in candidates if table.count_values([name]) > half]
     others = [name for name in candidates if name not in scattered]
     if scattered and not _is_grid(table, [*others, *keys]):
         raise UserError(
-            f"{table.source}: {join_names(scattered)} may be parameters or results, with another "
+            f"{table.source}: {', '.join(scattered)} may be parameters or results, with another "
             "value in most rows: name the parameters with --parameters, of "
             f"{','.join(candidates)}"
         )
-    if scattered:
-        left_out["they have another value in most rows, as results and names have"] = scattered
     return others
 
 
-def _is_grid(table: Table, names: Sequence[str]) -> bool:
+def _is_grid(table: _Table, names: Sequence[str]) -> bool:
     """Return whether the rows are each combination of the values of some columns, once."""
-    combinations = set(zip(*(table.columns[name] for name in names), strict=True))
-    product = math.prod(len(set(table.columns[name])) for name in names)
-    return product == len(combinations) == len(table.rows)
+    product = math.prod(table.count_values([name]) for name in names)
+    return product == table.count_values(names) == len(table.states)
 
 
 def _has_prefix(name: str) -> bool:
-    return name.startswith(tuple(PARAMETER_PREFIXES)) and not _RESULT.fullmatch(name)
+    return name.startswith(_PARAMETER_PREFIXES) and not _RESULT.fullmatch(name)
 
 
-def _name_parameters(columns: Iterable[str]) -> dict[str, str]:
-    """Return the name of the parameter of each column; reports have columns of their own."""
-    names: dict[str, str] = {}
-    for column in columns:
-        name = strip_prefix(column)
-        while name in RESULT_NAMES or name in names.values():
-            name += "_"
-        names[column] = name
-    return names
+def _name_parameter(column: str) -> str:
+    """Return the name of a column's parameter; tables of results have columns of their own."""
+    name = _strip_prefix(column)
+    return f"{name}_" if name in RESULT_NAMES else name
+
+
+def _describe(table: _Table, roles: ImportOptions) -> list[str]:
+    """Return a line for each role."""
+    others = _list_others(table, roles.value, roles.replicate)
+    named = {
+        "value": f"{roles.title} ({'higher' if roles.maximize else 'lower'} is better)",
+        "parameters": ", ".join(map(_name_parameter, roles.parameters)),
+        "replicates": roles.replicate,
+        "curve": ", ".join(_find_curve(table, roles.value)),
+        "left out": ", ".join(name for name in others if name not in roles.parameters),
+    }
+    return [f"{role}: {names}" for role, names in named.items() if names]
 
 
 # ------------------------------------------------------------------ the study
 
 
-def _store(
-    storage: str,
-    name: str,
-    table: Table,
-    roles: _Roles,
-    options: ImportOptions,
-    command: str,
-    dry_run: bool,
-) -> ImportedStudy:
-    """Read the runs of a table, and store them as a study in one transaction."""
-    trials = _read_trials(table, roles)
-    if not any(trial.state is TrialState.COMPLETE for trial in trials):
-        raise UserError(
-            f"{table.source}: no row is complete, with a finite value: expected one or more"
-        )
-    notes = _number_repeats(table.source, roles, trials)
-    if left_out := len(table.rows) - len(trials):
-        notes.append(f"Runs that are not finished were left out: {left_out:,}.")
-    config = _build_config(table, roles, options, notes)
-    record = StudyRecord(
-        config=config,
-        commands=[command] if command else [],
-        artifact_folder=new_folder(name),
-        hypotheses=register([], config.hypothesis, len(trials)),
-    )
-    if not dry_run:
-        with closing(open_storage(storage)) as opened:
-            is_new = create_study(
-                opened,
-                name,
-                roles.metric,
-                record.attributes(),
-                _find_distributions(trials),
-                trials,
-                StudyDirection.MAXIMIZE if roles.maximize else StudyDirection.MINIMIZE,
-                to_attributes(write_text(name, config.question, record.commands)),
-            )
-            if not is_new:
-                raise UserError(
-                    f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
-                    "--name, or delete it first"
-                )
-    counts = asdict(count_statuses(Counter(trial.status for trial in trials)))
-    described = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    parameters = list(roles.parameters.values())
-    return ImportedStudy(
-        name, table.source, described, parameters, roles.describe(), notes, command
-    )
+def _read_trials(table: _Table, roles: ImportOptions) -> list[StoredTrial]:
+    """Return the runs of a table. Without a column for it, their rows number repeated runs.
 
-
-def _read_trials(table: Table, roles: _Roles) -> list[StoredTrial]:
-    """Return the finished runs of a table."""
+    Raises:
+        UserError: if none is complete.
+    """
     values = table.read_numbers(roles.value)
-    curve = {step: table.read_numbers(name) for name, step in roles.curve.items()}
-    params = {name: table.columns[column] for column, name in roles.parameters.items()}
+    steps = _find_curve(table, roles.value)
+    curve = {step: table.read_numbers(name) for name, step in steps.items()}
+    params = {_name_parameter(name): table.columns[name] for name in roles.parameters}
     if roles.replicate is not None:
-        params[REPLICATE] = _number_replicates(table.columns[roles.replicate])
+        cells = table.columns[roles.replicate]
+        distinct = list(dict.fromkeys(cells))
+        params[REPLICATE] = [distinct.index(cell) + 1 for cell in cells]
+    elif table.count_values(roles.parameters) < len(values):
+        # No two runs of different parameters belong together.
+        params[REPLICATE] = list(range(len(values)))
     trials = []
-    for place, value in enumerate(values):
-        cell = None if roles.states is None else table.columns[roles.states][place]
-        state = TrialState.COMPLETE if cell is None else _STATES[_to_word(cell)]
-        if state is TrialState.RUNNING:
-            continue
-        attributes: dict[str, Any] = {}
-        if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
-            state = TrialState.FAIL
-            attributes = {} if value is None else {FAILURE: Failure.DIVERGED}
-        trial = StoredTrial(attributes=attributes, state=state, is_imported=True)
-        trial.value = value if state is TrialState.COMPLETE else None
-        trial.params = _keep_known(params, place)
-        trial.curve = _keep_known(curve, place)
+    for row, (state, value) in enumerate(zip(table.states, values, strict=True)):
+        trial = StoredTrial(attributes={}, state=state, is_imported=True)
+        if state is TrialState.COMPLETE and value is not None and math.isfinite(value):
+            trial.value = value
+        elif state is TrialState.COMPLETE:
+            trial.state = TrialState.FAIL
+            trial.attributes = {} if value is None else {FAILURE: Failure.DIVERGED}
+        trial.params = {
+            name: cells[row] for name, cells in params.items() if cells[row] is not None
+        }
+        losses = {step: numbers[row] for step, numbers in curve.items()}
+        trial.curve = {step: loss for step, loss in losses.items() if loss is not None}
         trials.append(trial)
+    if not any(trial.state is TrialState.COMPLETE for trial in trials):
+        raise UserError(f"{table.source}: no row is complete, with a finite value")
     return trials
 
 
-def _keep_known(columns: Mapping[Any, Sequence[Any]], place: int) -> dict[Any, Any]:
-    """Return the cells of a row that are there; NaN differs from itself."""
-    cells = {name: column[place] for name, column in columns.items()}
-    return {name: cell for name, cell in cells.items() if cell is not None and cell == cell}
+def _build_config(table: _Table, roles: ImportOptions) -> StudyConfig:
+    results = ImportedResults(
+        source=table.source,
+        metric=roles.title,
+        unit=roles.unit,
+        direction="maximize" if roles.maximize else "minimize",
+        parameters=list(map(_name_parameter, roles.parameters)),
+        notes=_describe(table, roles)[2:],
+        is_adaptive=table.is_adaptive,
+    )
+    return StudyConfig(nuisance=list(map(_name_parameter, roles.nuisance)), results=results)
 
 
-def _number_replicates(cells: Sequence[Any]) -> list[int]:
-    """Return the number of each row's replicate; texts are numbered in their order."""
-    if all(type(cell) is int and 0 <= cell < 2**31 for cell in cells):
-        return list(cells)
-    distinct = list(dict.fromkeys(cells))
-    return [distinct.index(cell) + 1 for cell in cells]
-
-
-def _number_repeats(source: str, roles: _Roles, trials: Sequence[StoredTrial]) -> list[str]:
-    """Number all runs if some repeat the parameters of an earlier one; return a note about it.
-
-    Raises:
-        UserError: if the parameters were guessed, or a column numbers the runs already.
-    """
-    # In Python true equals 1, which is another value.
-    typed = [{(name, type(v), v) for name, v in trial.params.items()} for trial in trials]
-    repeats = len(trials) - len(set(map(frozenset, typed)))
-    if not repeats:
-        return []
-    repeated = f"{format_count(repeats, 'run repeats', 'runs repeat')} the parameters"
-    if roles.replicate is not None or not roles.is_sure:
-        same = "" if roles.replicate is None else " and the replicate"
-        raise UserError(
-            f"{source}: {repeated}{same} of an earlier one: name the parameters with --parameters, "
-            "or with --replicate the column that numbers repeated runs"
+def _store(
+    storage: str, name: str, config: StudyConfig, trials: Sequence[StoredTrial], command: str
+) -> None:
+    """Store a study in one transaction."""
+    assert config.results is not None
+    commands = [command] if command else []
+    record = StudyRecord(config=config, commands=commands, artifact_folder=new_folder(name))
+    is_maximized = config.results.direction == "maximize"
+    with closing(open_storage(storage)) as opened:
+        is_new = create_study(
+            opened,
+            name,
+            config.results.metric,
+            record.attributes(),
+            _find_distributions(trials),
+            trials,
+            StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE,
+            to_attributes(write_text(name, config.question, commands)),
         )
-    for number, trial in enumerate(trials):  # no two runs of different parameters belong together
-        trial.params[REPLICATE] = number
-    return [f"{repeated} of an earlier one: they count as replicates."]
+        if not is_new:
+            raise UserError(
+                f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
+                "--name, or delete it first"
+            )
 
 
-def _build_config(
-    table: Table, roles: _Roles, options: ImportOptions, notes: Sequence[str]
-) -> StudyConfig:
-    """Build the config of the study; what the options name has to be in the runs."""
-    hypotheses: list[Hypothesis] = []
-    if isinstance(options.hypotheses, str | Path):
-        hypotheses = load_hypotheses(Path(options.hypotheses))
-    elif options.hypotheses is not None:
-        hypotheses = parse_hypotheses({"hypothesis": list(options.hypotheses)}, "hypotheses")
-    parameters = list(roles.parameters.values())
-    is_adaptive = table.is_adaptive
-    if is_adaptive is None:  # a table that Optuna wrote does not say it
-        is_adaptive = any(name.startswith("params_") for name in roles.parameters)
-    try:
-        config = StudyConfig(
-            question=options.question,
-            report_threshold=options.threshold,
-            nuisance=[strip_prefix(name) for name in options.nuisance],
-            hypothesis=hypotheses,
-            results=ImportedResults(
-                source=table.source,
-                metric=roles.metric,
-                unit=options.unit,
-                direction="maximize" if roles.maximize else "minimize",
-                parameters=parameters,
-                notes=[*roles.describe()[2:], *notes],
-                is_adaptive=is_adaptive,
-            ),
-        )
-    except ValueError as error:
-        mistake = describe_mistakes(error) if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{table.source}: {mistake}") from error
-    if set(parameters) <= set(config.nuisance):
-        raise UserError(f"{table.source}: nuisance names all parameters: expected others")
-    return config
-
-
-def _find_distributions(trials: Iterable[StoredTrial]) -> dict[str, BaseDistribution]:
+def _find_distributions(trials: Sequence[StoredTrial]) -> dict[str, BaseDistribution]:
     """Return what each parameter is drawn from: a range of numbers, or categories."""
-    values: dict[str, dict[Any, None]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            values.setdefault(name, {})[value] = None
     distributions: dict[str, BaseDistribution] = {}
-    for name, found in values.items():
-        kinds = set(map(type, found))
+    for name in dict.fromkeys(name for trial in trials for name in trial.params):
+        values = dict.fromkeys(trial.params[name] for trial in trials if name in trial.params)
+        kinds = set(map(type, values))
         if kinds == {int}:
-            distributions[name] = IntDistribution(min(found), max(found))
-        elif kinds == {float} and all(map(math.isfinite, found)):
-            distributions[name] = FloatDistribution(min(found), max(found))
+            distributions[name] = IntDistribution(min(values), max(values))
+        elif kinds == {float}:
+            distributions[name] = FloatDistribution(min(values), max(values))
         else:
-            distributions[name] = CategoricalDistribution(list(found))
+            distributions[name] = CategoricalDistribution(list(values))
     return distributions

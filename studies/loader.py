@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rnn.config import GATED_CELL
@@ -17,8 +17,7 @@ from rnn.errors import UserError
 from studies.attributes import SCHEMA_VERSION, CorpusRecord, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError, StudyFormatError
-from studies.hypotheses import Hypothesis
-from studies.records import TEXT, CellRecord, StrictModel, TaskRecord, message_of
+from studies.records import TEXT, CellRecord, TaskRecord, message_of
 from studies.space import (
     BPTT_STEPS,
     CELL,
@@ -329,31 +328,6 @@ def load_trial_config(study: str, trial: int) -> ConfigFile:
             "report_threshold": None,
         },
     )
-
-
-class _HypothesisFile(StrictModel):
-    hypothesis: list[Hypothesis] = Field(min_length=1)
-
-
-def load_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read hypotheses from a TOML file, tables ``[[hypothesis]]`` as in a study file.
-
-    Raises:
-        UserError: if the file cannot be read, or a key or a value is not valid.
-    """
-    return parse_hypotheses(_read_toml(path), _display_path(path))
-
-
-def parse_hypotheses(tables: Mapping[str, Any], origin: str) -> list[Hypothesis]:
-    """Return the hypotheses of the key ``hypothesis``.
-
-    Raises:
-        UserError: if a key or a value is not valid; the message begins with ``origin``.
-    """
-    try:
-        return _HypothesisFile.model_validate(tables).hypothesis
-    except ValidationError as error:
-        raise UserError(f"{origin}: {describe_mistakes(error, _HypothesisFile)}") from error
 
 
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:

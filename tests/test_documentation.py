@@ -103,7 +103,6 @@ FILES = {
     "my-longer.toml": ("docs/tutorial.md", "toml", 1),
     "my-rates.toml": ("docs/how-to/tune-the-learning-rate.md", "toml", 0),
     "results.csv": ("docs/how-to/import-results.md", "csv", 0),
-    "hypotheses.toml": ("docs/how-to/import-results.md", "text", 1),
     "my-cells.toml": (OWN_CELL, "toml", 0),
     "my_cells.py": (OWN_CELL, "python", 0),
     "weather.toml": (OWN_DATA, "toml", 0),

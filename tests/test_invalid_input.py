@@ -57,8 +57,8 @@ INVALID = {
     "report quick": MISSING,
     "report": "STUDY",
     "dashboard --port 0": "--port",
-    "import {tmp}/rows.csv --hypotheses {tmp}/folder.toml": "Is a directory",
-    "import {tmp}/rows.csv --hypotheses {tmp}/malformed.toml": "is not valid TOML",
+    "import {tmp}/folder.toml": "Is a directory",
+    "import {tmp}/missing.csv": "No such file",
     "sample quick --length 0": "--length",
     "sample quick --top-k 0": "--top-k",
     "sample quick --temperature nan": "--temperature is nan",
@@ -76,7 +76,6 @@ def test_invalid_input_is_refused(invoke, tmp_path, line):
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "short").write_bytes(b"short" * 100)
     (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
-    (tmp_path / "rows.csv").write_text("lr,value\n1,2\n2,3\n")
     (tmp_path / "text").write_bytes(TEXT * 1000)
     words = shlex.split(line.format(tmp=tmp_path))
     if words[:1] == ["run"] and "--corpus" not in words:

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,20 +141,6 @@ def export_command(study: str, file: Path, storage: str) -> None:
 # ------------------------------------------------------------------ imports
 
 
-def _column_options(command: _F) -> _F:
-    """Add an option for each field of :class:`ImportOptions`."""
-    for each in reversed(fields(ImportOptions)):
-        settings: dict[str, Any] = {"default": each.default, **each.metadata}
-        if each.default == ():
-            settings |= {"default": "", "callback": _split}
-        if each.name == "threshold":
-            settings["type"] = float
-        name = "maximize/--minimize" if each.name == "maximize" else each.name
-        option = click.option(f"--{name}", show_default=bool(each.default), **settings)
-        command = option(command)
-    return command
-
-
 def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -172,7 +157,35 @@ def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Of an exported study: judge its trials by this loss, which each of them recorded.",
 )
 @click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one.")
-@_column_options
+@click.option(
+    "--value", metavar="COLUMN", default="value", show_default=True, help="Column of the results."
+)
+@click.option(
+    "--maximize/--minimize",
+    default=None,
+    help="Whether a higher value is better; by default as its name or the study says.",
+)
+@click.option("--metric", metavar="NAME", default="", help="Name of the value, for the report.")
+@click.option("--unit", metavar="TEXT", default="", help="Unit of the value, for the report.")
+@click.option(
+    "--parameters",
+    metavar="A,B,…",
+    default="",
+    callback=_split,
+    help="Columns that are parameters; by default a guess, which is printed.",
+)
+@click.option(
+    "--replicate",
+    metavar="COLUMN",
+    help="Column that numbers repeated runs; by default replicate or seed.",
+)
+@click.option(
+    "--nuisance",
+    metavar="A,B,…",
+    default="",
+    callback=_split,
+    help="Parameters at whose best values each configuration is judged.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what the columns are, and write nothing.")
 @storage_options
 def import_command(
@@ -191,7 +204,9 @@ def import_command(
     exported files are imported together, all or none; tables and Optuna studies are imported one at
     a time.
     """
-    others = [each for each in sources if _is_url(each) or not is_exported_study(Path(each))]
+    others = [
+        source for source in sources if _is_url(source) or not is_exported_study(Path(source))
+    ]
     if not others:
         for option in ("study", "dry_run", *columns):
             if _is_given(option):
@@ -199,7 +214,8 @@ def import_command(
                     f"--{option.replace('_', '-')} is for results of other programs: {sources[0]} "
                     "is an exported study"
                 )
-        for result in import_studies(storage, [Path(each) for each in sources], name, objective):
+        files = [Path(source) for source in sources]
+        for result in import_studies(storage, files, name, objective):
             click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
             if result.missing_source:
                 click.echo(
@@ -224,9 +240,7 @@ def import_command(
         click.echo(line)
     click.echo(f"the same, each role named: {imported.command}")
     done = "would import" if dry_run else "imported"
-    click.echo(f"{done} study {imported.name!r} from {imported.source}: {imported.counts}")
-    for note in imported.notes:
-        click.echo(note, err=True)
+    click.echo(f"{done} study {imported.name!r}: {imported.counts}")
     if not dry_run:
         click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
 

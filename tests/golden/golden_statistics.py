@@ -10,6 +10,7 @@ Only :class:`StoredStudy` knows where the project computes what.
 """
 
 import math
+import tomllib
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -29,8 +30,7 @@ from reports.charts.trial_plots import chart_importances
 from reports.findings import StudyFindings
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study, load
-from studies.hypotheses import register
-from studies.loader import load_hypotheses
+from studies.hypotheses import Hypothesis, register
 from studies.storage.open import read_storage
 
 INPUTS = FOLDER / "inputs"
@@ -75,7 +75,8 @@ class StoredStudy:
         return [] if self.results.is_pruned else table.compute_interactions()
 
     def test_hypotheses(self) -> list[HypothesisTest]:
-        records = register([], load_hypotheses(INPUTS / "hypotheses.toml"), 0)
+        tables = tomllib.loads((INPUTS / "hypotheses.toml").read_text())["hypothesis"]
+        records = register([], [Hypothesis(**table) for table in tables], 0)
         return run_tests(replace(self.results, hypotheses=records))
 
     def list_solved(self) -> dict[str, Any]:

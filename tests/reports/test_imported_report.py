@@ -15,6 +15,8 @@ from reports.findings import StudyFindings
 from reports.sentences import describe_insignificance
 from reports.study_reader import read_results
 from rnn_search import load
+from rnn_search.effects import Effects
+from studies.hypotheses import Hypothesis, register
 from studies.importing import ImportOptions, import_results
 from studies.storage.open import read_storage
 
@@ -54,9 +56,7 @@ def results_of(tmp_path):
 
 @pytest.fixture
 def grid(results_of):
-    return results_of(
-        grid_rows(), value="accuracy", maximize=True, question="What makes it accurate?"
-    )
+    return results_of(grid_rows(), value="accuracy", maximize=True)
 
 
 def tuned_rows() -> list[dict]:
@@ -71,48 +71,48 @@ def tuned_rows() -> list[dict]:
     ]  # fmt: skip
 
 
-def about_norm(expect: str, is_reversed: bool, **where) -> dict:
+def about_norm(expect: str, is_reversed: bool, **where) -> Hypothesis:
     """Return a hypothesis about norm, or the same about values with the other sign."""
     change = {"parameter": "norm", "before": is_reversed, "after": not is_reversed}
     test = {"expect": expect, "margin": 0.05, "where": where}
-    return {"statement": f"{expect} {where}", **change, **test}
+    return Hypothesis(statement=f"{expect} {where}", **change, **test)
 
 
-def test_negated_study_that_is_maximized_has_mirrored_findings(results_of, tmp_path):
-    results = [
-        results_of(
+def test_negated_study_that_is_maximized_has_mirrored_findings(results_of):
+    results = []
+    for sign in (1, -1):
+        imported = results_of(
             [row | {"value": sign * row["value"]} for row in tuned_rows()],
             f"twin{sign}",
             maximize=sign < 0,
-            threshold=1.7 * sign,
             nuisance=["rate"],
             parameters=["width", "depth", "norm", "rate"],
-            hypotheses=[
-                about_norm("lower", sign < 0),
-                about_norm("lower", sign < 0, depth=2),
-                about_norm("no difference", sign < 0, depth=4),
-            ],
         )
-        for sign in (1, -1)
-    ]
-    url = f"sqlite:///{tmp_path}/studies.db"
-    first, second = (load(study.name, storage=url) for study in results)
-    numbers = ["effect", "low", "high"]
-    effects, mirrored = (study.effects().to_frame() for study in (first, second))
+        hypotheses = [
+            about_norm("lower", sign < 0),
+            about_norm("lower", sign < 0, depth=2),
+            about_norm("no difference", sign < 0, depth=4),
+        ]
+        config = imported.config.model_copy(update={"report_threshold": 1.7 * sign})
+        records = register([], hypotheses, 0)
+        results.append(replace(imported, config=config, hypotheses=records))
+    pages = [build_from(study) for study in results]
+    first, second = (page.findings for page in pages)
+    effects, mirrored = (Effects(findings).to_frame() for findings in (first, second))
     assert len(effects) == 9
     assert effects["significant"].tolist() == mirrored["significant"].tolist()
     mirrored = mirrored.rename(columns={"low": "high", "high": "low"})
+    numbers = ["effect", "low", "high"]
     assert effects[numbers].to_numpy() == pytest.approx(-mirrored[numbers].to_numpy())
     norm = effects.set_index("parameter").loc["norm", "effect"]
     assert norm == pytest.approx(-0.5, abs=0.03), "the mean over depths, at the best rates"
     solved = ["solved_before", "solved_after", "solved_p"]
     assert effects[solved].equals(mirrored[solved])
     assert effects.set_index("parameter").loc["norm", solved[:2]].nunique() == 2
-    tested, reversed_ = (study.hypotheses() for study in (first, second))
-    assert tested["verdict"].tolist() == reversed_["verdict"].tolist()
-    assert tested["verdict"].tolist() == ["holds", "holds", "does not hold"]
-    pages = [build_from(study) for study in results]
-    best, same = (page.findings.summary.best for page in pages)
+    for findings in (first, second):
+        verdicts = [test.verdict for test in findings.hypotheses]
+        assert verdicts == ["holds", "holds", "does not hold"]
+    best, same = first.summary.best, second.summary.best
     assert (best.label, best.best_values) == (same.label, same.best_values)
     for page, words in zip(pages, ("value below 1.7", "value above −1.7"), strict=True):
         text = text_of(page)
@@ -144,8 +144,7 @@ def test_higher_accuracy_is_better_everywhere(grid):
 def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
     page = build_from(grid)
     text = text_of(page)
-    assert "What makes it accurate?" in text
-    command = f"rnn-search import {tmp_path}/table.csv --value accuracy --maximize --question"
+    command = f"rnn-search import {tmp_path}/table.csv --value accuracy --maximize --parameters"
     assert command in text
     assert list(page.sections) == ["effects", "interactions", "leaderboard", "setup"]
     url = f"sqlite:///{tmp_path}/studies.db"
