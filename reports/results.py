@@ -221,7 +221,7 @@ class Results:
         """What the trials learn: comparable studies have the same, and no two imported ones."""
         task = self.config.task_record and self.config.task_record.identity()
         source = self.config.results and self.name
-        return self.corpus and self.corpus.sha256, self.config.tokenizer, task, source
+        return self.corpus and self.corpus.sha256, self.config.task.tokenizer, task, source
 
     @property
     def data_name(self) -> str:

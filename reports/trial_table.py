@@ -186,7 +186,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
         try:
             source = load_study(storage, config.refinement.source)
             source_config = read_study_record(source).config
-            is_comparable = source_config.tokenizer == config.tokenizer
+            is_comparable = source_config.task.tokenizer == config.task.tokenizer
             if is_comparable and source_config.task_record == config.task_record:
                 for trial in read_trials(storage, source._study_id):
                     value = trial.value

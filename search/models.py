@@ -192,7 +192,7 @@ def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
         metadata |= {f"validation {name}": f"{value:.5g}" for name, value in metrics}
         metadata["task"] = task.name
     else:
-        metadata |= {"corpus": Path(config.corpus).name, "tokenizer": config.tokenizer}
+        metadata |= {"corpus": Path(config.task.corpus).name, "tokenizer": config.task.tokenizer}
     return metadata | {
         "bptt_steps": "sequence" if bptt_steps == WHOLE_SEQUENCE else str(bptt_steps),
         "training precision": loaded.model.precision,

@@ -204,10 +204,10 @@ class RunOptions(WorkerOptions):
         else:
             file = load_config_file(self.study, storage=self.storage)
         file = override_settings(file, self.overrides)
-        given = {"corpus": self.corpus, "precision": self.precision}
-        file = file.with_overrides(
-            {name: value for name, value in given.items() if value is not None}
-        )
+        if self.corpus is not None:
+            file = file.with_overrides({"task": {"corpus": self.corpus}})
+        if self.precision is not None:
+            file = file.with_overrides({"precision": self.precision})
         return file.with_overrides({"pruning": {"enabled": True}}) if self.prune else file
 
     @property

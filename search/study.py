@@ -225,7 +225,7 @@ def open_study(
             )
     file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
-        file = file.with_overrides({"corpus": options.corpus})
+        file = file.with_overrides({"task": {"corpus": options.corpus}})
     wanted = _resolve(name, url, file, options, device, trains)
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))

@@ -57,7 +57,7 @@ _ROUNDING = 1e-5
 _LOSSES = 64
 """Number of targets of which losses are compared."""
 
-CORPUS, SEQUENCE_LENGTH = "corpus", "sequence_length"
+CORPUS, SEQUENCE_LENGTH = "task.corpus", "sequence_length"
 
 _SLICE = 2**14
 """Bytes of each of the four slices of a text that are looked at."""
@@ -420,17 +420,18 @@ def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
     """
     folder = file.folder_of(CORPUS)
     try:
-        return load_corpus(config.corpus, folder)
+        return load_corpus(config.task.corpus, folder)
     except CorpusError as error:
         if CORPUS in file.overridden:
             raise
         hint = ""
-        if file.is_stored or CORPUS not in file.settings:
+        if file.is_stored or "corpus" not in file.settings.get("task", {}):
             origin = file.origin if file.is_stored else f"study {file.source!r}"
             hint = f"; {origin} was trained on it: give its current path with --corpus"
-        elif isinstance(error.__cause__, FileNotFoundError) and Path(config.corpus).is_file():
-            written = json.dumps(os.path.relpath(config.corpus, folder), ensure_ascii=False)
-            hint = f"; the working directory has it: write corpus = {written} in {file.origin}"
+        elif isinstance(error.__cause__, FileNotFoundError) and Path(config.task.corpus).is_file():
+            written = json.dumps(os.path.relpath(config.task.corpus, folder), ensure_ascii=False)
+            place = f"[task] of {file.origin}"
+            hint = f"; the working directory has it: write corpus = {written} in {place}"
         raise CorpusError(f"{error}{hint}") from error
 
 
@@ -480,10 +481,10 @@ def tokenize(
                 f"{config.refinement.source!r} {earlier.sha256[:8]}…: a trial is run once "
                 "more on the same text; give its path with --corpus"
             )
-        if is_same_corpus and source.config.tokenizer == config.tokenizer:
+        if is_same_corpus and source.config.task.tokenizer == config.task.tokenizer:
             tokens = read_text(source, corpus)
     if tokens is None:
-        tokens = Text(corpus, train_tokenizer(config.tokenizer, corpus.train))
+        tokens = Text(corpus, train_tokenizer(config.task.tokenizer, corpus.train))
     check_length(tokens, config, trials)
     return tokens
 

@@ -578,7 +578,9 @@ class StudyRecord(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return the settings as a study file states them, with the place of the corpus."""
         settings = self.config.model_dump(mode="json")
-        return settings if self.corpus is None else settings | {"corpus": self.corpus.name}
+        if self.corpus is not None:
+            settings["task"]["corpus"] = self.corpus.name
+        return settings
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -91,8 +90,8 @@ _MARGIN_HINT = (
 _LENGTH_HINT = "the task decides its length: set its options in [task] or [space.task]"
 
 _TEXT_SETTINGS = {
-    "corpus": "the task has its own data",
-    "tokenizer": "the task has no text",
+    "task.corpus": "the task has its own data",
+    "task.tokenizer": "the task has no text",
     "training.sequence_length": _LENGTH_HINT,
     "evaluation.window_length": _LENGTH_HINT,
 }
@@ -118,13 +117,7 @@ class StudyConfig(StrictModel):
     """What the study asks; shown in the report."""
     report_threshold: Annotated[float | None, unit("unit of the loss")] = None
     """Loss below which a network is [solved](../statistics.md#solved-networks); of text above 0."""
-    corpus: str = "stdlib"
-    """Of the task `text`: `stdlib` (the source code of Python's library), `enwik8`, or a path,
-    relative to the study file; each worker reads it into memory."""
     task: TaskSettings = TaskSettings()
-    tokenizer: str = "bytes"
-    """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the
-    training split."""
     objective: Objective = "validation"
     """A trial's value. `validation`: the loss on held-out data, which ranks single runs best;
     `training`: the minimum of the smoothed training loss; `training-mean`: its mean over the last
@@ -228,25 +221,12 @@ class StudyConfig(StrictModel):
         tables = [table.values(setting) or [default] for table in self.space or ()]
         return self.space is None or len(set(chain(*tables))) > 1
 
-    @field_validator("tokenizer")
-    @classmethod
-    def _check_tokenizer(cls, tokenizer: str) -> str:
-        kind, _, size = tokenizer.partition(":")
-        if tokenizer == "bytes":
-            return tokenizer
-        is_number = size.isascii() and size.isdecimal()
-        if kind != "bpe" or not is_number or not 256 < int(size) <= 2**16:
-            raise ValueError(
-                'expected "bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024'
-            )
-        return f"bpe:{int(size)}"
-
     @property
     def token_name(self) -> str:
         """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
         if self.task_record or self.task_records:
             return "step"
-        return "byte" if self.tokenizer == "bytes" else "token"
+        return "byte" if self.task.tokenizer == "bytes" else "token"
 
     @property
     def is_text(self) -> bool:
@@ -255,7 +235,7 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_task(self) -> "StudyConfig":
-        if any(table.task_names for table in self.space or ()) and self.task != TaskSettings():
+        if any(table.task_names for table in self.space or ()) and self.task.source != TEXT:
             raise ValueError(
                 f"has the task {self.task.source!r} and a list of tasks in space.task: expected "
                 "the list alone"

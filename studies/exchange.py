@@ -261,8 +261,7 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
     config = attributes[CONFIG]
     if attributes["corpus"] is not None:
         attributes["corpus"]["name"] = _shorten_path(attributes["corpus"]["name"])
-    if config["corpus"] is not None:
-        config["corpus"] = _shorten_path(config["corpus"])
+    config["task"]["corpus"] = _shorten_path(config["task"]["corpus"])
     for cell in config["cells"].values():
         cell["spec"] = _shorten_path(cell["spec"])
     for space in config["space"] or ():

@@ -402,7 +402,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(
             f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
-            "true, [1, 2] or a text in quotes, in a shell as in --set 'corpus=\"text.txt\"'"
+            "true, [1, 2] or a text in quotes, in a shell as in --set 'task.corpus=\"text.txt\"'"
         ) from error
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
@@ -542,9 +542,9 @@ PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
-_IGNORED = {"corpus", "cells", "hypothesis", *DESCRIPTIVE, *PER_WORKER}
-"""Settings that do not affect results; the corpus is compared by its hash, and so are the sources
-of cells, which the space names."""
+_IGNORED = {"cells", "hypothesis", *DESCRIPTIVE, *PER_WORKER}
+"""Settings that do not affect results; the sources of cells, which the space names, are compared by
+their hashes."""
 
 
 def diff_configs(
@@ -597,6 +597,7 @@ def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
     del settings["task_record"]
+    del settings["task"]["corpus"]  # compared by its hash
     settings.pop("task_records", None)
     if config.task_record is not None:
         identity = config.task_record.identity()

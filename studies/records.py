@@ -217,6 +217,12 @@ class TaskSettings(StrictModel):
     source: str = TEXT
     """`text`, a built-in task such as `adding:50`, or your own as `FILE.py:Class`, relative to the
     study file. Options of the task are further keys of this table."""
+    corpus: str = "stdlib"
+    """Of `text`: `stdlib` (the source code of Python's library), `enwik8`, or a path, relative to
+    the study file; each worker reads it into memory."""
+    tokenizer: str = "bytes"
+    """Of `text`: `bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs,
+    learned from the training split."""
 
     @property
     def options(self) -> dict[str, ParamValue]:
@@ -233,12 +239,25 @@ class TaskSettings(StrictModel):
             )
         return source
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _check_tokenizer(cls, tokenizer: str) -> str:
+        kind, _, size = tokenizer.partition(":")
+        if tokenizer == "bytes":
+            return tokenizer
+        is_number = size.isascii() and size.isdecimal()
+        if kind != "bpe" or not is_number or not 256 < int(size) <= 2**16:
+            raise ValueError(
+                'expected "bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024'
+            )
+        return f"bpe:{int(size)}"
+
     @model_validator(mode="after")
     def _check_options(self) -> "TaskSettings":
         if self.source == TEXT and self.options:
             raise ValueError(
-                f"the task text has no option {next(iter(self.options))}: expected source only, or "
-                "the source of another task"
+                f"the task text has no option {next(iter(self.options))}: expected corpus or "
+                "tokenizer, or the source of another task"
             )
         return self
 

@@ -57,7 +57,7 @@ def test_study_of_an_own_cell_that_is_moved_with_its_folders_continues(invoke, t
     here.mkdir()
     shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", here)
     study = here / "quick.toml"  # also the name of a study file of the project
-    study.write_text(f'corpus = "{text}"\n[space]\ncell = ["min_gru.py:MinGRU", "gru"]\n'
+    study.write_text(f'[task]\ncorpus = "{text}"\n[space]\ncell = ["min_gru.py:MinGRU", "gru"]\n'
                      "layers = [1]\nstate_size = [4]\n")  # fmt: skip
     storage = ("--storage", f"sqlite:///{here}/studies.db", "--threads=1")
     done = invoke("run", str(study), *storage, "--until=0.000001s", *TINY, report=False)

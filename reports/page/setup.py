@@ -135,7 +135,7 @@ def _list_corpus_facts(results: Results) -> list[tuple[str, str]]:
     tokens = f"{results.tokenizer.size} bytes"
     if config.token_name != "byte":
         tokens = (
-            f"byte-pair encoding ({config.tokenizer}): {results.tokenizer.size:,} tokens of "
+            f"byte-pair encoding ({config.task.tokenizer}): {results.tokenizer.size:,} tokens of "
             f"{results.tokenizer.bytes_per_token:.2f} bytes on average"
         )
     text = f"{corpus.name}, {corpus.length:,} bytes ({split}), SHA-256 {corpus.sha256}"

@@ -120,7 +120,7 @@ def checkpoint_identity(
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,
-        "tokenizer": config.tokenizer,
+        "tokenizer": config.task.tokenizer,
         "training": asdict(train_config) | optimizer,
     }
     if not architecture.is_built_in:

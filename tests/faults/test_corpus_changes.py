@@ -49,7 +49,7 @@ def test_no_text_checkpoint_or_weights_are_mapped(
     search, held, new_gate, sqlite_url, corpus, artifacts, tmp_path
 ):
     """A file that is cut while a process has mapped it would end the process by SIGBUS."""
-    settings = ONE | {"tokenizer": "'bpe:270'", "corpus": corpus}
+    settings = ONE | {"task.tokenizer": "'bpe:270'", "corpus": corpus}
     keep = "--set=keep_weights=1"
     for step in (STEP, STEP + 10):  # the second resumes from a checkpoint
         worker = held(keep, gate=new_gate(step), **settings)

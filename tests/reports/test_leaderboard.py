@@ -136,7 +136,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url):
 def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_samples(sqlite_url):
     raw = {
         "space": {"layers": [1, 2], "state_size": [4]},
-        "tokenizer": "bpe:300",
+        "task": {"tokenizer": "bpe:300"},
         "objective": "validation",
         "evaluation": {"average": 0.25},
         "report_threshold": 5.0,

@@ -110,7 +110,8 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     make_runs(sqlite_url, "measured", raw, [(gated_params(), 2.0, {})], sources=[0])
     by_mean = raw | {"objective": "training-mean"}
     make_runs(sqlite_url, "mean", by_mean, [(gated_params(), 2.0, {})], sources=[0])
-    make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(gated_params(), 2.0, {})])
+    pairs = raw | {"task": {"tokenizer": "bpe:300"}}
+    make_runs(sqlite_url, "tokens", pairs, [(gated_params(), 2.0, {})])
     measured, mean, tokens = read_studies(sqlite_url, "measured", "mean", "tokens")
     assert measured.sources["value"].tolist() == [2.25]
     assert mean.sources["value"].tolist() == [1.5]

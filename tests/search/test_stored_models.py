@@ -40,11 +40,14 @@ def make_study(
     keep: set[int],
     artifacts: str | None = None,
     task: StudyTask | None = None,
+    tokenizer: str = "bytes",
     **settings: object,
 ):
     """Create a study of six trials, and store the weights of some."""
     if task is not None:
         settings |= {"task": {"source": task.record.source}, "task_record": task.record}
+    else:
+        settings |= {"task": {"tokenizer": tokenizer}}
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     combinations = list(config.grid.combinations())
     storage, attributes = open_storage(url), study_attributes(config)
@@ -52,8 +55,9 @@ def make_study(
     create_study(storage, "made", "validation loss", attributes, choices, [*planned])
     study_id = storage.get_study_id_from_name("made")
     weights = ArtifactFolders(artifacts, url).trial_files("made-1", "safetensors")
-    tokenizer = train_tokenizer(config.tokenizer, PROSE)
-    learnt = SavedTask.from_task(task.build()) if task else tokenizer
+    learnt = (
+        SavedTask.from_task(task.build()) if task else train_tokenizer(config.task.tokenizer, PROSE)
+    )
     for number, value in enumerate(VALUES[: len(combinations)]):
         trial_id = storage.claim(study_id, "me")
         trial_config = to_trial_config(combinations[number], config)

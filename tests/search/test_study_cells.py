@@ -108,7 +108,7 @@ def kept_copies(folder: Path) -> list[Path]:
 def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monkeypatch):
     (folder / "here").mkdir()
     monkeypatch.chdir(folder / "here")
-    (folder / "mine.toml").write_text(f'corpus = "text"\n{STUDY.format(more="")}')
+    (folder / "mine.toml").write_text(f'{STUDY.format(more="")}\n[task]\ncorpus = "text"\n')
     url = f"sqlite:///{folder}/studies.db"
 
     def open_with(*overrides: str, study: str = "../mine.toml", name: str = "mine") -> tuple:
@@ -116,7 +116,7 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
         joined = join_study(study, url, settings, name=name, partial=True)
         joined.storage.close()
         config, corpus = joined.record.config, joined.record.corpus
-        return config.corpus, corpus.name, config.cells["Mine"].spec
+        return config.task.corpus, corpus.name, config.cells["Mine"].spec
 
     found, cell, elsewhere = str(folder / "text"), "cells/mine.py:Mine", "../elsewhere/mine.py:Mine"
     assert open_with() == open_with(study="mine") == ("text", found, cell)
@@ -124,18 +124,20 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
     cells = f"space.cell=['{elsewhere}']"
     assert open_with(cells) == ("text", found, cell)
     given = ("../text", found, elsewhere)
-    assert open_with(cells, "corpus='../text'", name="given") == given
+    assert open_with(cells, "task.corpus='../text'", name="given") == given
     source = optuna.load_study(study_name="mine", storage=url)
     source.tell(source.ask(), 1.0)
     Path("next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
     assert open_with(study="next.toml", name="next") == (found, found, cell)
     (folder / "text").rename("text")
-    with pytest.raises(CorpusError, match=r'has it: write corpus = "here/text" in .*mine.toml'):
+    with pytest.raises(
+        CorpusError, match=r'has it: write corpus = "here/text" in \[task\] of .*mine.toml'
+    ):
         open_with(cells)
     for study in ("mine", "next.toml"):
         with pytest.raises(CorpusError, match=rf"or a file {found}; study 'mine' .* with --corpus"):
             open_with(study=study)
-    assert open_with("corpus='text'", study="mine") == ("text", found, cell)
+    assert open_with("task.corpus='text'", study="mine") == ("text", found, cell)
 
 
 def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):

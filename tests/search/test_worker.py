@@ -202,7 +202,7 @@ def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monke
 def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
     text = tmp_path / "text"
     text.write_bytes(b"the cat sat on the mat, and the dog sat on it. " * 100)
-    joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "tokenizer='bpe:270'"])
+    joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "task.tokenizer='bpe:270'"])
     assert messages == ["complete"]
     assert joined.study.user_attrs["tokenizer"]["size"] == joined.text.tokenizer.size > 256
     found = joined.study.trials[0].user_attrs

@@ -20,7 +20,7 @@ SHIPPED += ("replicates", "baselines", "bptt-steps")
 @pytest.mark.parametrize("name", SHIPPED, ids=str)
 def test_shipped_configs_are_valid_and_use_the_embedded_corpus(name):
     config = load_config_file(str(name)).resolve()
-    assert config.corpus == "stdlib"
+    assert config.task.corpus == "stdlib"
     assert config.question
 
 
@@ -45,8 +45,8 @@ def test_stage_one_has_432_grid_trials():
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
         ("space.exclude=[{layer=2}]", ["'layer': did you mean 'layers'? expected one of input"]),
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
-        ("tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
-        ("tokenizer='bpe:٣٠٠'", ["tokenizer is 'bpe:٣٠٠'", "from 257 to 65536"]),
+        ("task.tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
+        ("task.tokenizer='bpe:٣٠٠'", ["tokenizer is 'bpe:٣٠٠'", "from 257 to 65536"]),
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
         ("training.update_every=10", ["steps is 10000", "of 999, or of 10 with", "length = 1001"]),
         ("training.bptt_steps='sequence'", ["log_every 50: expected multiples of 999, because"]),
@@ -158,7 +158,7 @@ def alter(override: str) -> StudyConfig:
         "evaluation.windows=3",
         "evaluation.average=0.0",
         'objective="training"',
-        'tokenizer="bpe:300"',
+        'task.tokenizer="bpe:300"',
         "training.bptt_steps=4",
     ],
 )
@@ -169,7 +169,7 @@ def test_setting_that_changes_results_is_a_difference(override):
 
 def test_setting_that_does_not_change_results_is_no_difference():
     elsewhere = CORPUS.model_copy(update={"name": "b"})
-    for override in ("report_threshold=1.0", 'question="?"', 'corpus="b"', "keep_weights=3"):
+    for override in ("report_threshold=1.0", 'question="?"', 'task.corpus="b"', "keep_weights=3"):
         assert diff_configs(STORED, CORPUS, alter(override), elsewhere) == []
     other_text = CORPUS.model_copy(update={"sha256": "1"})
     assert diff_configs(STORED, CORPUS, STORED, other_text) == [

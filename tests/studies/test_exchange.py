@@ -99,7 +99,8 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     corpus, spec = "/home/alice/texts/secret-text", "/home/alice/cells/mine.py:Mine"
     space = {"cell": [spec], "layers": [1], "state_size": [4, 5, 6]}
     cells = {"Mine": {"spec": spec, "sha256": "ab" * 32}}
-    config = StudyConfig.model_validate({"corpus": corpus, "cells": cells, "space": space})
+    raw = {"task": {"corpus": corpus}, "cells": cells, "space": space}
+    config = StudyConfig.model_validate(raw)
     commands = [
         "python run_search.py /home/alice/my.toml --corpus '/home/alice smith/a text' --set "
         f"'space.cell=[\"{spec}\"]'",
