@@ -16,7 +16,6 @@ from hooks import HANG_TIMEOUT
 
 from benchmarks import replay_pruning
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.gpu import estimate_seconds
 from benchmarks.pruning_families import FAMILIES, simulate_family
 from benchmarks.replay_pruning import (
     ConformalPruner,
@@ -58,12 +57,6 @@ def test_bad_command_line_is_refused(monkeypatch, capsys, words, parts):
     assert printed.out == ""
     for part in parts:
         assert part in printed.err.splitlines()[-1]
-
-
-def test_sizes_that_were_not_measured_are_interpolated_by_layers():
-    assert estimate_seconds({(1, 8): 1.0, (2, 8): 2.0}, [(1, 8), (2, 8)]) == 3.0
-    assert estimate_seconds({(1, 8): 1.0, (3, 8): 3.0}, [(1, 8), (2, 8), (3, 8)]) == 6.0
-    assert estimate_seconds({(2, 8): 2.0}, [(1, 16)]) is None
 
 
 def make_curves(count):
