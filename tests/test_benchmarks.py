@@ -69,18 +69,18 @@ def make_curves(count):
 
 
 def test_one_look_trains_the_best_at_the_first_rung_to_the_end():
-    result = keep_best_at_first_rung(make_curves(100), 0.1)
+    result = keep_best_at_first_rung(make_curves(100))
     assert (result.recall, result.complete) == (1, 0.1)
     assert result.cost == pytest.approx(0.04 + 0.1 * 0.96)
     late = simulate_family("few late", 3)
-    assert keep_best_at_first_rung(late, 0.1).recall < 1
+    assert keep_best_at_first_rung(late).recall < 1
 
 
 def test_conformal_pruner_prunes_bad_trials_only_once_it_is_calibrated():
     def replay(count):
         recorded, pruner = make_curves(count), ConformalPruner(100)
         order = np.random.default_rng(0).permutation(count).tolist()
-        return replay_in_optuna(recorded, pruner, order, 1, 0.1)
+        return replay_in_optuna(recorded, pruner, order, 1)
 
     result = replay(200)
     assert result.recall == 1
@@ -95,7 +95,7 @@ def test_families_of_curves_repeat_with_their_seed(family):
     first, again, other = (simulate_family(family, seed) for seed in (1, 1, 2))
     assert (first.curves == again.curves).all()
     assert (first.curves != other.curves).any()
-    assert len(first.params) == len(first.values) == 128
+    assert len(first.params) == len(first.values) >= 128
 
 
 @pytest.mark.extended

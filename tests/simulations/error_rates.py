@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
-from benchmarks.audited_pruning import AUDIT, CONFIDENCE, KEEP, KINDS, simulate_curves
+from benchmarks.audited_pruning import AUDIT, KINDS, simulate_curves
 from benchmarks.audited_pruning import cover_effects as cover_audited
+from benchmarks.replay_pruning import CONFIDENCE, KEEP
 from reports.stats import Floats, Integers
 from reports.stats.audit import estimate_with_audit, judge_architectures
 from reports.stats.design import Contrast
