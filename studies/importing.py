@@ -309,6 +309,8 @@ def import_results(
         table, study = _open_study(source, study)
         words = [*words[:2], redact(parse_url(source).set(password=None)), "--study", study]
         default_name = study
+    elif study is not None:
+        raise UserError(f"study={study!r} is for the URL of a storage, and the source is none")
     elif isinstance(source, str | Path):
         table = _read_file(Path(source))
         default_name = Path(source).stem

@@ -55,6 +55,7 @@ GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
             "has no column 'rate': choose --nuisance, of lr, act, value",
         ),
         (GRID, {"nuisance": ["lr", "act"]}, "--nuisance names lr, act: expected some of the param"),
+        (GRID, {"study": "x"}, "study='x' is for the URL of a storage, and the source is none"),
     ],
 )
 def test_bad_table_is_refused_and_nothing_is_written(table, tmp_path, content, options, message):
