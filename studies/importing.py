@@ -57,8 +57,8 @@ _STATES = {
 }
 """States of Optuna, W&B, MLflow and Ray; a column that has another word has no states."""
 
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
-"""Cells of a CSV file without a value. None is one: the name of a choice."""
+_MISSING = ("", "NA", "N/A", "null")
+"""Cells of a CSV file without a value. None names a choice, and nan is the value of divergence."""
 
 
 _REPLICATES = re.compile("replicate|seed|random_seed|random_state", re.IGNORECASE)
@@ -537,7 +537,9 @@ def _read_trials(table: _Table, roles: ImportOptions) -> list[StoredTrial]:
             name: cells[row] for name, cells in params.items() if cells[row] is not None
         }
         losses = {step: numbers[row] for step, numbers in curve.items()}
-        trial.curve = {step: loss for step, loss in losses.items() if loss is not None}
+        trial.curve = {
+            step: loss for step, loss in losses.items() if loss is not None and loss == loss
+        }
         trials.append(trial)
     if not any(trial.state is TrialState.COMPLETE for trial in trials):
         raise UserError(f"{table.source}: no row is complete, with a finite value")

@@ -67,7 +67,7 @@ def test_values_have_the_type_of_their_column_and_missing_ones_are_no_results(ta
     assert repr(params[0]) == "{'n': 1, 'x': 0.5, 'flag': True, 'label_': 'a'}"
     assert repr(params[1]) == "{'n': 2, 'x': 1.0, 'flag': False, 'label_': '2'}"
     assert repr(params[2]) == "{'n': 3, 'x': 1.0, 'flag': True}"
-    assert imported.counts == "5 of 5 finished, 1 diverged, 2 failed"
+    assert imported.counts == "5 of 5 finished, 2 diverged, 1 failed"
     assert imported.roles[1].endswith("label_"), "a column of results has its name"
 
 
