@@ -154,7 +154,6 @@ class _Wanted:
     """
 
     name: str
-    url: str
     file: ConfigFile
     origin: StudyRecord | None
     config: StudyConfig
@@ -165,15 +164,6 @@ class _Wanted:
     trains: bool
 
     @property
-    def exists(self) -> bool:
-        """Whether a study of the name exists; the storage is not created."""
-        try:
-            with closing(read_storage(self.url)) as storage:
-                return self.name in list_study_names(storage)
-        except StorageNotFoundError:
-            return False
-
-    @property
     def corpus_record(self) -> CorpusRecord | None:
         """What a study stores about the corpus."""
         if (corpus := self.corpus) is None:
@@ -181,11 +171,6 @@ class _Wanted:
         return CorpusRecord(
             name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
         )
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the settings are those of the stored study itself."""
-        return self.file.is_stored and self.file.name == self.name
 
     def check_precision(self, precision: str) -> None:
         """Check that the device supports a precision, unless other machines train."""
@@ -257,7 +242,30 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
             finished.
         UserError: if the study cannot be extended because workers hold trials.
     """
-    url, file = options.storage, options.load_file()
+    file = _load_file(options)
+    name = options.name or file.name
+    check_study_name(name)
+    url = options.storage
+    wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
+    _check(wanted)
+    is_stored = file.is_stored and file.name == name
+    floors: dict[str, Floors] = {}
+    if not is_stored and not _exists(name, url):
+        floors = _check_new(wanted, options)
+    with ExitStack() as on_error:
+        storage = on_error.enter_context(closing(open_storage(url)))
+        created = ""
+        if not is_stored and name not in list_study_names(storage):
+            created = _create(storage, wanted, floors, options)
+        handle = _join(storage, wanted, options, created)
+        if handle is not None:
+            on_error.pop_all()
+    return handle or create_or_join(options, device)
+
+
+def _load_file(options: RunOptions) -> ConfigFile:
+    """Read the settings that a user asks for; require those of a refinement for ``refine``."""
+    file = options.load_file()
     if options.is_refinement and file.settings.get("refinement") is None:
         raise UserError(
             f"study {file.name!r} has no [refinement]: use rnn-search run, or derive a study from "
@@ -265,38 +273,16 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
         )
     if options.is_refinement and file.source is None:
         file.resolve()  # reports what is wrong with it
-    name = options.name or file.name
-    check_study_name(name)
-    wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    _check(wanted)
-    is_new = not (wanted.is_stored or wanted.exists)
-    floors = _check_new(wanted, options) if is_new else {}
-    with ExitStack() as on_error:
-        storage = on_error.enter_context(closing(open_storage(url)))
-        created = ""
-        if not wanted.is_stored and name not in list_study_names(storage):
-            created = _create(storage, wanted, floors, options)
-        study = load_study(storage, name)
-        record = read_study_record(study)
-        storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        wanted = _follow_study(wanted, record)
-        notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
-        if options.extend:
-            extended = extend(study, storage, record, wanted.config, wanted.tasks, options)
-            if extended is None:  # another process has just extended it
-                return create_or_join(options, device)
-            notices += extended
-        else:
-            notices.append(_describe_kept(wanted, record))
-        study = load_study(storage, name)
-        record = read_study_record(study)
-        wanted = _add_tasks(wanted, record)
-        _keep_sources(wanted, record)
-        handle = _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
-        on_error.pop_all()
-    if created and wanted.corpus is not None:
-        handle = replace(handle, warning=describe_unsuitable(wanted.corpus))
-    return handle
+    return file
+
+
+def _exists(name: str, url: str) -> bool:
+    """Return whether a study of a name exists; the storage is not created."""
+    try:
+        with closing(read_storage(url)) as storage:
+            return name in list_study_names(storage)
+    except StorageNotFoundError:
+        return False
 
 
 def _resolve(
@@ -329,7 +315,7 @@ def _resolve(
     if tasks:
         config = with_held_out(config, tasks)
     corpus = None if tasks else load_study_corpus(file, config)
-    return _Wanted(name, url, file, record, config, corpus, tasks, folders, device, trains)
+    return _Wanted(name, file, record, config, corpus, tasks, folders, device, trains)
 
 
 def _open(
@@ -338,6 +324,7 @@ def _open(
     wanted: _Wanted,
     record: StudyRecord,
     notice: str = "",
+    warning: str = "",
 ) -> StudyHandle:
     """Open a stored study whose data this process has loaded."""
     corpus = wanted.corpus
@@ -353,7 +340,7 @@ def _open(
         None if corpus is None else read_text(record, corpus),
         wanted.tasks,
         notice,
-        describe_study_mixing(study, storage),
+        warning or describe_study_mixing(study, storage),
     )
 
 
@@ -475,6 +462,42 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
 
 
 # ------------------------------------------------------------------ join
+
+
+def _join(
+    storage: LeasedRDBStorage, wanted: _Wanted, options: RunOptions, created: str
+) -> StudyHandle | None:
+    """Open a stored study under settings that keep its results comparable; extend it if asked to.
+
+    Args:
+        storage: storage of the study.
+        wanted: the study as this process would have it.
+        options: what the user asks for.
+        created: notice that this process has created it; "" if it has not.
+
+    Returns:
+        None if another process has extended it meanwhile.
+    """
+    study = load_study(storage, wanted.name)
+    record = read_study_record(study)
+    storage.require_study(StudyIdentity(study._study_id, wanted.name, record.artifact_folder))
+    wanted = _follow_study(wanted, record)
+    notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
+    if options.extend:
+        extended = extend(study, storage, record, wanted.config, wanted.tasks, options)
+        if extended is None:
+            return None
+        notices += extended
+        study = load_study(storage, wanted.name)
+        record = read_study_record(study)
+    else:
+        notices.append(_describe_kept(wanted, record))
+    wanted = _add_tasks(wanted, record)
+    _keep_sources(wanted, record)
+    warning = ""
+    if created and wanted.corpus is not None:
+        warning = describe_unsuitable(wanted.corpus)
+    return _open(study, storage, wanted, record, "; ".join(filter(None, notices)), warning)
 
 
 def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:
