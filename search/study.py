@@ -48,7 +48,7 @@ from search.study_tasks import (
     tokenize,
     with_held_out,
 )
-from search.worker.train_states import current_versions, describe_study_mixing
+from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders
 from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
@@ -340,7 +340,7 @@ def _open(
         None if corpus is None else read_text(record, corpus),
         wanted.tasks,
         notice,
-        warning or describe_study_mixing(study, storage),
+        warning or describe_mixing(study, storage),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from search.options import RunOptions
 from search.study import StudyHandle, create_or_join
 from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
+from studies.space import Params
 from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
@@ -84,6 +86,21 @@ def copy_checkout(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Plan to claim so many trials together, which share some parameters."""
+
+    count: int
+    names: Sequence[str] = ()
+    min_keep_probability: float = 0.5
+
+    def size(self, params: Params) -> int:
+        return self.count
+
+    def common_params(self, params: Params) -> Sequence[str]:
+        return self.names
 
 
 def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:

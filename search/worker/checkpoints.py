@@ -30,10 +30,6 @@ _LOST = (
     "with it, or name the folder with --artifacts"
 )
 _KILLED = "none was written before the worker was killed or cut off; training restarts from step 0"
-_KILLED_EARLY = (
-    "the worker was killed or cut off before it recorded a loss or wrote a checkpoint; training "
-    "starts at step 0"
-)
 """Reasons why a trial has no checkpoint, and what follows."""
 
 StorageQuery = Callable[[Callable[[], Any]], Any]
@@ -155,10 +151,7 @@ class Checkpoints:
 
     def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
         listed = format_trials(trial.number for trial in trials)
-        steps = {max(trial.intermediate_values, default=0) for trial in trials}
-        if steps == {0}:
-            _logger.info(f"{listed}: {reason}")
-            return
+        steps = {max(trial.intermediate_values) for trial in trials}
         reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
         _logger.warning(
             f"no checkpoint of {listed} in {self._files.folder}, though {reached} was recorded: "
@@ -186,17 +179,15 @@ def _report_resumed(states: Mapping[Claim, TrainingState | None]) -> None:
 
 
 def _explain_missing(claim: Claim) -> str | None:
-    """Explain why a trial that was trained before has no checkpoint; None if it was not trained.
+    """Explain why a trial with recorded losses has no checkpoint; None if it has none.
 
     A trial that was only requeued after errors may have none: a worker writes none after an error.
     """
-    if claim.has_reported:  # trained again under the same claim
-        return None
     trial = claim.trial
+    if claim.has_reported or not trial.intermediate_values:  # trained again under the same claim
+        return None
     causes = trial.user_attrs.get(RETRY_COUNTS, {})
     was_written = CHECKPOINTED in trial.system_attrs or RUNG in trial.user_attrs
-    if not trial.intermediate_values:
-        return _KILLED_EARLY if Failure.LEASE_EXPIRED in causes and not was_written else None
     if was_written or Failure.INTERRUPTED in causes or not causes:
         return _LOST
     return _KILLED if Failure.LEASE_EXPIRED in causes else None

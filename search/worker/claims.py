@@ -18,13 +18,14 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
+from search.pruning.policy import ALWAYS_CONTINUE
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
@@ -143,14 +144,43 @@ class Claim:
             self._heartbeat_at = now + self._heartbeat_interval
 
 
+class BatchPlan(Protocol):
+    """Which trials are claimed together."""
+
+    @property
+    def min_keep_probability(self) -> float:
+        """Keep probability from which a paused trial resumes together with another."""
+
+    def size(self, params: Mapping[str, Any]) -> int:
+        """Return how many trials like one of these parameters, including it, to claim."""
+
+    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
+        """Return the parameters that trials claimed together with one of these share, or lack."""
+
+
+class _OneByOne:
+    """The plan to claim each trial alone."""
+
+    min_keep_probability = ALWAYS_CONTINUE
+
+    def size(self, params: Mapping[str, Any]) -> int:
+        return 1
+
+    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
+        return ()
+
+
+ONE_BY_ONE = _OneByOne()
+"""The plan to claim each trial alone."""
+
+
 @dataclass(frozen=True)
 class _Request:
     """What to claim; see :meth:`ClaimManager.claim`."""
 
     claim_token: str
+    plan: BatchPlan
     exclude: Collection[int]
-    lockstep_params: Callable[[Mapping[str, Any]], Sequence[str]]
-    lockstep_size: Callable[[Mapping[str, Any]], int]
     paused_ids: Sequence[int] | None
 
 
@@ -319,18 +349,15 @@ class ClaimManager:
 
     def claim(
         self,
+        plan: BatchPlan = ONE_BY_ONE,
         exclude: Collection[int] = (),
-        lockstep_params: Callable[[Mapping[str, Any]], Sequence[str]] = lambda params: (),
-        lockstep_size: Callable[[Mapping[str, Any]], int] = lambda params: 1,
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
-        """Claim the next waiting trial, and others to train in lockstep with it.
+        """Claim the next waiting trial, and others to train together with it.
 
         Args:
+            plan: how many others, and which.
             exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
-            lockstep_params: returns, given the parameters of the first one, the names of those in
-                which the others must equal it; one that it lacks they must lack, too.
-            lockstep_size: returns, given the same, how many trials to claim in total.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
                 None for trials that are not paused.
 
@@ -343,7 +370,7 @@ class ClaimManager:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
         claim_token = f"{self._worker}/{uuid4().hex}"
-        request = _Request(claim_token, exclude, lockstep_params, lockstep_size, paused_ids)
+        request = _Request(claim_token, plan, exclude, paused_ids)
         claims = self.ask(partial(self._claim, request))
         self._active.update(claims)
         return claims
@@ -378,12 +405,12 @@ class ClaimManager:
     def _claim_others(self, trial: FrozenTrial, request: _Request) -> list[int]:
         """Claim trials to train in lockstep with a claimed one; return their ids."""
         self._busy_since = None  # the size may take long, as when a library is compiled
-        limit = request.lockstep_size(trial.params) - 1
+        limit = request.plan.size(trial.params) - 1
         paused = None if request.paused_ids is None else request.paused_ids[1:]
         is_alone = request.paused_ids is not None and len(request.paused_ids) == 1
         if limit < 1 or trial._trial_id in request.exclude or is_alone:
             return []
-        names = request.lockstep_params(trial.params)
+        names = request.plan.common_params(trial.params)
         try:
             return self._storage.claim_matching(
                 trial._trial_id, request.claim_token, limit, names, request.exclude, paused

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
@@ -29,11 +29,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import ShutdownRequestedError, format_error
 from search.open_study import OpenStudy
 from search.pruning.audit import describe_look
-from search.pruning.policy import ALWAYS_CONTINUE, Decisions, PruneDecision
+from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import MAX_LINE
 from search.worker.checkpoints import Checkpoints
-from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
+from search.worker.claims import ONE_BY_ONE, SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.config import StudyConfig, label_trial
@@ -94,34 +94,6 @@ PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
 others continue."""
 
 
-class BatchPlan(Protocol):
-    """Which trials are claimed together."""
-
-    @property
-    def min_keep_probability(self) -> float:
-        """Keep probability from which a paused trial resumes together with another."""
-
-    def size(self, params: Mapping[str, Any]) -> int:
-        """Return how many trials like one of these parameters, including it, to claim."""
-
-    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
-        """Return the parameters that trials claimed together with one of these share."""
-
-
-class OneByOne:
-    """The plan to claim each trial alone."""
-
-    min_keep_probability = ALWAYS_CONTINUE
-
-    def size(self, params: Mapping[str, Any]) -> int:
-        """Return 1."""
-        return 1
-
-    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
-        """Return no parameter."""
-        return ()
-
-
 class TrialQueue:
     """The trials of a study, as one worker takes and settles them.
 
@@ -160,21 +132,20 @@ class TrialQueue:
 
     def batches(
         self,
-        plan: BatchPlan | None = None,
+        plan: BatchPlan = ONE_BY_ONE,
         wait: bool = True,
         on_wait: Callable[[], object] = lambda: None,
     ) -> Iterator[list[Claim]]:
         """Yield claimed trials, to train together, until none is left or a stop is requested.
 
         Args:
-            plan: which trials to claim together; None for one by one.
+            plan: which trials to claim together.
             wait: whether to stay until the trials that others run are finished too.
             on_wait: called before each time that this waits for them.
 
         Raises:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
-        plan = plan or OneByOne()
         while not self._stop.requested:
             try:
                 claims = self._claim(plan)
@@ -194,15 +165,14 @@ class TrialQueue:
 
     def _claim(self, plan: BatchPlan) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
-        claim = partial(self._manager.claim, self._failed_ids, plan.common_params, plan.size)
-        claims = claim()
+        claims = self._manager.claim(plan, self._failed_ids)
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self._scheduler is None:
                 break
             selected = self._select(self._scheduler, plan.min_keep_probability)
             if not selected:
                 break
-            claims = claim(selected)
+            claims = self._manager.claim(plan, self._failed_ids, selected)
         return claims or (self._manager.claim() if self._failed_ids else [])
 
     def _has_unfinished(self) -> bool:

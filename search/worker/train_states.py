@@ -1,8 +1,7 @@
 """Train states of claimed trials: their checkpoints, and the versions that trained them."""
 
 import json
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -29,15 +28,12 @@ from studies.loader import read_study_record
 from studies.space import TASK
 from studies.storage.counts import count_trials, distinct_versions
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import format_trials
 
 if TYPE_CHECKING:  # it warns of other versions
     from search.study import StudyHandle
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
-
-_logger = logging.getLogger(__name__)
 
 
 class TrainStates:
@@ -46,24 +42,13 @@ class TrainStates:
     def __init__(self, handle: "StudyHandle") -> None:
         self._handle = handle
         self._checkpoints = Checkpoints(handle)
-        self._has_warned = bool(handle.warning)
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
         """Return the train state of each trial's checkpoint; None where it starts from step 0.
 
         Each claim's curve is replaced by that of its train state.
         """
-        states = self._checkpoints.resume(claims, self)
-        resumed = [state for state in states.values() if state]
-        used = {
-            "code": {version for state in resumed for version in state.source_hashes},
-            "torch": {version for state in resumed for version in state.torch_versions},
-        }
-        if not self._has_warned and (mixing := _describe_mixing(used)):
-            self._has_warned = True  # once
-            numbers = (claim.trial.number for claim, state in states.items() if state)
-            _logger.warning(f"{format_trials(numbers)}: trained with {mixing}")
-        return states
+        return self._checkpoints.resume(claims, self)
 
     def write(self, claim: Claim, state: TrainState) -> bool:
         """Write a checkpoint of a trial; return whether that succeeded."""
@@ -146,7 +131,7 @@ def current_versions() -> VersionRecord:
     return VersionRecord(code=checkpoint.source_hash(), torch=checkpoint.torch_version())
 
 
-def describe_study_mixing(study: optuna.Study, storage: LeasedRDBStorage) -> str:
+def describe_mixing(study: optuna.Study, storage: LeasedRDBStorage) -> str:
     """Return a warning if other versions created or trained an unfinished study; "" if not."""
     counts = count_trials(storage, study._study_id)
     if counts.finished == counts.planned:
@@ -156,12 +141,6 @@ def describe_study_mixing(study: optuna.Study, storage: LeasedRDBStorage) -> str
     if created_with is not None:
         for name, version in created_with.model_dump().items():
             used[name].add(version)
-    mixing = _describe_mixing(used)
-    return mixing and f"study {study.study_name!r} was created or trained with {mixing}"
-
-
-def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
-    """Describe versions that differ from those of this process; "" if none does."""
     current = current_versions().model_dump()
     others = {name: sorted({*used[name]} - {current[name]}) for name in _VERSION_LABELS}
     differing = [(label, name) for name, label in _VERSION_LABELS.items() if others[name]]
@@ -170,8 +149,8 @@ def _describe_mixing(used: Mapping[str, Collection[str]]) -> str:
     earlier = " and ".join(f"{label} {', '.join(others[name])}" for label, name in differing)
     own = " and ".join(f"{label} {current[name]}" for label, name in differing)
     return (
-        f"{earlier} so far; this worker trains with {own}; to avoid mixing them, stop and use the "
-        "earlier version"
+        f"study {study.study_name!r} was created or trained with {earlier} so far; this worker "
+        f"trains with {own}; to avoid mixing them, stop and use the earlier version"
     )
 
 

@@ -5,10 +5,12 @@ import math
 import multiprocessing
 import platform
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from optuna.trial import TrialState
@@ -18,6 +20,7 @@ from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.export import SavedModel, SavedTask, generate, save_task, serialize_model
 from rnn.network import count_parameters
+from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -27,12 +30,11 @@ from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.evaluation import evaluate
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
 from search.worker.train_states import TrainStates, current_versions, earlier_versions
-from studies.attributes import Failure, TrialRecord
-from studies.config import to_trial_config
+from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
+from studies.config import StudyConfig, to_trial_config
 from studies.text import to_printable
 
 SAMPLE_LENGTH = 300
@@ -203,7 +205,7 @@ class Trainer:
         claims, started_at = self._claims, time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
-        evaluations = evaluate(loop, self._task, self.config, on_step)
+        evaluations = _evaluate_networks(loop, self._task, self.config, on_step)
         values = {
             claims[trial_config].trial.number: evaluation.value
             for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
@@ -338,6 +340,71 @@ class Trainer:
 
 def _step(state: TrainState | None) -> int:
     return state.step if state else 0
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+@dataclass(frozen=True)
+class _EvalResult:
+    """Evaluation of one network.
+
+    Attributes:
+        value: objective value of its trial; None if a result is not finite.
+        attributes: fields of :class:`studies.attributes.TrialRecord`.
+    """
+
+    value: float | None
+    attributes: Mapping[str, Any]
+
+
+def _evaluate_networks(
+    loop: TrainLoop, task: Task, config: StudyConfig, on_step: Callable[[], None]
+) -> list[_EvalResult]:
+    """Evaluate the networks of a finished train loop, in their order.
+
+    Args:
+        loop: the train loop.
+        task: the task that it trained on.
+        config: config of the study; the test split is read only if it says so.
+        on_step: callback after every step; an exception that it raises ends the evaluation.
+    """
+    steps = loop.train_config.steps
+    measured: list[dict[str, Any]] = [
+        {
+            OBJECTIVE_ATTRIBUTES["training"]: min(curve.values()),
+            OBJECTIVE_ATTRIBUTES["training-mean"]: _mean_training_loss(curve, steps),
+        }
+        for curve in loop.curves
+    ]
+    loop.swap_in_averaged_weights()
+    stack = loop.stack  # on_step may remove networks from the loop
+    evaluation = config.evaluation
+    splits: list[Literal["validation", "test"]] = ["validation"]
+    if config.eval_split == "test":
+        splits.append("test")
+    for split in splits:
+        found = task.evaluate(stack, split, evaluation.windows, evaluation.window_length, on_step)
+        for attributes, of_split in zip(measured, found, strict=True):
+            attributes |= of_split
+    results = []
+    for attributes in measured:
+        value = attributes[OBJECTIVE_ATTRIBUTES[config.objective]]
+        numbers = (number for number in attributes.values() if isinstance(number, float))
+        is_finite = all(map(math.isfinite, numbers))
+        results.append(_EvalResult(value if is_finite else None, attributes))
+    return results
+
+
+def _mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
+    """Return the mean of the smoothed training loss over the last quarter of the steps.
+
+    The minimum of a curve is at one log point for most networks of a study, so that one passage of
+    the text ranks them; the mean takes many. Without a log point in the last quarter, the last one
+    alone counts.
+    """
+    last = [loss for step, loss in curve.items() if 4 * step > 3 * steps]
+    return statistics.fmean(last or [curve[max(curve)]])
 
 
 # ------------------------------------------------------------------ the worker

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
-from helpers import DatabaseUse, create_small_study
+from helpers import DatabaseUse, Together, create_small_study
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
@@ -165,14 +165,14 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(sqlite_url
         study, claims = Study(sqlite_url, size, f"{size} trials"), []
         with study.manager(storage=storage) as manager:
             wait_until(lambda: manager._observe_at and manager._busy_since is None)
-            yield use.measure(lambda: claims.extend(manager.claim(lockstep_size=lambda _: size)))
+            yield use.measure(lambda: claims.extend(manager.claim(Together(size))))
             assert len(claims) == size
             for claim in claims:
                 claim.report(1, 2.0)
                 claim._heartbeat_at = 0.0
             yield use.measure(lambda: manager.ask(lambda: None, after_flush=True))
             yield use.measure(lambda: manager.requeue_all(claims, Failure.INTERRUPTED))
-            for claim in manager.claim(lockstep_size=lambda _: size):
+            for claim in manager.claim(Together(size)):
                 manager.pause(claim, {})
         reasons = {claim.trial_id: {"reason": "far off"} for claim in claims}
         yield use.measure(lambda: storage.prune_paused(study.study_id, size, reasons))

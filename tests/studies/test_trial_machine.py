@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
+from helpers import Together
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -269,9 +270,8 @@ class TrialMachine(RuleBasedStateMachine):
         matching = [number for number in others if first and number % 2 == first[0] % 2]
         names = {self.trials[number].worker for number in self.find("RUNNING")} | {worker.name}
         share = -(-(len(matching) + 1) // len(names)) - 1
-        options["lockstep_params"] = lambda trial: ["size"]
         with worker.awake(fault):
-            claims = worker.claim(lockstep_size=lambda _: size, **options)
+            claims = worker.claim(Together(size, ["size"]), **options)
         expected = [*first, *matching[: min(size - 1, share)]]
         assert sorted(claim.trial.number for claim in claims) == sorted(expected)
         for claim in claims:
