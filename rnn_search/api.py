@@ -20,7 +20,7 @@ from reports.dashboard import HOST, open_listener
 from rnn.errors import UserError
 from rnn_search.study import Study, load
 from search.display import Display
-from search.launch.jobs import cancel_pending, prepare_launch
+from search.launch.jobs import prepare_launch
 from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
 from studies.storage.open import (
@@ -204,9 +204,6 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     if dashboard_port is not None:
         server = serve_dashboard(options.storage, options.artifacts, dashboard_port)
     result = run_workers(options, cluster, server)
-    if cluster is not None and result.is_finished and result.record is not None:
-        with Display():
-            cancel_pending(cluster, result.record.artifact_folder)
     if options.report and result.is_finished and not result.exit_code:
         with Display():
             _logger.info("writing the report")

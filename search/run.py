@@ -27,7 +27,7 @@ from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.display import Display
 from search.errors import ShutdownRequestedError, is_bug
-from search.launch.jobs import run_jobs
+from search.launch.jobs import cancel_pending, run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.options import RunOptions, WorkerOptions
 from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
@@ -37,7 +37,6 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer, Worker
-from studies.attributes import StudyRecord
 from studies.errors import StorageLostError, StorageUnavailableError
 from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
@@ -78,7 +77,6 @@ class RunResult:
         failed_workers: number of worker processes that failed, after a warning for each.
         failure: why a finished study has no complete trial; "" otherwise.
         is_finished: whether it was finished when the run ended.
-        record: what it stored when this process joined it; None if the run ended before.
     """
 
     study: str
@@ -88,7 +86,6 @@ class RunResult:
     failed_workers: int = 0
     failure: str = ""
     is_finished: bool = False
-    record: StudyRecord | None = None
 
     @property
     def exit_code(self) -> int:
@@ -110,7 +107,6 @@ class _Session:
     """
 
     handle: StudyHandle
-    url: str
     device: torch.device
     stop: ShutdownSignal
     reader: StatusReader
@@ -163,7 +159,7 @@ def _run(
         before = reader.recent_status()
         failed_workers, failure = 0, ""
         with (
-            _start_session(handle, options.storage, device, stop, reader) as session,
+            _start_session(handle, device, stop, reader) as session,
             display.show_progress(reader),
         ):
             if launcher is not None:
@@ -177,6 +173,8 @@ def _run(
         storage.merge_log()
         if status.is_finished:
             _remove_leftovers(handle)
+            if launcher is not None:
+                cancel_pending(launcher, handle.artifact_folder)
         failure = failure or _conclude(session, before, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
@@ -187,7 +185,6 @@ def _run(
         failed_workers,
         failure,
         status.is_finished,
-        handle.record,
     )
 
 
@@ -284,18 +281,14 @@ def wait_for_storage(
 
 @contextmanager
 def _start_session(
-    handle: StudyHandle,
-    url: str,
-    device: torch.device,
-    stop: ShutdownSignal,
-    reader: StatusReader,
+    handle: StudyHandle, device: torch.device, stop: ShutdownSignal, reader: StatusReader
 ) -> Iterator[_Session]:
     """Handle signals and claim trials until the session ends."""
     lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
     claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
     with stop, claims:
         reader.attach(claims)
-        yield _Session(handle, url, device, stop, reader, claims)
+        yield _Session(handle, device, stop, reader, claims)
 
 
 def _work(session: _Session, options: WorkerOptions) -> None:
@@ -369,11 +362,10 @@ def _remove_leftovers(handle: StudyHandle) -> None:
     """Remove the checkpoints of a finished study, and temporary files of killed workers."""
     try:
         handle.folders.clear(handle.artifact_folder)
-    except Exception as error:  # the results are recorded; leftover files must not fail the run
+    except OSError as error:  # the results are recorded; leftover files must not fail the run
         _logger.warning(
             f"cannot remove checkpoints or temporary files of the finished study ({error}); they "
-            "are no longer needed",
-            exc_info=True,
+            "are no longer needed"
         )
 
 
@@ -430,7 +422,7 @@ def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) 
     handle, reader = wait_for_storage(
         lambda: _with_reader(open_study(name, url, options, device)), lambda: outage_seconds, stop
     )
-    session = _start_session(handle, url, device, stop, reader)
+    session = _start_session(handle, device, stop, reader)
     with closing(handle.storage), session as opened:
         _work(opened, options)
 
@@ -441,21 +433,22 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
     worker = session.handle.for_worker(options).model_copy(update={"until": None})
     # Torch's threads and the storage's connections do not survive a fork.
     context = multiprocessing.get_context("spawn")
+    name = session.handle.name
     options_of_each = [
         worker.model_copy(update={"device": device})
         for device in assign_devices(options.device, options.workers)
     ]
-    study = session.handle.name, session.url
     processes: list[BaseProcess] = []
     readers: list[threading.Thread] = []
     warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), _blocked_interrupts():
-            for each in options_of_each:
+            for worker_options in options_of_each:
                 lines, output = context.Pipe(duplex=False)
                 with output:
                     started = context.Process(
-                        target=run_worker_process, args=(*study, each, output)
+                        target=run_worker_process,
+                        args=(name, options.storage, worker_options, output),
                     )
                     started.start()
                 processes.append(started)
