@@ -29,7 +29,7 @@ from reports.stats.audit import (
 )
 from reports.stats.effects import Effect, FactorialTable
 from reports.trial_table import find_traits
-from search.pruning.audit import DIVISOR, number_architectures
+from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.pruning.regression import DesignMatrix, Mask
 from search.worker.cpu_budget import cores
 from studies.config import top_count

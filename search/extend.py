@@ -9,7 +9,7 @@ from rnn.errors import UserError
 from search.contract_check import check_cells, check_tasks
 from search.derive import add_replicates, check_count, list_combinations, subtract
 from search.options import RunOptions
-from search.pruning.audit import draw_audited, number_architectures
+from search.pruning.audited_trials import draw_audited, number_architectures
 from search.study_tasks import StudyTask
 from studies.attributes import (
     AUDIT_NUISANCE,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from search.pruning.audit import describe_look
+from search.pruning.audited_trials import describe_look
 from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
 from studies.attributes import ERROR, AuditLook, Failure

@@ -30,7 +30,7 @@ from search.extend import (
 )
 from search.open_study import OpenStudy, require_stored
 from search.options import TASK_SOURCE, RunOptions, WorkerOptions
-from search.pruning.audit import draw_audited
+from search.pruning.audited_trials import draw_audited
 from search.study_cells import CodeStore, check_sources, load_cells
 from search.study_tasks import (
     ONLY,

@@ -380,7 +380,7 @@ class AuditState(BaseModel):
 
 
 class AuditLook(BaseModel):
-    """Planned look at the audited trials; see :mod:`search.pruning.audit`.
+    """Planned look at the audited trials; see :mod:`search.pruning.audited_trials`.
 
     Attributes:
         complete: number of trials that were complete in the pruner's decisions.

@@ -8,7 +8,7 @@ and their results improve the predictions of the others. The least promising are
 as far as the allowed loss of the best permits, and all that are paused once it covers them.
 
 Decisions depend on the stored state of the study alone. Audited trials
-(:mod:`search.pruning.audit`) are, in decisions, where the policy would have stopped them.
+(:mod:`search.pruning.audited_trials`) are, in decisions, where the policy would have stopped them.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.pruning.audit import AuditedTrials
+from search.pruning.audited_trials import AuditedTrials
 from search.pruning.predictions import (
     Prediction,
     PredictionMemory,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from search.pruning.audit import number_architectures
+from search.pruning.audited_trials import number_architectures
 from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
 from search.pruning.predictions import MIN_COMPLETE, Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Indices

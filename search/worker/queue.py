@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, format_error
 from search.open_study import OpenStudy
-from search.pruning.audit import describe_look
+from search.pruning.audited_trials import describe_look
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import MAX_LINE

@@ -20,7 +20,7 @@ from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from search.pruning.audit import draw_audited
+from search.pruning.audited_trials import draw_audited
 from search.pruning.policy import Decisions
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
 from studies.config import StudyConfig

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from test_pruned_search import GRID, STEPS, TRIALS, search
 from test_worker import create_study
 
-from search.pruning.audit import DIVISOR, LEVEL, describe_look, is_alarm
+from search.pruning.audited_trials import DIVISOR, LEVEL, describe_look, is_alarm
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.scheduler import PauseResumeScheduler
@@ -28,7 +28,7 @@ BOLD = [AUDIT_EIGHT, "pruning.confidence=0.6", "seed=1"]
 @pytest.fixture(autouse=True)
 def larger_share(monkeypatch):
     """Audit up to a third of the trials: the grid of the tests is small."""
-    monkeypatch.setattr("search.pruning.audit.DIVISOR", 3)
+    monkeypatch.setattr("search.pruning.audited_trials.DIVISOR", 3)
 
 
 def create(url, text, *overrides, prune=True, **terms):
@@ -109,7 +109,7 @@ def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, fir
 
 
 def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
+    monkeypatch.setattr("search.pruning.audited_trials.DIVISOR", DIVISOR)
     assert len(audited(create(sqlite_url, text, "pruning.audit=20"))) == 2
     unpruned = create(sqlite_url, text, "pruning.audit=20", name="not-pruned", prune=False)
     assert audited(unpruned) == []

@@ -23,7 +23,7 @@ from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.run_means import average_runs
 from reports.trial_table import find_traits
-from search.pruning.audit import DIVISOR
+from search.pruning.audited_trials import DIVISOR
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.regression import Indices, Mask
 from search.pruning.scheduler import compute_steps_to_next_rung

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.pruning.audit import number_architectures
+from search.pruning.audited_trials import number_architectures
 from search.pruning.forecast import Forecast, forecast_training
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.predictions import Prediction, PredictionMemory
