@@ -145,7 +145,6 @@ def _run(
 ) -> RunResult:
     name = options.stored_name
     device = find_device(options)
-    _logger.info(f"preparing study {name} (storage, data and cells)")
     try:
         handle, reader = wait_for_storage(
             lambda: _open(options, device), lambda: _find_outage_seconds(options), stop

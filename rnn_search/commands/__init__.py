@@ -6,7 +6,6 @@ from importlib import import_module
 import click
 
 import rnn_search
-from rnn.errors import UserError
 
 _SUBCOMMANDS = {
     "run": ("searches:run_search", "Create or join a study and run its trials"),
@@ -67,10 +66,7 @@ def main(*words: str) -> None:
     Args:
         words: words before those of the command line, such as the name of a subcommand.
     """
-    try:
-        from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code
-    except UserError as error:  # the installed Optuna is not supported
-        sys.exit(f"error: {error}")
+    from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code  # imports Optuna
 
     def run() -> int | None:
         arguments = [*words, *sys.argv[1:]]

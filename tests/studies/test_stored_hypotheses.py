@@ -26,9 +26,9 @@ def resolve(*hypotheses, **settings):
 @pytest.mark.parametrize(
     ("hypothesis", "message"),
     [
-        (state(expect="moves"), "hypothesis 1: expect is 'moves': input should be 'lower', "),
-        (state(statement=""), "hypothesis 1: statement is ''"),
-        (state("layers", 1, 1.0), "hypothesis 1: expected different values before and after"),
+        (state(expect="moves"), "hypothesis.1.expect is 'moves': input should be 'lower', "),
+        (state(statement=""), "hypothesis.1.statement is ''"),
+        (state("layers", 1, 1.0), "hypothesis.1: expected different values before and after"),
         (state(where={"residual": True}), "where names 'residual', which changes"),
         (state(where={"state_size": 0}), "hypothesis 1 has state_size = 0: input should be "),
         (state(before=0), "hypothesis 1 has residual = 0: "),
