@@ -362,7 +362,7 @@ class ClaimManager:
                 None for trials that are not paused.
 
         Returns:
-            The claims; empty if no such trial waits.
+            The claims; empty if no such trial waits. After a requested shutdown the first alone.
 
         Raises:
             ShutdownRequestedError: if a shutdown was requested before the storage has answered. The
@@ -371,52 +371,64 @@ class ClaimManager:
         """
         claim_token = f"{self._worker}/{uuid4().hex}"
         request = _Request(claim_token, plan, exclude, paused_ids)
-        claims = self.ask(partial(self._claim, request))
-        self._active.update(claims)
-        return claims
+        first = self.ask(partial(self._claim_first, request))
+        if first is None:
+            return []
+        self._active.add(first)
+        others = self._ask_for_others(first, request)
+        self._active.update(others)
+        return [first, *others]
 
-    def _claim(self, request: _Request) -> list[Claim]:
-        """Claim trials, in the thread; a retry takes what an earlier attempt has committed."""
-        trial_ids = self._find_claimed(request.claim_token) if self._is_retry else []
+    def _ask_for_others(self, first: Claim, request: _Request) -> list[Claim]:
+        """Claim trials to train together with a claimed one; none after a requested shutdown."""
+        is_alone = request.paused_ids is not None and len(request.paused_ids) == 1
+        if is_alone or first.trial_id in request.exclude:
+            return []
+        # Here and not in the thread, because it may take long, as when a library is compiled.
+        count = request.plan.size(first.trial.params) - 1
+        if count < 1 or self._stop.requested:
+            return []
+        try:
+            return self.ask(partial(self._claim_others, first, count, request))
+        except ShutdownRequestedError:
+            return []
+
+    def _claim_first(self, request: _Request) -> Claim | None:
+        """Claim a trial, in the thread; None if none waits."""
+        trial_ids = self._find_claimed(request.claim_token)
         if not trial_ids:
-            first = self._claim_first(request)
-            if first is None:
+            storage, study_id = self._storage, self._study_id
+            token, lease_seconds = request.claim_token, self._lease_seconds
+            if request.paused_ids is None:
+                trial_id = storage.claim(study_id, token, lease_seconds, request.exclude)
+            else:
+                trial_id = storage.claim(study_id, token, lease_seconds, (), request.paused_ids[:1])
+            if trial_id is None:
+                return None
+            trial_ids = [trial_id]
+        return next(iter(self._read_claimed(trial_ids, request.claim_token)), None)
+
+    def _claim_others(self, first: Claim, count: int, request: _Request) -> list[Claim]:
+        """Claim trials to train together with a claimed one, in the thread."""
+        trial_ids = self._find_claimed(request.claim_token)
+        if not trial_ids or trial_ids == [first.trial_id]:
+            names = request.plan.common_params(first.trial.params)
+            paused = None if request.paused_ids is None else request.paused_ids[1:]
+            try:
+                trial_ids = self._storage.claim_matching(
+                    first.trial_id, request.claim_token, count, names, request.exclude, paused
+                )
+            except LeaseLostError:  # since the first claim; the next flush finds it
                 return []
-            trial_ids = [first]
         claims = self._read_claimed(trial_ids, request.claim_token)
-        if len(claims) > 1:
-            return claims
-        others = self._claim_others(claims[0].trial, request)
-        return claims + self._read_claimed(others, request.claim_token)
+        return [claim for claim in claims if claim.trial_id != first.trial_id]
 
     def _find_claimed(self, claim_token: str) -> list[int]:
-        """Return the ids of the trials that are held under a claim token."""
+        """Return the ids of the trials that an earlier attempt has claimed, if this is a retry."""
+        if not self._is_retry:
+            return []
         leases = self._storage.running_leases(self._study_id)
         return [key for key, lease in leases.items() if lease.claim_token == claim_token]
-
-    def _claim_first(self, request: _Request) -> int | None:
-        """Claim the trial to which others are added; return its id, or None if none waits."""
-        storage, study_id = self._storage, self._study_id
-        token, lease_seconds = request.claim_token, self._lease_seconds
-        if request.paused_ids is None:
-            return storage.claim(study_id, token, lease_seconds, request.exclude)
-        return storage.claim(study_id, token, lease_seconds, (), request.paused_ids[:1])
-
-    def _claim_others(self, trial: FrozenTrial, request: _Request) -> list[int]:
-        """Claim trials to train in lockstep with a claimed one; return their ids."""
-        self._busy_since = None  # the size may take long, as when a library is compiled
-        limit = request.plan.size(trial.params) - 1
-        paused = None if request.paused_ids is None else request.paused_ids[1:]
-        is_alone = request.paused_ids is not None and len(request.paused_ids) == 1
-        if limit < 1 or trial._trial_id in request.exclude or is_alone:
-            return []
-        names = request.plan.common_params(trial.params)
-        try:
-            return self._storage.claim_matching(
-                trial._trial_id, request.claim_token, limit, names, request.exclude, paused
-            )
-        except LeaseLostError:  # since the first claim; the next flush finds it
-            return []
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """Claims of a worker: outages, silent and locked storages, and other workers."""
 
+import signal
 import time
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -196,3 +197,18 @@ def test_number_of_statement_parameters_is_limited(study):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert len(study.trial(claim).intermediate_values) == 12_000
     assert max(counts) < 32_766
+
+
+def test_trial_claimed_before_a_shutdown_is_returned_to_be_requeued(study):
+    stop = ShutdownSignal()
+
+    class Stopping(Together):
+        def size(self, params):
+            stop.request(signal.SIGTERM)
+            return self.count
+
+    with study.manager(stop=stop) as manager:
+        (claim,) = manager.claim(Stopping(3))
+        manager.requeue_all([claim], Failure.INTERRUPTED)
+    trials = study.storage.get_all_trials(study.study_id)
+    assert {trial.state for trial in trials} == {TrialState.WAITING}
