@@ -34,7 +34,7 @@ def measure() -> Iterator[str]:
     )
     names = ["digits", *(["mnist1d"] if find_spec("mnist1d") else [])]
     for name in names:
-        task = load_task_of(name, {}, Path()).build()
+        task = load_task_of(name, {}, Path()).build_sequences()
         for threads in (1, 2):
             torch.set_num_threads(threads)
             runs: dict[str, Callable[[], None]] = {

@@ -368,7 +368,8 @@ def _find_unequal_budget(results: Results, name: str) -> UnequalBudget | None:
     """
     rows = results.complete
     alike = number_groups(rows, [other for other in results.all_parameters if other != name])
-    data = f"{results.config.token_name}s" if results.config.is_text else "inputs"
+    token = results.config.token_name
+    data = "inputs" if token == "step" else f"{token}s"
     for column, unit in (("inputs", data), ("updates", "updates")):
         rates = rows[column] / rows["steps"]
         ratios = rates / rates.groupby(alike).transform("min")

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -17,12 +16,8 @@ from reports.trial_table import (
     list_params,
     metric_column,
 )
-from rnn.config import GATED_CELL, OPTIMIZERS, TaskSpec
-from studies.attributes import (
-    AuditLook,
-    CorpusRecord,
-    TokenizerRecord,
-)
+from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
+from studies.attributes import AuditLook
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, find_measure
@@ -55,7 +50,6 @@ class Results:
     Attributes:
         name: name of the study.
         config: its configuration.
-        corpus: the corpus that it was trained on; None for another task, and if it was imported.
         floors: losses without memory in a task other than text; None if they are not stored.
         task_floors: the same of each of several tasks.
         task: name of the task, in the results of one of several; else "".
@@ -71,7 +65,6 @@ class Results:
             no curves were read.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
-        tokenizer: the tokenizer of the corpus.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
@@ -82,7 +75,6 @@ class Results:
 
     name: str
     config: StudyConfig
-    corpus: CorpusRecord | None
     commands: list[str]
     table: pd.DataFrame
     curves: pd.DataFrame
@@ -91,7 +83,6 @@ class Results:
     floors: Floors | None = None
     task_floors: dict[str, Floors] = field(default_factory=dict)
     task: str = ""
-    tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
@@ -221,14 +212,12 @@ class Results:
         """What the trials learn: comparable studies have the same, and no two imported ones."""
         task = self.config.task_record and self.config.task_record.identity()
         source = self.config.results and self.name
-        return self.corpus and self.corpus.sha256, self.config.task.tokenizer, task, source
+        return task, source
 
     @property
     def data_name(self) -> str:
         """Name of the corpus, without the folder of a file, or of another task."""
-        if self.corpus is not None:
-            return PurePath(self.corpus.name).name
-        return self.config.task_record.name if self.config.task_record else ""
+        return self.config.task_record.data_name if self.config.task_record else ""
 
     @cached_property
     def measure(self) -> Measure:
@@ -264,7 +253,7 @@ class Results:
     def spec(self) -> TaskSpec:
         """What the networks read and predict."""
         task = self.config.task_record
-        return TaskSpec.of_text(self.tokenizer.size) if task is None else task.spec
+        return BYTES if task is None else task.spec
 
     def values_of(self, setting: str) -> str:
         """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""

@@ -103,7 +103,6 @@ def _build(
     return Results(
         name=name,
         config=config,
-        corpus=record.corpus,
         commands=record.commands,
         table=build_table(trials, config),
         curves=_to_frame([]),
@@ -111,7 +110,6 @@ def _build(
         sources=read_source_trials(storage, config),
         floors=record.floors,
         task_floors=record.task_floors,
-        tokenizer=record.tokenizer,
         hypotheses=record.hypotheses,
         audit_looks=read_audit_looks(storage, study._study_id) if is_pruning else {},
         audit_nuisance=record.audit_nuisance,

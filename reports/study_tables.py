@@ -200,7 +200,7 @@ def tabulate_leaderboard(
     has_networks = summary.best.architecture is not None
     margin = f"margin {summary.judgement.margin:g}" if summary.judgement else ""
     unit = ", ".join(filter(None, ["mean" if is_replicated else "", metric.unit]))
-    validation_spec = find_held_out_spec(results)
+    validation_spec = results.measure.held_out_spec
     labels = shorten_labels([entry.label for entry in summary.entries])
 
     def describe_verdict(entry: LeaderboardEntry) -> str:
@@ -268,11 +268,6 @@ def metric_columns(
     ]
 
 
-def find_held_out_spec(results: Results) -> str:
-    """Return the format of a loss on held-out data: of text with a digit less."""
-    return ".3f" if results.config.is_text else results.measure.spec
-
-
 def tabulate_memory(
     results: Results, entries: Sequence[LeaderboardEntry], name: str
 ) -> Table[tuple[str, str]]:
@@ -285,7 +280,7 @@ def tabulate_memory(
     labels = shorten_labels([entry.full_label for entry in entries])
     cells: dict[tuple[str, str], dict[int, float]] = {}
     for entry in shown:
-        if task is not None and entry.length_losses:
+        if task is not None and task.steps and entry.length_losses:
             place = f"length {format_count(task.steps, 'step')}"
             cells.setdefault((place, "loss"), {})[entry.number] = entry.validation_loss
         for length, loss in entry.length_losses.items():
@@ -337,7 +332,7 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
     config = results.config
     measure = results.measure
     validation = measure.held_out_column("validation")
-    spec = find_held_out_spec(results)
+    spec = results.measure.held_out_spec
     is_pruned = config.pruning.enabled
     has_networks = bool(results.cells)
 
@@ -368,7 +363,7 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
             Column(measure.name_loss("validation"), lambda row: row[validation], spec,
                    unit=measure.held_out_unit,
                    note=lambda row: format_stderr(row["validation_stderr"], spec),
-                   condition=config.is_text or results.shows_validation),
+                   condition=measure.converts_held_out or results.shows_validation),
             *(Column(metric, itemgetter(column), ".4g")
               for metric, column in results.metric_columns.items()),
             *axes,

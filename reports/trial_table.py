@@ -28,6 +28,7 @@ from studies.attributes import (
 from studies.config import StudyConfig, resolve_params, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
+from studies.measure import find_measure
 from studies.space import (
     BPTT_STEPS,
     BUILT_IN_PARAMS,
@@ -106,7 +107,9 @@ def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFr
         _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
         for trial, of_trial in zip(trials, params, strict=True)
     ]
-    absent = TASK_RESULTS if config.is_text else (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
+    absent: tuple[str, ...] = (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
+    if find_measure(config).held_out_column("validation") in TEXT_RESULTS:
+        absent = TASK_RESULTS
     table = _arrange_rows(rows, params, config.direction == "maximize", absent)
     return table.sort_values(TASK, kind="stable") if config.task_names else table
 
@@ -174,6 +177,10 @@ def _arrange_rows(
     return table.sort_values("state", kind="stable", key=lambda s: s.map(places).fillna(0))
 
 
+def _identify_tasks(config: StudyConfig) -> dict[str, Any]:
+    return {name: task.identity() for name, task in config.list_tasks().items()}
+
+
 def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
     """Read the complete trials of a refinement's source; none if it is gone or not comparable.
 
@@ -186,8 +193,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
         try:
             source = load_study(storage, config.refinement.source)
             source_config = read_study_record(source).config
-            is_comparable = source_config.task.tokenizer == config.task.tokenizer
-            if is_comparable and source_config.task_record == config.task_record:
+            if _identify_tasks(source_config) == _identify_tasks(config):
                 for trial in read_trials(storage, source._study_id):
                     value = trial.value
                     if value is not None and source_config.objective != config.objective:

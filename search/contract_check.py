@@ -428,6 +428,8 @@ def check_tasks(
     known = origin.config.list_tasks() if origin is not None else {}
     floors: dict[str, Floors] = {}
     for name, task in tasks.items():
+        if task.text is not None:  # nothing of the user's runs, and no floor is known
+            continue
         if origin is None or name not in known or known[name].identity() != task.record.identity():
             floors[name], _ = check_task(task, count)
         elif (found := origin.task_floors.get(name, origin.floors)) is not None:
@@ -475,7 +477,7 @@ def print_digest() -> None:
     """Print the digest of the batches of the task in standard input: the new process's program."""
     source, name, text, values, folder, count = json.load(sys.stdin)
     task = load_task_of(source, values, Path(folder), TaskSource(source, name, text))
-    print(_digest(task.build(), count))
+    print(_digest(task.build_sequences(), count))
 
 
 def _require_disjoint(task: SequenceTask, count: int) -> None:

@@ -192,7 +192,9 @@ def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
         metadata |= {f"validation {name}": f"{value:.5g}" for name, value in metrics}
         metadata["task"] = task.name
     else:
-        metadata |= {"corpus": Path(config.task.corpus).name, "tokenizer": config.task.tokenizer}
+        record = config.task_record
+        assert record is not None
+        metadata |= {"corpus": record.data_name, "tokenizer": str(record.values["tokenizer"])}
     return metadata | {
         "bptt_steps": "sequence" if bptt_steps == WHOLE_SEQUENCE else str(bptt_steps),
         "training precision": loaded.model.precision,

@@ -317,9 +317,9 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
     data = f"task {config.task.source}, {find_measure(config).name}"
     if config.task_records:
         data = f"tasks {', '.join(config.task_records)}"
-    if handle.text is not None:
-        corpus = handle.text.corpus
-        data = f"{corpus.name}, {len(corpus.text):,} bytes"
+    for task in handle.tasks.values():
+        if (text := task.record.text) is not None:
+            data = f"{text.corpus}, {text.length:,} bytes"
     _logger.info(
         f"study {handle.name}: {data}; {config.training.steps:,} steps per trial, "
         f"{config.precision} on {device}",

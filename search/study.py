@@ -7,17 +7,15 @@ works on the stored study. Further workers do the second step only, by the name 
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import optuna
 import torch
 
 from rnn.config import TaskSpec
 from rnn.errors import UserError
-from rnn.tasks.corpus import Corpus
 from rnn.tasks.task import Task
-from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.devices import check_precision, supports_bf16
 from search.contract_check import check_cells, check_tasks
 from search.derive import check_count, derive_trials, list_combinations
@@ -40,17 +38,16 @@ from search.study_tasks import (
     check_length,
     check_trials,
     describe_unsuitable,
+    learn_tokenizer,
     load_recorded,
-    load_study_corpus,
     load_tasks,
     locate_task,
-    read_text,
-    tokenize,
     with_held_out,
+    with_records,
 )
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders
-from studies.attributes import CorpusRecord, StudyRecord, TokenizerRecord
+from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.hypotheses import register
@@ -93,16 +90,13 @@ class StudyHandle(OpenStudy):
     """An open study with the data that its networks are trained on.
 
     Attributes:
-        text: text of the study; None in other tasks.
-        tasks: other tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns
-            them.
+        tasks: tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns them.
         notice: message for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or that
             the text of a new one is hardly meant as such, or "".
     """
 
-    text: Text | None
-    tasks: Mapping[str, StudyTask] = field(default_factory=dict)
+    tasks: Mapping[str, StudyTask]
     notice: str = ""
     warning: str = ""
 
@@ -113,8 +107,6 @@ class StudyHandle(OpenStudy):
 
     def task_of(self, options: TaskOptions) -> Task:
         """Return the task of a trial, given the options of the task in which it varies."""
-        if self.text is not None:
-            return self.text
         if ONLY in self.tasks:
             return self.tasks[ONLY].build(options)
         return self.tasks[str(dict(options)[TASK])].build()
@@ -135,8 +127,8 @@ class StudyHandle(OpenStudy):
         task = self.tasks[ONLY].record if ONLY in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
             local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
-        if self.text is not None and self.text.corpus.path is not None:
-            corpus = self.text.corpus.name
+        if task and task.text and Path(task.text.corpus).is_absolute():
+            corpus = task.text.corpus
         given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
         given |= {"overrides": tuple(local), "corpus": corpus}
         return WorkerOptions(**given)
@@ -157,20 +149,10 @@ class _Wanted:
     file: ConfigFile
     origin: StudyRecord | None
     config: StudyConfig
-    corpus: Corpus | None
     tasks: Mapping[str, StudyTask]
     folders: ArtifactFolders
     device: torch.device
     trains: bool
-
-    @property
-    def corpus_record(self) -> CorpusRecord | None:
-        """What a study stores about the corpus."""
-        if (corpus := self.corpus) is None:
-            return None
-        return CorpusRecord(
-            name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
-        )
 
     def check_precision(self, precision: str) -> None:
         """Check that the device supports a precision, unless other machines train."""
@@ -293,7 +275,7 @@ def _resolve(
     device: torch.device,
     trains: bool,
 ) -> _Wanted:
-    """Resolve settings whose cells are loaded, with what they inherit; load task and corpus."""
+    """Resolve settings whose cells are loaded, with what they inherit; load the tasks."""
     folders = ArtifactFolders(options.artifacts, url)
     record = file.record
     if record is None and file.source is not None:
@@ -305,17 +287,12 @@ def _resolve(
         return CodeStore(folders.root("cells") / record.artifact_folder)
 
     file, tasks = load_tasks(file, record, open_sources)
-    if record is None or file.is_stored:
-        config = file.resolve()
-    else:
-        config = file.resolve_over(record.settings())
+    config = file.resolve_from(record)
     inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
     if inherited:
         open_sources().load(inherited)
-    if tasks:
-        config = with_held_out(config, tasks)
-    corpus = None if tasks else load_study_corpus(file, config)
-    return _Wanted(name, file, record, config, corpus, tasks, folders, device, trains)
+    config = with_held_out(config, tasks)
+    return _Wanted(name, file, record, config, tasks, folders, device, trains)
 
 
 def _open(
@@ -327,7 +304,6 @@ def _open(
     warning: str = "",
 ) -> StudyHandle:
     """Open a stored study whose data this process has loaded."""
-    corpus = wanted.corpus
     wanted.check_precision(record.config.precision)
     stored = require_stored(study, storage, record)
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
@@ -337,8 +313,11 @@ def _open(
         stored.model_copy(update=local),
         wanted.folders,
         record,
-        None if corpus is None else read_text(record, corpus),
-        wanted.tasks,
+        {
+            task: wanted.tasks[task].with_tokenizer(known)
+            for task, known in record.config.list_tasks().items()
+            if task in wanted.tasks
+        },
         notice,
         warning or describe_mixing(study, storage),
     )
@@ -349,12 +328,10 @@ def _open(
 
 def _check(wanted: _Wanted) -> None:
     """Check what a process needs to create or to join a study, before a storage is written."""
-    config, tasks, corpus = wanted.config, wanted.tasks, wanted.corpus
+    config, tasks = wanted.config, wanted.tasks
     wanted.check_precision(config.precision)
-    if corpus is not None:
-        # A corpus has at most as many tokens as bytes, so no tokenizer is needed.
-        check_length(Text(corpus, ByteTokenizer()), config)
-    elif tasks and config.grid is not None:
+    check_length(tasks, config)
+    if config.grid is not None:
         options_of_tasks = [name for task in tasks.values() for name in task.record.options]
         names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
         check_trials(config, tasks, config.grid.project(names))
@@ -375,29 +352,25 @@ def _create(
     storage: LeasedRDBStorage, wanted: _Wanted, floors: dict[str, Floors], options: RunOptions
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
-    config, corpus, device = wanted.config, wanted.corpus, wanted.device
+    config, device = wanted.config, wanted.device
     planned, space = _plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
     params = [trial.params for trial in planned]
     check_trials(config, wanted.tasks, params)
-    tokenizer = TokenizerRecord()
-    if corpus is not None:
-        tokens = tokenize(config, corpus, params, wanted.origin)
-        tokenizer = TokenizerRecord(
-            size=tokens.tokenizer.size,
-            bytes_per_token=corpus.split[0] / len(tokens.train),
-            serialized=tokens.tokenizer.serialized,
-        )
+    tasks = {
+        name: learn_tokenizer(task, config, wanted.origin) for name, task in wanted.tasks.items()
+    }
+    check_length(tasks, config, params)
+    learned = {name: task.record for name, task in tasks.items() if task.text is not None}
+    config = with_records(config, learned)
     precision = config.precision
     if precision == "auto":  # resolved once: results must not depend on the hardware of others
         precision = "bf16" if supports_bf16(device) else "fp32"
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision}),
-        corpus=wanted.corpus_record,
         floors=floors.pop(ONLY, None),
         task_floors=floors,
-        tokenizer=tokenizer,
         commands=[options.command],
         artifact_folder=new_folder(wanted.name),
         created_with=current_versions(),
@@ -495,8 +468,9 @@ def _join(
     wanted = _add_tasks(wanted, record)
     _keep_sources(wanted, record)
     warning = ""
-    if created and wanted.corpus is not None:
-        warning = describe_unsuitable(wanted.corpus)
+    if created:
+        texts = (task.text for task in wanted.tasks.values())
+        warning = "; ".join(describe_unsuitable(text.corpus) for text in texts if text is not None)
     return _open(study, storage, wanted, record, "; ".join(filter(None, notices)), warning)
 
 
@@ -514,8 +488,7 @@ def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:
 def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
     """Reject a worker that has other data, or other sources of cells and task, than its study."""
     check_sources(wanted.name, record.config, wanted.config)
-    corpus = wanted.corpus_record
-    if differences := diff_configs(record.config, record.corpus, wanted.config, corpus):
+    if differences := diff_configs(record.config, wanted.config):
         raise UserError(
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
             "name its own text with --corpus, or its own task with --set task.source"
@@ -531,7 +504,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     """
     name, stored, config = wanted.name, record.config, wanted.config
     check_sources(name, stored, config)
-    differences = diff_configs(stored, record.corpus, config, wanted.corpus_record)
+    differences = diff_configs(stored, config)
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
     is_outdated = (
         len(others) < len(differences)

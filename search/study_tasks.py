@@ -1,4 +1,4 @@
-"""The data of a study: its task or tasks, each with its class and its options, or its text.
+"""The task or tasks of a study, each with its class and its options, or its text.
 
 As with cells, the file of a task that the user names is executed, and otherwise the copy that the
 study keeps.
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,18 +29,23 @@ from rnn.own_code import (
     read_source,
 )
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.corpus import (
-    Corpus,
-    load_corpus,
-)
-from rnn.tasks.task import SequenceTask, is_built_in
+from rnn.tasks.corpus import Corpus, load_corpus
+from rnn.tasks.task import SequenceTask, Task, is_built_in
 from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import load_tokenizer, train_tokenizer
+from rnn.tasks.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
 from search.study_cells import CodeStore, check_option_names, read_values
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.loader import ConfigFile
-from studies.records import TEXT, TaskRecord, TaskSettings, first_message, read_task_options
+from studies.records import (
+    TEXT,
+    TaskLoss,
+    TaskRecord,
+    TaskSettings,
+    TextRecord,
+    first_message,
+    read_task_options,
+)
 from studies.space import TASK, Params
 from studies.study_settings import WINDOW_PARAMS
 
@@ -82,9 +87,20 @@ class StudyTask:
     definition: type[Any]
     record: TaskRecord
     fixed: Mapping[str, Any]
-    _built: dict[TaskOptions, SequenceTask] = field(default_factory=dict)
+    _built: dict[TaskOptions, Task] = field(default_factory=dict)
 
-    def build(self, options: TaskOptions = ()) -> SequenceTask:
+    @classmethod
+    def of_text(cls, text: Text, record: TaskRecord) -> "StudyTask":
+        """Return the task of a text, with the record of it, or before its tokenizer is learned."""
+        return cls(Text, record, {}, {(): text})
+
+    @property
+    def text(self) -> Text | None:
+        """The text, in the task of one."""
+        built = self._built.get(())
+        return built if isinstance(built, Text) else None
+
+    def build(self, options: TaskOptions = ()) -> Task:
         """Return the task with some options in place of those of the study.
 
         Raises:
@@ -94,10 +110,24 @@ class StudyTask:
             self._built[options] = self.rebuild(options)
         return self._built[options]
 
+    def build_sequences(self, options: TaskOptions = ()) -> SequenceTask:
+        """Return what :meth:`build` does, in a task other than text."""
+        built = self.build(options)
+        assert isinstance(built, SequenceTask)
+        return built
+
     def rebuild(self, options: TaskOptions = ()) -> SequenceTask:
         """Return a new instance of the task, as :meth:`build` does."""
         values = {**self.fixed, **self.record.values, **dict(options)}
         return _build(self.definition, values, self.record.name)
+
+    def with_tokenizer(self, stored: TaskRecord) -> "StudyTask":
+        """Return the task of a text with the tokenizer that a study stores; others unchanged."""
+        if self.text is None or stored.text is None:
+            return self
+        tokens = Text(self.text.corpus, load_tokenizer(stored.text.tokenizer))
+        found = stored.text.model_copy(update={"corpus": tokens.corpus.name})
+        return StudyTask.of_text(tokens, stored.model_copy(update={"text": found}))
 
 
 def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyConfig:
@@ -107,9 +137,14 @@ def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyC
         name: task.record.model_copy(update={"held_out": task.build().summarize_held_out(windows)})
         for name, task in tasks.items()
     }
+    return with_records(config, records)
+
+
+def with_records(config: StudyConfig, records: Mapping[str, TaskRecord]) -> StudyConfig:
+    """Return a config with other records of some tasks by name."""
     if ONLY in records:
         return config.model_copy(update={"task_record": records[ONLY]})
-    return config.model_copy(update={"task_records": records})
+    return config.model_copy(update={"task_records": {**config.task_records, **records}})
 
 
 def load_tasks(
@@ -120,7 +155,7 @@ def load_tasks(
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
     They are those of :meth:`studies.loader.ConfigFile.task_specs` by name, or the study's only
-    one, as :data:`ONLY`; none for a text. Arguments and errors are those of :func:`load_task`.
+    one, as :data:`ONLY`. Arguments and errors are those of :func:`load_task`.
     """
     specs, records = file.task_specs, stored.config.task_records if stored else {}
     if not specs and file.source is not None:  # a trial of one of them is run once more
@@ -170,21 +205,24 @@ def load_task(
         open_sources: opens the copies of that study's source files, if there is one.
 
     Returns:
-        None for a text, and for malformed settings, which are reported with the others.
+        None for malformed settings, which are reported with the others.
 
     Raises:
+        CorpusError: if a text cannot be read; the message says what to do.
         TaskError: if the source cannot be read, does not define a task, or the task cannot be
             built.
         UserError: if an option is unknown, or its value invalid.
     """
     stated: dict[str, Any] = file.settings.get("task", {})
-    inherited = dict[str, Any](stored.config.task.model_dump() if stored else {})
+    inherited: dict[str, Any] = stored.settings()["task"] if stored else {}
     try:
         settings = TaskSettings.model_validate(inherited | stated)
     except (ValidationError, TypeError):
         return file, None
     if settings.source == TEXT:
-        return file, None
+        file.resolve_from(stored)  # reports other mistakes before a text is read
+        task = _load_text(file, settings)
+        return file.model_copy(update={"task": task.record}), task
     names_source = "task.source" in file.overridden or (not file.is_stored and "source" in stated)
     earlier = stored.config.task_record if stored and not names_source else None
     folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
@@ -244,8 +282,7 @@ def load_task_of(
         fixed["folder"] = folder
     task = _build(definition, fixed | values, name)
     paths, spec = _list_files(task, folder), task.spec
-    loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
-    loss = "cross-entropy" if spec.predicts_classes else "squared error"
+    loss: TaskLoss = "cross-entropy" if spec.predicts_classes else "squared error"
     if spec.loss is not None:
         loss = "own"
     elif task.target_scaling is not None:
@@ -330,12 +367,12 @@ def check_trials(
             trial contradict its log points.
         TaskError: if the task cannot be built with the options of a trial.
     """
-    by_task: dict[str, list[Params]] = {name: [] for name in tasks or (ONLY,)}
+    by_task: dict[str, list[Params]] = {name: [] for name in tasks}
     for params in trials:
         by_task[str(params[TASK]) if config.task_records else ONLY].append(params)
     windows: list[tuple[Params, int | None]] = []
     for name, each in by_task.items():
-        windows += _list_windows(config, tasks.get(name), each)
+        windows += _list_windows(config, tasks[name], each)
     try:
         config.check_updates(windows)
     except ValueError as error:
@@ -343,23 +380,22 @@ def check_trials(
 
 
 def _list_windows(
-    config: StudyConfig, task: StudyTask | None, trials: Iterable[Params]
+    config: StudyConfig, task: StudyTask, trials: Iterable[Params]
 ) -> list[tuple[Params, int | None]]:
     """Check the options of a task; return what determines the updates of its trials."""
     groups: dict[TaskOptions, list[Params]] = {}
     for params in trials:
-        names = task.record.options if task else ()
-        options = tuple((name, params[name]) for name in names if name in params)
+        options = tuple((name, params[name]) for name in task.record.options if name in params)
         settings = {name: params[name] for name in WINDOW_PARAMS if name in params}
         group = groups.setdefault(options, [])
         if settings not in group:
             group.append(settings)
-    if task is not None:
+    if any(groups):
         # One after another first, so that the message names the one that is wrong.
         single = dict.fromkeys((option,) for options in groups for option in options)
-        expected = _list_common(config, task.build())
+        expected = _list_common(config, task.build_sequences())
         for options in dict.fromkeys((*single, *groups)):
-            if _list_common(config, task.build(options)) != expected:
+            if _list_common(config, task.build_sequences(options)) != expected:
                 stated = " and ".join(f"{name} = {value!r}" for name, value in options)
                 raise UserError(
                     f"{stated} changes the held-out data, the sizes or the loss of task "
@@ -368,7 +404,7 @@ def _list_windows(
                 )
     windows: list[tuple[Params, int | None]] = []
     for options, group in groups.items():
-        steps = None if task is None else task.build(options).steps
+        steps = task.build_sequences(options).steps if options else task.record.steps
         windows += [(settings, steps) for settings in group]
     return windows
 
@@ -412,15 +448,11 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
 # ------------------------------------------------------------------ text
 
 
-def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
-    """Load the corpus of a config.
-
-    Raises:
-        CorpusError: if it cannot be loaded; the message says what to do.
-    """
+def _load_text(file: ConfigFile, settings: TaskSettings) -> StudyTask:
+    """Load the text of a config file, before a tokenizer is learned from it."""
     folder = file.folder_of(CORPUS)
     try:
-        return load_corpus(config.task.corpus, folder)
+        corpus = load_corpus(settings.corpus, folder)
     except CorpusError as error:
         if CORPUS in file.overridden:
             raise
@@ -428,11 +460,17 @@ def load_study_corpus(file: ConfigFile, config: StudyConfig) -> Corpus:
         if file.is_stored or "corpus" not in file.settings.get("task", {}):
             origin = file.origin if file.is_stored else f"study {file.source!r}"
             hint = f"; {origin} was trained on it: give its current path with --corpus"
-        elif isinstance(error.__cause__, FileNotFoundError) and Path(config.task.corpus).is_file():
-            written = json.dumps(os.path.relpath(config.task.corpus, folder), ensure_ascii=False)
+        elif isinstance(error.__cause__, FileNotFoundError) and Path(settings.corpus).is_file():
+            written = json.dumps(os.path.relpath(settings.corpus, folder), ensure_ascii=False)
             place = f"[task] of {file.origin}"
             hint = f"; the working directory has it: write corpus = {written} in {place}"
         raise CorpusError(f"{error}{hint}") from error
+    text = TextRecord(
+        corpus=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
+    )
+    # A corpus has at most as many tokens as bytes, so that it is long enough if those suffice.
+    tokens = Text(corpus, ByteTokenizer())
+    return StudyTask.of_text(tokens, TaskRecord.of_text(settings.tokenizer, text))
 
 
 def describe_unsuitable(corpus: Corpus) -> str:
@@ -459,43 +497,44 @@ def describe_unsuitable(corpus: Corpus) -> str:
     return ""
 
 
-def tokenize(
-    config: StudyConfig, corpus: Corpus, trials: Iterable[Params], source: StudyRecord | None
-) -> Text:
-    """Return the token corpus of a new study.
+def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | None) -> StudyTask:
+    """Return the task of a new study; that of a text has its tokenizer.
 
-    A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
-    tokenizer is trained on the training split. ``source`` is the record of the source.
+    A refinement reuses the tokenizer of its source, whose record is given, if kind and corpus are
+    the same; otherwise a tokenizer is trained on the training split.
 
     Raises:
-        CorpusError: if the corpus is too short for the config or a trial, or is not that of a
-            trial that is run once more.
+        CorpusError: if the corpus is not that of a trial that is run once more.
     """
-    tokens = None
-    if config.refinement is not None and source is not None:
-        earlier = source.corpus
-        is_same_corpus = earlier is not None and earlier.sha256 == corpus.sha256
-        if config.refinement.trial is not None and earlier is not None and not is_same_corpus:
+    text, found = task.text, task.record.text
+    if text is None or found is None:
+        return task
+    earlier = source.config.task_record if source is not None else None
+    if config.refinement is not None and earlier is not None and earlier.text is not None:
+        is_same_corpus = earlier.text.sha256 == found.sha256
+        if config.refinement.trial is not None and not is_same_corpus:
             raise CorpusError(
-                f"corpus {corpus.name} has SHA-256 {corpus.sha256[:8]}…, that of study "
-                f"{config.refinement.source!r} {earlier.sha256[:8]}…: a trial is run once "
+                f"corpus {found.corpus} has SHA-256 {found.sha256[:8]}…, that of study "
+                f"{config.refinement.source!r} {earlier.text.sha256[:8]}…: a trial is run once "
                 "more on the same text; give its path with --corpus"
             )
-        if is_same_corpus and source.config.task.tokenizer == config.task.tokenizer:
-            tokens = read_text(source, corpus)
-    if tokens is None:
-        tokens = Text(corpus, train_tokenizer(config.task.tokenizer, corpus.train))
-    check_length(tokens, config, trials)
-    return tokens
+        if is_same_corpus and earlier.values == task.record.values:
+            return task.with_tokenizer(earlier)
+    tokens = Text(text.corpus, train_tokenizer(config.task.tokenizer, text.corpus.train))
+    learned = found.model_copy(
+        update={
+            "bytes_per_token": len(text.corpus.train) / len(tokens.train),
+            "tokenizer": tokens.tokenizer.serialized,
+        }
+    )
+    size = tokens.tokenizer.size
+    return StudyTask.of_text(tokens, TaskRecord.of_text(config.task.tokenizer, learned, size))
 
 
-def read_text(record: StudyRecord, corpus: Corpus) -> Text:
-    """Return a corpus in the tokens of a stored study."""
-    return Text(corpus, load_tokenizer(record.tokenizer.serialized))
-
-
-def check_length(tokens: Text, config: StudyConfig, trials: Iterable[Params] = ()) -> None:
-    """Check that each split is as long as a config and, if given, each trial needs.
+def check_length(
+    tasks: Mapping[str, StudyTask], config: StudyConfig, trials: Iterable[Params] = ()
+) -> None:
+    """Check that each split of a text is as long as a config and, if given, each trial needs.
 
     Raises:
         CorpusError: if one is too short.
@@ -504,4 +543,7 @@ def check_length(tokens: Text, config: StudyConfig, trials: Iterable[Params] = (
     values = grid.search_space.get(SEQUENCE_LENGTH) if grid else None
     lengths = [int(value) for value in values or [study_length]]
     lengths += [int(params.get(SEQUENCE_LENGTH, study_length)) for params in trials]
-    tokens.check_min_length(max(lengths), config.evaluation.window_length, config.eval_split)
+    for task in tasks.values():
+        if task.text is not None:
+            window = config.evaluation.window_length
+            task.text.check_min_length(max(lengths), window, config.eval_split)

@@ -14,11 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
 from studies.errors import RowError
 from studies.hypotheses import HypothesisRecord
-from studies.records import Floors, first_message, unit
+from studies.records import NEXT_TOKEN, Floors, first_message, unit
 from studies.space import BUILT_IN_PARAMS, Space
 from studies.study_settings import TrainingSettings
 
@@ -479,40 +478,6 @@ _LOOKS: TypeAdapter[Any] = TypeAdapter(dict[str, AuditLook])
 # ------------------------------------------------------------------ records of a study
 
 
-class CorpusRecord(BaseModel):
-    """Identity of a study's text.
-
-    Attributes:
-        name: name of the corpus, or absolute path of its file where the study was created.
-        sha256: hash of the text.
-        length: number of bytes.
-        split: byte offsets at which the validation and the test split start.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    sha256: str
-    length: _Count
-    split: tuple[_Count, _Count]
-
-
-class TokenizerRecord(BaseModel):
-    """Tokenizer of a study.
-
-    Attributes:
-        size: vocabulary size V.
-        bytes_per_token: mean over the training split.
-        serialized: BPE tokenizer as :mod:`rnn.tasks.tokenizer` serializes it; None for bytes.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    size: Annotated[int, Field(ge=1, le=2**16)] = BYTE_VOCAB_SIZE
-    bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    serialized: str | None = None
-
-
 class VersionRecord(BaseModel):
     """Versions that a worker trains with; trials record them as attributes of the same names.
 
@@ -536,15 +501,12 @@ class StudyRecord(BaseModel):
     """Version of the attributes of the study and its trials; others are refused."""
     config: StudyConfig
     """The whole study file, resolved; of your own cells also the SHA-256 of the source and the
-    options."""
-    corpus: CorpusRecord | None = None
-    """Of text, the name, or path where it was found, SHA-256, length and split of the text."""
+    options; of the task a record: of text the name of the corpus, or path where it was found, its
+    SHA-256, length and split, bytes per token, and the serialized tokenizer."""
     floors: Floors | None = None
     """Losses without memory in a task other than text."""
     task_floors: dict[str, Floors] = {}
     """The same of each of several tasks, by name; absent from other studies."""
-    tokenizer: TokenizerRecord = TokenizerRecord()
-    """Size, bytes per token, and the serialized tokenizer."""
     commands: list[str] = []
     """Commands that created and extended the study."""
     # Never a path that leads elsewhere, because files in it are removed.
@@ -564,8 +526,9 @@ class StudyRecord(BaseModel):
     studies, which drew single trials."""
 
     @model_validator(mode="after")
-    def _check_corpus(self) -> "StudyRecord":
-        if self.config.is_text and self.corpus is None:
+    def _check_text(self) -> "StudyRecord":
+        task = self.config.task_record
+        if task is not None and task.loss == NEXT_TOKEN and task.text is None:
             raise ValueError("a study of a text has no corpus")
         return self
 
@@ -578,8 +541,9 @@ class StudyRecord(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return the settings as a study file states them, with the place of the corpus."""
         settings = self.config.model_dump(mode="json")
-        if self.corpus is not None:
-            settings["task"]["corpus"] = self.corpus.name
+        task = self.config.task_record
+        if task is not None and task.text is not None:
+            settings["task"]["corpus"] = task.text.corpus
         return settings
 
     def attributes(self) -> dict[str, Any]:

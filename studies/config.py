@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
@@ -108,9 +109,9 @@ class StudyConfig(StrictModel):
     """A study: a grid to search, trials derived from another study, or imported results.
 
     It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
-    the grid, or a source study, names, and ``task_record`` the task, unless it is a text, or
-    ``task_records`` the tasks by name if the grid crosses several. The program fills these and
-    ``results``, which is judged by the descriptive settings alone.
+    the grid, or a source study, names, and ``task_record`` the task, or ``task_records`` the tasks
+    by name if the grid crosses several. The program fills these and ``results``, which is judged by
+    the descriptive settings alone.
     """
 
     question: str = ""
@@ -208,7 +209,7 @@ class StudyConfig(StrictModel):
         return list(dict.fromkeys(name for table in self.space or () for name in table.task_names))
 
     def list_tasks(self) -> dict[str, TaskRecord]:
-        """Return the records of all tasks by name, of the only one as ``""``; none for a text."""
+        """Return the records of all tasks by name, of the only one as ``""``."""
         return self.task_records or ({"": self.task_record} if self.task_record else {})
 
     def of_trial(self, params: Mapping[str, Any]) -> "StudyConfig":
@@ -223,15 +224,23 @@ class StudyConfig(StrictModel):
 
     @property
     def token_name(self) -> str:
-        """Name of one token: ``byte`` or ``token``; ``step`` in tasks other than text."""
-        if self.task_record or self.task_records:
-            return "step"
-        return "byte" if self.task.tokenizer == "bytes" else "token"
+        """Name of what a network reads in a step, see :attr:`TaskRecord.token_name`."""
+        return self.task_record.token_name if self.task_record else "step"
 
-    @property
-    def is_text(self) -> bool:
-        """Whether networks learn the next token of a text."""
-        return not (self.task_record or self.task_records) and self.is_trained
+    @model_validator(mode="before")
+    @classmethod
+    def _add_text(cls, raw: Any) -> Any:
+        """Add the record of a text, which is read later."""
+        filled = ("task_record", "task_records", "results")
+        if not isinstance(raw, Mapping) or any(raw.get(name) for name in filled):
+            return raw
+        try:
+            task = TaskSettings.model_validate(raw.get("task", {}))
+        except ValidationError:  # reported with the other settings
+            return raw
+        if task.source != TEXT:
+            return raw
+        return {**raw, "task_record": TaskRecord.of_text(task.tokenizer)}
 
     @model_validator(mode="after")
     def _check_task(self) -> "StudyConfig":
@@ -240,11 +249,13 @@ class StudyConfig(StrictModel):
                 f"has the task {self.task.source!r} and a list of tasks in space.task: expected "
                 "the list alone"
             )
-        if self.task.source == TEXT and self.task_record is None and not self.task_records:
+        record = self.task_record
+        is_text = record is not None and record.source == TEXT
+        if not self.is_trained or (is_text and self.task.source == TEXT):
             return self
-        if (self.task_record is None or self.task.source == TEXT) and not self.task_records:
+        if (record is None or is_text or self.task.source == TEXT) and not self.task_records:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
-        task = f"the task {self.task_record.name}" if self.task_record else "tasks in space.task"
+        task = f"the task {record.name}" if record else "tasks in space.task"
         defaults = type(self).model_construct()
         given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
         if any(table.values("sequence_length") for table in self.space or ()):
@@ -281,10 +292,12 @@ class StudyConfig(StrictModel):
     @model_validator(mode="after")
     def _check_contradictions(self) -> "StudyConfig":
         threshold, refinement = self.report_threshold, self.refinement
-        if self.is_text and threshold is not None and threshold <= 0:
+        task = self.task_record
+        has_any_sign = task is None or task.loss == "own"
+        if task is not None and not has_any_sign and threshold is not None and threshold <= 0:
             raise ValueError(
-                f"report_threshold is {threshold}: expected a number above 0, because no loss of a "
-                "text is lower"
+                f"report_threshold is {threshold}: expected a number above 0, because no "
+                f"{task.loss_name} of the task {task.name} is lower"
             )
         if self.eval_split == "test" and not (refinement and refinement.has_replicates):
             raise ValueError(
@@ -348,7 +361,7 @@ class StudyConfig(StrictModel):
                     f"nuisance names {name!r}, which has one value for each architecture: expected "
                     f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
                 )
-        if self.is_text:
+        if self.task_record is not None and self.task_record.steps is None:
             self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
         return self
 
@@ -426,12 +439,14 @@ class StudyConfig(StrictModel):
         """Check the updates of trials, as :func:`studies.study_settings.check_updates` does.
 
         Args:
-            trials: parameters of each trial, and the number of steps of its sequences; None for
-                text.
+            trials: parameters of each trial, and the number of steps of its sequences; None where
+                ``training.sequence_length`` decides.
         """
         settings = [(training_settings(params, self), length) for params, length in trials]
+        has_own_length = any(length is not None for _, length in settings)
         check_updates(
-            [(each, length or each.sequence_length - 1) for each, length in settings], self.is_text
+            [(each, length or each.sequence_length - 1) for each, length in settings],
+            not has_own_length,
         )
 
 

@@ -259,9 +259,6 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
     del attributes["artifact_folder"]  # each stored study has one of its own
     del attributes[COMMANDS]
     config = attributes[CONFIG]
-    if attributes["corpus"] is not None:
-        attributes["corpus"]["name"] = _shorten_path(attributes["corpus"]["name"])
-    config["task"]["corpus"] = _shorten_path(config["task"]["corpus"])
     for cell in config["cells"].values():
         cell["spec"] = _shorten_path(cell["spec"])
     for space in config["space"] or ():
@@ -274,7 +271,8 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
         _shorten_task(task)
     if task := config["task_record"]:
         _shorten_task(task)
-        config["task"] = {"source": task["source"], **task["values"]}
+        corpus = {"corpus": _shorten_path(config["task"]["corpus"])} if task["text"] else {}
+        config["task"] = {"source": task["source"], **corpus, **task["values"]}
     return attributes
 
 
@@ -282,6 +280,8 @@ def _shorten_task(task: dict[str, Any]) -> None:
     """Remove the folders of a task's files from its record."""
     task["source"] = _shorten_path(task["source"])
     task["folder"] = ""
+    if task["text"]:
+        task["text"]["corpus"] = _shorten_path(task["text"]["corpus"])
     for name, value in task["values"].items():
         if isinstance(value, str):
             task["values"][name] = _shorten_path(value)

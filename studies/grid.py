@@ -46,7 +46,7 @@ class Grid:
         spaces: the tables.
         training: training settings of the study.
         cells: users' cells by name.
-        task: record of the task; None for a text.
+        task: record of the task; None if there are several.
         tasks: records of several tasks by name.
 
     Attributes:

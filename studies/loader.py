@@ -14,10 +14,10 @@ from pydantic_core import ErrorDetails
 
 from rnn.config import GATED_CELL
 from rnn.errors import UserError
-from studies.attributes import SCHEMA_VERSION, CorpusRecord, StudyRecord
+from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError, StudyFormatError
-from studies.records import TEXT, CellRecord, TaskRecord, message_of
+from studies.records import CellRecord, TaskRecord, message_of
 from studies.space import (
     BPTT_STEPS,
     CELL,
@@ -48,7 +48,7 @@ class ConfigFile(BaseModel):
         record: record of the stored study that the settings are those of, if they are.
         folder: folder of the file; None for a stored study.
         cells: records of the users' cells that the settings name.
-        task: record of the task; None for a text, and before it is loaded.
+        task: record of the task; None before it is loaded.
         tasks: records of several tasks, by name.
         left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
     """
@@ -179,6 +179,12 @@ class ConfigFile(BaseModel):
         """
         return self._validate(self.settings)
 
+    def resolve_from(self, origin: StudyRecord | None) -> StudyConfig:
+        """Validate the settings, as :meth:`resolve_over` a source study's, if there is one."""
+        if origin is None or self.is_stored:
+            return self.resolve()
+        return self.resolve_over(origin.settings())
+
     def resolve_over(self, source: Mapping[str, Any]) -> StudyConfig:
         """Validate the settings, with the source study's config for all others.
 
@@ -209,12 +215,10 @@ class ConfigFile(BaseModel):
 
     def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return settings with the records of the users' cells and the task that they name."""
-        task = settings.get("task")
-        source = task.get("source", TEXT) if isinstance(task, Mapping) else TEXT
         return {
             **settings,
             "cells": {**settings.get("cells", {}), **self.cells},
-            "task_record": (None if source == TEXT else self.task or settings.get("task_record")),
+            "task_record": None if self.tasks else self.task or settings.get("task_record"),
             # Of a trial that is run once more, the source study knows them.
             "task_records": self.tasks if self.task_specs else settings.get("task_records", {}),
         }
@@ -547,23 +551,16 @@ _IGNORED = {"cells", "hypothesis", *DESCRIPTIVE, *PER_WORKER}
 their hashes."""
 
 
-def diff_configs(
-    stored: StudyConfig,
-    stored_corpus: CorpusRecord | None,
-    local: StudyConfig,
-    local_corpus: CorpusRecord | None,
-) -> list[str]:
-    """List the differences between a worker's config and corpus and its study's.
-
-    A corpus is None in tasks other than text.
+def diff_configs(stored: StudyConfig, local: StudyConfig) -> list[str]:
+    """List the differences between a worker's config and its study's.
 
     A precision of ``auto`` matches any precision.
 
     Returns:
         A line for each setting: its name, the study's value, the worker's.
     """
-    expected = dict(flatten(_identity(stored, stored_corpus)))
-    actual = dict(flatten(_identity(local, local_corpus)))
+    expected = dict(flatten(_identity(stored)))
+    actual = dict(flatten(_identity(local)))
     # A task that one of them lacks is a difference of the space.
     for name in stored.task_records.keys() & local.task_records.keys():
         expected |= flatten(stored.task_records[name].identity(), f"task {name}.")
@@ -582,7 +579,7 @@ def list_descriptive_changes(stored: StudyConfig, local: StudyConfig) -> list[st
     return [name for name in DESCRIPTIVE if getattr(stored, name) != getattr(local, name)]
 
 
-def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any]:
+def _identity(config: StudyConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_IGNORED)
     tables: list[dict[str, Any]] = settings["space"] or []
     for table in tables:
@@ -597,13 +594,10 @@ def _identity(config: StudyConfig, corpus: CorpusRecord | None) -> dict[str, Any
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
     del settings["task_record"]
-    del settings["task"]["corpus"]  # compared by its hash
     settings.pop("task_records", None)
     if config.task_record is not None:
         identity = config.task_record.identity()
         settings["task"] = identity.pop("values") | identity
-    if corpus is not None:
-        settings["corpus"] = corpus.model_dump(mode="json", exclude={"name"})
     return settings
 
 

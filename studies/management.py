@@ -208,9 +208,9 @@ def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) 
 
 
 def _format_best(best: Best) -> str:
-    """Return the value with its unit, and of a task other than text with its name."""
+    """Return the value with its unit, and with its name if the unit does not say what it is."""
     text = best.metric.format(best.value)
-    return text if best.metric.is_text else f"{text}, {best.metric.name}"
+    return f"{text}, {best.metric.name}" if best.metric.is_named else text
 
 
 def _kind(record: StudyRecord) -> str:

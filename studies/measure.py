@@ -7,6 +7,7 @@ from typing import Any
 
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
+from studies.records import NEXT_TOKEN
 from studies.text import add_unit, format_signed, is_missing
 
 VALUE = "value"
@@ -15,7 +16,12 @@ VALUE = "value"
 SPLITS = ("test", "validation")
 """Held-out splits, that which ranks replicates first."""
 
-_UNITS = {"nat/target": ("nats per target", "nats"), "variance": ("of the variance",) * 2}
+_UNITS = {
+    "nat/byte": ("nats per byte", "nats"),
+    "nat/token": ("nats per token", "nats"),
+    "nat/target": ("nats per target", "nats"),
+    "variance": ("of the variance", "of the variance"),
+}
 """Unit of a value and of a difference, by the unit of the task."""
 
 _SIGNIFICANT = 3
@@ -42,7 +48,8 @@ class Measure:
         held_out_unit: unit of these losses; "" for none.
         data: what a network is evaluated on: ``text``.
         window: what one loss on held-out data is of: ``evaluation window``.
-        is_text: whether the losses are those of a text.
+        held_out_spec: format of these losses.
+        is_named: whether a line of text names it, because its unit does not say what it is.
         curve: name of the points of a curve.
     """
 
@@ -57,15 +64,21 @@ class Measure:
     split: str = "validation"
     held_out: str = "bits_per_byte"
     held_out_unit: str = "bits per byte"
+    held_out_spec: str = ".3f"
     data: str = "text"
     window: str = "evaluation window"
-    is_text: bool = True
+    is_named: bool = False
     curve: str = "smoothed training loss"
 
     @property
     def is_value(self) -> bool:
         """Whether it is the value of the study's objective."""
         return self.column == VALUE
+
+    @property
+    def converts_held_out(self) -> bool:
+        """Whether losses on held-out data have another unit than the value."""
+        return self.held_out_unit != self.unit
 
     @property
     def axis_title(self) -> str:
@@ -112,7 +125,8 @@ class Measure:
         spread = max(known) - min(known) if known else 0.0
         place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
-        return replace(self, spec=f".{digits}f", difference_spec=f".{digits}f")
+        spec = f".{digits}f"
+        return replace(self, spec=spec, difference_spec=spec, held_out_spec=spec)
 
     def to_loss(self, values: Any) -> Any:
         """Return values of which the least is the best: the same, or their negatives."""
@@ -131,9 +145,9 @@ class Measure:
         return f"{self.format_number(value)} {self.difference_unit}".rstrip()
 
     def describe(self, value: float) -> str:
-        """Format a value for a line of text: ``1.4321 nats``, of other tasks with its name."""
+        """Format a value for a line of text: ``1.4321 nats``, with its name if it is named."""
         text = self.format_short(value)
-        return text if self.is_text else f"{self.name} {text}"
+        return f"{self.name} {text}" if self.is_named else text
 
     def format_size(self, difference: float) -> str:
         """Format the size of a difference with its unit: ``0.399 nats``."""
@@ -155,6 +169,21 @@ class Measure:
 TEXT = Measure("loss", "")
 """Measure of the losses of a text, whatever the objective."""
 
+_SEQUENCES = Measure(
+    "loss",
+    "",
+    difference_unit="",
+    spec=".5g",
+    difference_spec=".3g",
+    held_out="loss",
+    held_out_unit="",
+    held_out_spec=".5g",
+    data="sequences",
+    window="held-out sequence",
+    is_named=True,
+)
+"""Measure of the losses of sequences, whatever the task."""
+
 
 def find_measure(config: StudyConfig) -> Measure:
     """Return how the value of a study's objective is named and formatted."""
@@ -171,28 +200,22 @@ def find_measure(config: StudyConfig) -> Measure:
             difference_spec=".6g",
             held_out="loss",
             held_out_unit=unit,
-            is_text=False,
+            held_out_spec=".6g",
+            is_named=True,
             curve="intermediate value",
         )
-    if config.task_records:
-        return _find_common_measure(config)
-    name = OBJECTIVE_NAMES[config.objective]
     task = config.task_record
     if task is None:
-        return Measure(name, f"nats per {config.token_name}")
+        return _find_common_measure(config)
     unit, difference_unit = _UNITS.get(task.loss_unit, (task.loss_unit, task.loss_unit))
-    return Measure(
-        name.replace("loss", task.loss_name),
-        unit,
+    base = TEXT if task.loss == NEXT_TOKEN else _SEQUENCES
+    return replace(
+        base,
+        name=OBJECTIVE_NAMES[config.objective].replace("loss", task.loss_name),
+        unit=unit,
         loss=task.loss_name,
         difference_unit=difference_unit,
-        spec=".5g",
-        difference_spec=".3g",
-        held_out="loss",
-        held_out_unit=unit,
-        data="sequences",
-        window="held-out sequence",
-        is_text=False,
+        held_out_unit=base.held_out_unit or unit,
         curve=f"smoothed training {task.loss_name}",
     )
 

@@ -4,7 +4,8 @@ import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from inspect import Parameter
-from typing import Annotated, Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,16 +18,22 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from rnn.config import ParamValue, TaskSpec
+from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TaskSpec
 from studies.text import shorten
 
 TEXT = "text"
 """Source of the task of a study that names none: the next token of its corpus."""
 
+NEXT_TOKEN: Final = "next token"
+"""Loss of a text: the cross-entropy of the next token, which bits per byte compare."""
+
 UNITLESS_LOSSES = ("squared error", "own")
 """Losses of tasks that have no unit: their scale is not known."""
 
 Direction = Literal["maximize", "minimize"]
+TaskLoss = Literal[
+    "next token", "cross-entropy", "squared error", "standardized squared error", "own"
+]
 OptionType = Literal["bool", "int", "float", "str"]
 
 _Size = Annotated[int, Field(ge=1)]
@@ -262,12 +269,33 @@ class TaskSettings(StrictModel):
         return self
 
 
+class TextRecord(StrictModel):
+    """The text of a study, and what is learned from it.
+
+    Attributes:
+        corpus: name of the corpus, or absolute path of its file where the study was created.
+        sha256: hash of the text.
+        length: number of bytes.
+        split: byte offsets at which the validation and the test split start.
+        bytes_per_token: mean over the training split.
+        tokenizer: tokenizer as :mod:`rnn.tasks.tokenizer` serializes it; None for bytes, and before
+            it is learned.
+    """
+
+    corpus: str
+    sha256: str
+    length: Annotated[int, Field(ge=0)]
+    split: Annotated[tuple[int, int], Field(strict=False)]  # a list in JSON
+    bytes_per_token: Annotated[float, Field(gt=0)] = 1.0
+    tokenizer: str | None = None
+
+
 class TaskRecord(StrictModel):
-    """A task other than text.
+    """A task.
 
     Attributes:
         source: where its class is, as the study file states it: ``path/to/file.py:Class``,
-            ``package.module:Class``, or a built-in task such as ``adding:50``.
+            ``package.module:Class``, or a built-in task such as ``adding:50`` or ``text``.
         sha256: hash of the source file of a user's own class; None for a built-in task.
         data_sha256: hash of the files that the task reads; None if it reads none.
         version: version that the class states.
@@ -277,16 +305,18 @@ class TaskRecord(StrictModel):
         outputs: number of classes, or of real numbers to predict.
         reads_tokens: whether a step is a token.
         predicts_classes: whether a target is a class.
-        steps: number of steps of a training sequence.
-        loss: what a trial's value is: the cross-entropy in nats, the squared error, the squared
-            error of standardized numbers, or the task's own loss.
+        steps: number of steps of a training sequence; None where ``training.sequence_length``
+            decides, and ``evaluation.window_length`` that of held-out windows.
+        loss: what a trial's value is: the cross-entropy in nats, of the next token or of classes,
+            the squared error, the squared error of standardized numbers, or the task's own loss.
         metrics: what networks are measured by besides, and whether more or less is better.
         eval_lengths: further lengths at which networks are evaluated.
         solved: bounds from which a network has solved the task, of metrics or of ``loss``; empty
             for a task that is not solved or unsolved.
         unit: unit of a loss that has no fixed one; "" for none.
         folder: absolute path of the folder in which the task finds its files.
-        held_out: a few sums over the data of validation and test.
+        held_out: a few sums over the data of validation and test; empty for a text.
+        text: the text that networks read; None in other tasks, and before it is read.
     """
 
     source: str
@@ -299,14 +329,38 @@ class TaskRecord(StrictModel):
     outputs: _Size
     reads_tokens: bool
     predicts_classes: bool
-    steps: _Size
-    loss: Literal["cross-entropy", "squared error", "standardized squared error", "own"]
+    steps: _Size | None
+    loss: TaskLoss
     metrics: dict[str, Direction] = {}
     eval_lengths: list[_Size] = []
     solved: dict[str, float] = {}
     unit: str = ""
     folder: str = ""
     held_out: list[float] = []
+    text: TextRecord | None = None
+
+    @classmethod
+    def of_text(
+        cls, tokenizer: str, text: TextRecord | None = None, size: int = BYTE_VOCAB_SIZE
+    ) -> "TaskRecord":
+        """Return the record of a text.
+
+        Args:
+            tokenizer: ``bytes`` or ``bpe:N``.
+            text: the text; None before it is read.
+            size: V, the number of tokens; that of bytes before the tokenizer is learned.
+        """
+        return cls(
+            source=TEXT,
+            values={"tokenizer": tokenizer},
+            inputs=size,
+            outputs=size,
+            reads_tokens=True,
+            predicts_classes=True,
+            steps=None,
+            loss=NEXT_TOKEN,
+            text=text,
+        )
 
     @property
     def name(self) -> str:
@@ -317,7 +371,8 @@ class TaskRecord(StrictModel):
     def spec(self) -> TaskSpec:
         """What networks read and predict; not whether every step has a target."""
         classes = self.predicts_classes
-        return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense=False)
+        is_dense = self.loss == NEXT_TOKEN
+        return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense)
 
     @property
     def kind(self) -> str:
@@ -326,8 +381,14 @@ class TaskRecord(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what makes results comparable, wherever the files of the task are."""
-        places = {"source", "options", "folder", "held_out", "solved", "unit"}
-        return {"name": self.kind, **self.model_dump(mode="json", exclude=places)}
+        places = {"source", "options", "folder", "held_out", "solved", "unit", "text"}
+        if self.loss == NEXT_TOKEN:
+            places |= {"inputs", "outputs"}  # learned from the text
+        identity = {"name": self.kind, **self.model_dump(mode="json", exclude=places)}
+        if self.text is not None:
+            kept = {"sha256", "length", "split"}
+            identity["corpus"] = self.text.model_dump(mode="json", include=kept)
+        return identity
 
     def has_solved(self, measured: Mapping[str, float]) -> bool:
         """Return whether metrics, and the ``loss``, of a network reach the bounds of the task."""
@@ -355,15 +416,34 @@ class TaskRecord(StrictModel):
     @property
     def loss_name(self) -> str:
         """Name of the loss, as in "validation cross-entropy"."""
-        return {"standardized squared error": "squared error", "own": "loss"}.get(
-            self.loss, self.loss
-        )
+        names = {
+            NEXT_TOKEN: "loss",
+            "standardized squared error": "squared error",
+            "own": "loss",
+        }
+        return names.get(self.loss, self.loss)
 
     @property
     def loss_unit(self) -> str:
         """Unit of the loss; "" for one without a unit."""
-        units = {"cross-entropy": "nat/target", "standardized squared error": "variance"}
+        units = {
+            NEXT_TOKEN: f"nat/{self.token_name}",
+            "cross-entropy": "nat/target",
+            "standardized squared error": "variance",
+        }
         return units.get(self.loss, self.unit)
+
+    @property
+    def token_name(self) -> str:
+        """Name of what a network reads in a step: ``byte``, ``token``, or ``step``."""
+        if self.loss != NEXT_TOKEN:
+            return "step"
+        return "byte" if self.values["tokenizer"] == "bytes" else "token"
+
+    @property
+    def data_name(self) -> str:
+        """Name of the corpus, without the folder of a file, or of another task."""
+        return self.name if self.text is None else PurePath(self.text.corpus).name
 
 
 Options = Mapping[str, Sequence[CellOption]]

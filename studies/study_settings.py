@@ -145,12 +145,14 @@ def check_window(settings: TrainingSettings) -> None:
         )
 
 
-def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: bool = False) -> None:
+def check_updates(
+    trials: Collection[tuple[TrainingSettings, int]], sets_length: bool = False
+) -> None:
     """Check that the updates of trials suit each other and the log points.
 
     Args:
         trials: training settings of each trial, and T, the number of steps of its sequences.
-        is_text: whether T is ``sequence_length`` less 1.
+        sets_length: whether T is ``sequence_length`` less 1.
 
     Raises:
         ValueError: if the losses of an update lie further back than its gradient goes, a log point
@@ -164,8 +166,9 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: boo
             updates = "at the end of each sequence" if every == length else f"every {every} steps"
             raise ValueError(
                 f"training.steps is {settings.steps} and training.log_every {settings.log_every}: "
-                f"expected multiples of {_suggest_multiple(trials, is_text)}, because the weights "
-                f"are updated {updates}, counted from the start of each sequence of {length} steps"
+                f"expected multiples of {_suggest_multiple(trials, sets_length)}, because the "
+                f"weights are updated {updates}, counted from the start of each sequence of "
+                f"{length} steps"
             )
         updates_count = count_updates(settings.steps, length, settings.gradient_window[1])
         if settings.warmup_steps > updates_count:
@@ -176,13 +179,13 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]], is_text: boo
             )
 
 
-def _suggest_multiple(trials: Collection[tuple[TrainingSettings, int]], is_text: bool) -> str:
+def _suggest_multiple(trials: Collection[tuple[TrainingSettings, int]], sets_length: bool) -> str:
     """Describe numbers of steps after which every trial has an update."""
     windows = {(min(each.gradient_window[1], length), length) for each, length in trials}
     least = math.lcm(*(length if length % every else every for every, length in windows))
     shorter = math.lcm(*(every for every, _ in windows))
     lengths = {length for _, length in windows}
-    if not is_text or shorter == least or len(lengths) > 1:
+    if not sets_length or shorter == least or len(lengths) > 1:
         return str(least)
     (length,) = lengths
     suitable = -(-length // shorter) * shorter + 1  # its last token is a target only

@@ -10,13 +10,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from helpers import study_attributes
+from helpers import study_attributes, with_text
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from reports import study_reader
 from reports.results import Results
-from studies.attributes import OBJECTIVE_NAMES, AuditState, TokenizerRecord
+from studies.attributes import OBJECTIVE_NAMES, AuditState
 from studies.config import StudyConfig
 from studies.hypotheses import HypothesisRecord
 from studies.space import GATED_PARAMS
@@ -127,7 +127,7 @@ def make_runs(
             it is pruned or, as WAITING, paused, and its ``curve``, which otherwise falls to the
             recorded ``training_loss`` or to the value.
         text: SHA-256 of the corpus.
-        tokenizer: record of the tokenizer.
+        tokenizer: size of the vocabulary, and what the record of the text has of the tokenizer.
         sources: numbers of the source trials, of all other trials alike.
         record: other attributes of the study.
     """
@@ -137,7 +137,6 @@ def make_runs(
         HypothesisRecord(hypothesis=stated, registered=registered, results=0)
         for stated in config.hypothesis
     ]
-    record["tokenizer"] = TokenizerRecord(**tokenizer or {})
     trials = [
         StoredTrial(
             params,
@@ -148,7 +147,7 @@ def make_runs(
     ]
     distributions = distributions_of([params for params, _, _ in runs])
     objective = OBJECTIVE_NAMES[config.objective]
-    attributes = study_attributes(config, text, **record)
+    attributes = study_attributes(with_text(config, text, **tokenizer or {}), **record)
     if not Path(url.removeprefix("sqlite:///")).exists():
         make_empty(url)
     storage = open_storage(url)
@@ -158,7 +157,11 @@ def make_runs(
         if value is None:
             continue
         trial_id = storage.claim(study_id, "me")
-        known = RECORDED if config.is_text else {**RECORDED, "validation_bits_per_byte": None}
+        known = (
+            RECORDED
+            if config.token_name != "step"
+            else {**RECORDED, "validation_bits_per_byte": None}
+        )
         found = known | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
         least = found.get("training_loss", value)
         curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})

@@ -21,8 +21,10 @@ from optuna.distributions import CategoricalDistribution
 
 from search.options import RunOptions
 from search.study import StudyHandle, create_or_join
-from studies.attributes import CorpusRecord, StudyRecord
+from studies.attributes import StudyRecord
 from studies.config import StudyConfig
+from studies.records import TEXT as TEXT_TASK
+from studies.records import TaskRecord, TextRecord
 from studies.space import Params
 from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage
@@ -126,10 +128,20 @@ def join_study(
 
 def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> dict[str, Any]:
     """The attributes of a study that is stored without a search."""
-    corpus = CorpusRecord(name="text", sha256=sha256, length=100, split=(90, 95))
-    corpus = corpus if config.is_text else None
-    record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1", **others)
+    record = StudyRecord(config=with_text(config, sha256), artifact_folder="made-1", **others)
     return record.attributes()
+
+
+def with_text(
+    config: StudyConfig, sha256: str = "ab", size: int = 256, **learned: Any
+) -> StudyConfig:
+    """A config whose text is read, if it has one that is not."""
+    task = config.task_record
+    if task is None or task.source != TEXT_TASK or task.text is not None:
+        return config
+    text = TextRecord(corpus="text", sha256=sha256, length=100, split=(90, 95), **learned)
+    record = TaskRecord.of_text(config.task.tokenizer, text, size)
+    return config.model_copy(update={"task_record": record})
 
 
 class DatabaseUse:

@@ -114,7 +114,7 @@ REFUSED = {
         "seed: 0 in the study, 3 here",
         "precision: 'fp32' in the study, 'bf16' here",
     ],
-    f"{JOIN} --corpus {{tmp}}/reversed": ["corpus.sha256"],
+    f"{JOIN} --corpus {{tmp}}/reversed": ["task.corpus.sha256"],
     f"{JOIN} --set=space.layers=[1,2]": ["layers: [1] in the study, [1, 2] here", "--extend"],
     f"{JOIN} --name wide": ["space.layers: [1, 2] in the study, [1] here"],
     # An extension that would change what is recorded.

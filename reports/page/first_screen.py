@@ -155,12 +155,14 @@ def _describe_training(findings: StudyFindings) -> Fact | None:
     """Return how long each network was trained, and on what."""
     results = findings.results
     config = results.config
-    if results.corpus is not None:
-        on = f"on {results.corpus.split[0]:,} bytes of {results.data_name}"
-    elif task := config.task_record:
-        on = f"on {task.name}, sequences of {format_count(task.steps, 'step')}"
-    else:
+    task = config.task_record
+    if task is None:
         return None
+    on = f"on {task.name}"
+    if task.steps is not None:
+        on += f", sequences of {format_count(task.steps, 'step')}"
+    if task.text is not None:
+        on = f"on {task.text.split[0]:,} bytes of {task.data_name}"
     return Fact("Training", f"{config.training.steps:,}", "steps", on)
 
 

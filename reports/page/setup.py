@@ -10,7 +10,7 @@ from reports.blocks import Block, Code, Column, Facts, Folded, Section, Table, T
 from reports.findings import StudyFindings
 from reports.results import Results
 from reports.study_tables import metric_columns
-from studies.records import Direction, Floors, TaskRecord
+from studies.records import Direction, Floors, TaskRecord, TextRecord
 from studies.text import format_count, format_duration, format_param, format_value
 
 LOSS = "loss"
@@ -87,12 +87,11 @@ def _list_source_facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _list_task_facts(results: Results) -> list[tuple[str, str]]:
-    config = results.config
-    if config.is_text:
-        return _list_corpus_facts(results)
-    task = config.task_record
+    task = results.config.task_record
     if task is None:
         return []
+    if task.text is not None:
+        return _list_corpus_facts(task, task.text)
     source = f"{task.source}, SHA-256 {task.sha256}" if task.sha256 else f"{task.source}, built in"
     facts = [("Task", task.name), ("Source", source)]
     if task.data_sha256:
@@ -104,7 +103,7 @@ def _list_task_facts(results: Results) -> list[tuple[str, str]]:
     if task.predicts_classes:
         outputs = f"one of {format_count(task.outputs, 'class', 'classes')}"
     step = format_count(task.inputs, inputs)
-    lengths = format_count(task.steps, "step")
+    lengths = _describe_length(results)
     if task.eval_lengths:
         lengths += f"; evaluated at {', '.join(map(str, task.eval_lengths))} as well"
     facts += [
@@ -127,19 +126,24 @@ def _format_option(results: Results, task: TaskRecord, name: str) -> str:
     return f"{format_value(task.value(name))}{default}"
 
 
-def _list_corpus_facts(results: Results) -> list[tuple[str, str]]:
-    corpus = results.corpus
-    assert corpus is not None
-    config = results.config
-    split = f"validation from byte {corpus.split[0]:,}, test from byte {corpus.split[1]:,}"
-    tokens = f"{results.tokenizer.size} bytes"
-    if config.token_name != "byte":
+def _list_corpus_facts(task: TaskRecord, text: TextRecord) -> list[tuple[str, str]]:
+    split = f"validation from byte {text.split[0]:,}, test from byte {text.split[1]:,}"
+    tokens = f"{task.inputs} bytes"
+    if task.token_name != "byte":
         tokens = (
-            f"byte-pair encoding ({config.task.tokenizer}): {results.tokenizer.size:,} tokens of "
-            f"{results.tokenizer.bytes_per_token:.2f} bytes on average"
+            f"byte-pair encoding ({task.values['tokenizer']}): {task.inputs:,} tokens of "
+            f"{text.bytes_per_token:.2f} bytes on average"
         )
-    text = f"{corpus.name}, {corpus.length:,} bytes ({split}), SHA-256 {corpus.sha256}"
-    return [("Corpus", text), ("Tokens", tokens)]
+    corpus = f"{text.corpus}, {text.length:,} bytes ({split}), SHA-256 {text.sha256}"
+    return [("Corpus", corpus), ("Tokens", tokens)]
+
+
+def _describe_length(results: Results) -> str:
+    """Describe the length of the training's sequences."""
+    task = results.config.task_record
+    if task is None or task.steps is None:
+        return f"{results.values_of('sequence_length')} {results.config.token_name}s"
+    return format_count(task.steps, "step")
 
 
 def _list_training_facts(results: Results) -> list[tuple[str, str]]:
@@ -154,12 +158,10 @@ def _list_training_facts(results: Results) -> list[tuple[str, str]]:
     for name, cell in config.cells.items():
         if name in results.cells:
             facts.append((f"Cell {name}", f"{cell.spec}, SHA-256 {cell.sha256}"))
-    length = f"{results.values_of('sequence_length')} {config.token_name}s"
-    if config.task_record is not None:
-        length = format_count(config.task_record.steps, "step")
     training = (
         f"{config.training.steps:,} steps, batch of {results.values_of('batch_size')} sequences of "
-        f"{length}, {results.optimizer}, logged every {config.training.log_every} steps"
+        f"{_describe_length(results)}, {results.optimizer}, "
+        f"logged every {config.training.log_every} steps"
     )
     facts += [
         ("Objective", results.measure.axis_title),
@@ -199,8 +201,9 @@ def _describe_reach(results: Results) -> str:
 
 def _describe_evaluation(results: Results) -> str:
     config = results.config
+    task = config.task_record
     windows = f"{config.evaluation.windows} sequences of the validation split"
-    if config.is_text:
+    if task is not None and task.steps is None:
         length = f"{config.evaluation.window_length:,} {config.token_name}s"
         windows = f"{config.evaluation.windows} windows of {length} of the validation split"
     if config.eval_split == "test":

@@ -123,6 +123,13 @@ class Task(TrainingData, Protocol):
             :class:`studies.attributes.TrialRecord`.
         """
 
+    def summarize_held_out(self, count: int) -> list[float]:
+        """Return a few sums over all held-out data, of ``count`` sequences.
+
+        They differ for other data, and by a rounding error where another processor or version of
+        NumPy computed the same. A text has none: its hash is known.
+        """
+
 
 def is_built_in(definition: type) -> bool:
     """Return whether a class of a task is one of this package."""
@@ -382,11 +389,6 @@ class SequenceTask:
         return evaluate_sequences(stack, self._held_out[key], metrics, count, on_step)
 
     def summarize_held_out(self, count: int) -> list[float]:
-        """Return a few sums over all held-out data.
-
-        They differ for other data, and by a rounding error where another processor or version of
-        NumPy computed the same.
-        """
         sums = []
         for split in SPLITS[1:]:
             for length in (None, *self.eval_lengths):

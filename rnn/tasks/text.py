@@ -164,6 +164,9 @@ class Text(TextData):
             attributes.append(measured)
         return attributes
 
+    def summarize_held_out(self, count: int) -> list[float]:
+        return []
+
 
 def _describe_context(bins: list[int], long: Tensor, excess: Tensor) -> dict[str, Any]:
     """Return the attributes of a network's losses with a limited context, in bits per byte.

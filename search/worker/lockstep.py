@@ -133,7 +133,8 @@ class LockstepPlan:
         settings = training_settings(params, self._config)
         task = self._config.of_trial(params).task_record
         spec = self._spec_of(trial_config.task_options)
-        streams, steps = settings.batch_size, task.steps if task else settings.sequence_length - 1
+        assert task is not None
+        streams, steps = settings.batch_size, task.steps or settings.sequence_length - 1
         if spec.is_token_stream:
             streams = max(streams, self._config.evaluation.windows)
         return auto_lockstep(trial_config, streams, self._precision, self._device, spec, steps)

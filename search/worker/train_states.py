@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial
 
 from rnn.config import OptimizerConfig, TrialConfig
 from rnn.errors import CellError
-from rnn.tasks.corpus import Corpus
 from rnn.training import checkpoint
 from rnn.training.checkpoint import (
     TrainState,
@@ -76,9 +75,7 @@ class TrainStates:
     def _identity(self, claim: Claim) -> str:
         """Return the identity of a trial's training."""
         trial_config, train_config = self._configs(claim)
-        config, text = self._handle.config, self._handle.text
-        corpus = None if text is None else text.corpus
-        return checkpoint_identity(trial_config, config, train_config, corpus)
+        return checkpoint_identity(trial_config, self._handle.config, train_config)
 
     def _configs(self, claim: Claim) -> tuple[TrialConfig, TrainConfig]:
         config, params = self._handle.config, claim.trial.params
@@ -86,7 +83,7 @@ class TrainStates:
 
 
 def checkpoint_identity(
-    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig, corpus: Corpus | None
+    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig
 ) -> str:
     """Return everything that determines a trial's training, as JSON with sorted keys.
 
@@ -105,21 +102,17 @@ def checkpoint_identity(
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,
-        "tokenizer": config.task.tokenizer,
         "training": asdict(train_config) | optimizer,
     }
     if not architecture.is_built_in:
         fields["cell_sha256"] = architecture.sha256
     if trial_config.update_every > 1:
         fields["update_every"] = trial_config.update_every
-    if corpus is not None:
-        fields |= {"corpus_sha256": corpus.sha256, "corpus_split": corpus.split}
-    else:
-        options = dict(trial_config.task_options)
-        record = config.of_trial(options).task_record
-        assert record is not None
-        # The identity says which of several tasks it is.
-        fields["task"] = record.identity() | {n: v for n, v in options.items() if n != TASK}
+    options = dict(trial_config.task_options)
+    record = config.of_trial(options).task_record
+    assert record is not None
+    # The identity says which of several tasks it is.
+    fields["task"] = record.identity() | {n: v for n, v in options.items() if n != TASK}
     return json.dumps(fields, sort_keys=True)
 
 

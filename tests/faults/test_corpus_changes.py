@@ -28,7 +28,7 @@ def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refus
     with corpus.open("r+b") as file:
         file.write(bytes(b"0123456789" * len(TEXT))[: len(TEXT)])
     refused = error_of(search(corpus=corpus, **ONE), code=2)
-    assert "exists with other settings: corpus.sha256" in refused
+    assert "exists with other settings: task.corpus.sha256" in refused
     corpus.unlink()
     assert "not found" in error_of(search(corpus=corpus, **ONE), code=2)
     gate.open()

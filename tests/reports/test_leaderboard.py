@@ -143,7 +143,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_sampl
     }
     runs = [(gated_params(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
     runs[0][2]["sample"] = "<b>it was</b>\n\x00 & so on"
-    tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
+    tokenizer = {"size": 290, "bytes_per_token": 2.5, "tokenizer": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     page = build_from(results_of(sqlite_url, "tokens"))
     assert "nats per token" in page.html

@@ -1,11 +1,10 @@
 """Checkpoints and weights in folders: atomic writes, quarantine, eviction, removal."""
 
-import numpy as np
 import pytest
+from helpers import with_text
 from invocation import refused
 
 from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
-from rnn.tasks.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.train_states import checkpoint_identity
 from studies.artifacts import ArtifactFolders
@@ -50,12 +49,13 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
     space = {"layers": [2], "state_size": [8]}
     config = StudyConfig.model_validate({"precision": "fp32", "space": space})
     train_config = TrainConfig(20, 6, 9, 2, 0.9, 3, 0.5)
-    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
-    identity = checkpoint_identity(trial_config, config, train_config, corpus)
+    identity = checkpoint_identity(trial_config, with_text(config), train_config)
     assert identity == (
-        '{"architecture": "01011-new-2-8-state", "bptt_steps": 1, "corpus_sha256": '
-        '"2816597888e4a0d3a36b82b83316ab32680eb8f00f8cd3b904d681246d285a0e", '
-        '"corpus_split": [90, 95], "precision": "fp32", "replicate": 1, "tokenizer": "bytes", '
+        '{"architecture": "01011-new-2-8-state", "bptt_steps": 1, "precision": "fp32", '
+        '"replicate": 1, "task": {"corpus": {"length": 100, "sha256": "ab", "split": [90, 95]}, '
+        '"data_sha256": null, "eval_lengths": [], "loss": "next token", "metrics": {}, '
+        '"name": "text", "predicts_classes": true, "reads_tokens": true, "sha256": null, '
+        '"steps": null, "values": {"tokenizer": "bytes"}, "version": 0}, '
         '"training": {"average_fraction": 0.5, "batch_size": 6, "learning_rate": 0.01, '
         '"log_every": 2, "seed": 3, "sequence_length": 9, "smoothing": 0.9, "steps": 20}}'
     )

@@ -35,11 +35,11 @@ def test_command_line_of_a_worker_states_what_differs_and_nothing_else(sqlite_ur
 
 def test_worker_by_name_trains_what_the_study_stores(sqlite_url, text):
     _, handle = create(sqlite_url, text, "lease.seconds=5.0")
-    text_as_read = handle.text.corpus.text
+    text_as_read = handle.task_of(()).corpus.text
     opened = open_study("quick", sqlite_url, WorkerOptions(overrides=("lease.seconds=7.0",)))
     assert opened.config == handle.config.model_copy(update={"lease": opened.config.lease})
     assert (handle.config.lease.seconds, opened.config.lease.seconds) == (5, 7)
-    assert np.array_equal(opened.text.corpus.text, text_as_read)
+    assert np.array_equal(opened.task_of(()).corpus.text, text_as_read)
     assert opened.notice == ""
 
 
@@ -49,12 +49,12 @@ def test_worker_by_name_sets_nothing_that_the_study_decides(sqlite_url, text):
         open_study("quick", sqlite_url, WorkerOptions(overrides=("training.steps=8",)))
     other = text.with_name("other")
     other.write_bytes(text.read_bytes()[::-1])
-    with pytest.raises(UserError, match=r"has other data: corpus.sha256: .* --corpus"):
+    with pytest.raises(UserError, match=r"has other data: task.corpus.sha256: .* --corpus"):
         open_study("quick", sqlite_url, WorkerOptions(corpus=str(other)))
     moved = text.rename(text.with_name("moved"))
     with pytest.raises(CorpusError, match="give its current path with --corpus"):
         open_study("quick", sqlite_url, WorkerOptions())
-    assert open_study("quick", sqlite_url, WorkerOptions(corpus=str(moved))).text is not None
+    assert open_study("quick", sqlite_url, WorkerOptions(corpus=str(moved))).tasks
 
 
 @pytest.mark.parametrize(

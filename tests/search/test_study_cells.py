@@ -115,8 +115,8 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
         settings = (*SETTINGS[:-1], *overrides)
         joined = join_study(study, url, settings, name=name, partial=True)
         joined.storage.close()
-        config, corpus = joined.record.config, joined.record.corpus
-        return config.task.corpus, corpus.name, config.cells["Mine"].spec
+        config = joined.record.config
+        return config.task.corpus, config.task_record.text.corpus, config.cells["Mine"].spec
 
     found, cell, elsewhere = str(folder / "text"), "cells/mine.py:Mine", "../elsewhere/mine.py:Mine"
     assert open_with() == open_with(study="mine") == ("text", found, cell)

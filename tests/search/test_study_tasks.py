@@ -103,7 +103,7 @@ def test_trials_have_the_options_that_vary_and_one_update_for_each_sequence(fold
     }
     assert {(each.bptt_steps, each.update_every) for each in trials} == {(WHOLE_SEQUENCE,) * 2}
     assert "1×4 GRU, noise 0.5, shown 3" in {each.label for each in trials}
-    assert handle.record.corpus is handle.text is None
+    assert record.text is None
     assert draw(handle, ("noise", 0.0), ("shown", 3)).shape == (3, 4, 2)
     assert not np.array_equal(draw(handle, ("noise", 0.5)), draw(handle))
 

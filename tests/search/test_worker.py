@@ -121,7 +121,7 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
     refined, _ = work(sqlite_url, None, refine, "quick-refined")
     assert read
     for joined, steps in ((searched, [4, 8]), (refined, [4, 8, 12])):
-        config, corpus = joined.config, joined.text.corpus
+        config, corpus = joined.config, joined.task_of(()).corpus
         assert (config.seed, config.precision, config.gate_inputs) == (5, "bf16", "candidate")
         for trial in joined.study.trials:
             trial_config = to_trial_config(trial.params, config)
@@ -176,7 +176,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text):
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     weights = ArtifactFolders(None, sqlite_url).trial_files(joined.artifact_folder, "safetensors")
     assert weights.list_trials() == {trial.number for trial in best[:2]}
-    held_out = select_eval_windows(joined.text.corpus.validation, 3, 9)
+    held_out = select_eval_windows(joined.task_of(()).corpus.validation, 3, 9)
     for trial in best[:2]:
         network = deserialize_model(weights.read(trial.number))
         trial_config = to_trial_config(trial.params, joined.config)
@@ -204,7 +204,7 @@ def test_tokens_are_learnt_and_losses_stated_per_byte(sqlite_url, tmp_path):
     text.write_bytes(b"the cat sat on the mat, and the dog sat on it. " * 100)
     joined, messages = work(sqlite_url, text, [*ONE_NETWORK, "task.tokenizer='bpe:270'"])
     assert messages == ["complete"]
-    assert joined.study.user_attrs["tokenizer"]["size"] == joined.text.tokenizer.size > 256
+    assert joined.config.task_record.inputs == joined.task_of(()).tokenizer.size > 256
     found = joined.study.trials[0].user_attrs
     bits_per_token = found["validation_loss"] / math.log(2)
     assert found["validation_bits_per_byte"] < bits_per_token

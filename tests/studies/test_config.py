@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from helpers import with_text
 from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
-from studies.attributes import CorpusRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
@@ -138,14 +138,11 @@ def test_margins_and_thresholds_suit_the_loss(loss, settings, message):
 
 # ------------------------------------------------------------------ differences to a study
 
-CORPUS = CorpusRecord(name="a", sha256="0", length=100, split=(90, 95))
-
-
-STORED = load_config_file("stage-one").resolve()
+STORED = with_text(load_config_file("stage-one").resolve())
 
 
 def alter(override: str) -> StudyConfig:
-    return load_config_file("stage-one", [override]).resolve()
+    return with_text(load_config_file("stage-one", [override]).resolve())
 
 
 @pytest.mark.parametrize(
@@ -163,24 +160,21 @@ def alter(override: str) -> StudyConfig:
     ],
 )
 def test_setting_that_changes_results_is_a_difference(override):
-    (line,) = diff_configs(STORED, CORPUS, alter(override), CORPUS)
+    (line,) = diff_configs(STORED, alter(override))
     assert line.startswith(f"{override.partition('=')[0]}: ")
 
 
 def test_setting_that_does_not_change_results_is_no_difference():
-    elsewhere = CORPUS.model_copy(update={"name": "b"})
     for override in ("report_threshold=1.0", 'question="?"', 'task.corpus="b"', "keep_weights=3"):
-        assert diff_configs(STORED, CORPUS, alter(override), elsewhere) == []
-    other_text = CORPUS.model_copy(update={"sha256": "1"})
-    assert diff_configs(STORED, CORPUS, STORED, other_text) == [
-        "corpus.sha256: '0' in the study, '1' here"
-    ]
+        assert diff_configs(STORED, alter(override)) == []
+    other_text = with_text(load_config_file("stage-one").resolve(), "1")
+    assert diff_configs(STORED, other_text) == ["task.corpus.sha256: 'ab' in the study, '1' here"]
 
 
 def test_precision_auto_matches_any_precision():
     stored = alter('precision="fp32"')
-    assert diff_configs(stored, CORPUS, alter('precision="auto"'), CORPUS) == []
-    (line,) = diff_configs(stored, CORPUS, alter('precision="bf16"'), CORPUS)
+    assert diff_configs(stored, alter('precision="auto"')) == []
+    (line,) = diff_configs(stored, alter('precision="bf16"'))
     assert line == "precision: 'fp32' in the study, 'bf16' here"
 
 
@@ -197,12 +191,12 @@ def test_config_stored_before_unions_is_compatible_with_the_same_file(given):
         del raw["training"][name]
     stored |= {"cell": None, "bptt_steps": None} | given
     old = StudyConfig.model_validate(raw | {"space": stored})
-    assert diff_configs(old, CORPUS, file, CORPUS) == []
+    assert diff_configs(old, file) == []
     assert old == file
 
 
 def test_difference_of_a_union_names_its_table():
     one, two, three = ({"layers": [layers], "state_size": [8]} for layers in (1, 2, 3))
     stored, other = (StudyConfig.model_validate({"space": [one, each]}) for each in (two, three))
-    lines = diff_configs(stored, CORPUS, other, CORPUS)
+    lines = diff_configs(stored, other)
     assert lines == ["space.2.layers: [2] in the study, [3] here"]

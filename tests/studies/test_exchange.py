@@ -107,7 +107,7 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
         "python run_search.py x --storage postgresql://alice:pw@db.example/d --artifacts /alice",
     ]
     attributes = study_attributes(config, commands=commands)
-    attributes["corpus"]["name"] = corpus
+    attributes["config"]["task_record"]["text"]["corpus"] = corpus
     params = [{"cell": "Mine", "layers": 1, "state_size": size} for size in (4, 5, 6)]
     with closing(open_storage(sqlite_url)) as storage:
         values = {"cell": ("Mine",), "layers": (1,), "state_size": (4, 5, 6)}

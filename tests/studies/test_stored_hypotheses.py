@@ -1,6 +1,7 @@
 """Hypotheses in study files: their mistakes, and the records that a study keeps of them."""
 
 import pytest
+from helpers import with_text
 
 from rnn.errors import UserError
 from studies.attributes import StudyRecord
@@ -9,7 +10,6 @@ from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, register
 from studies.loader import load_settings
 
 SPACE = {"layers": [1, 2], "state_size": [8, 16], "input_gate": [False]}
-CORPUS = {"name": "a", "sha256": "0", "length": 9, "split": (5, 7)}
 
 
 def state(parameter="residual", before=False, after=True, **settings):
@@ -110,5 +110,5 @@ def test_records_keep_the_time_and_the_results_of_their_registration():
     marks = [record.mark for record in records]
     assert marks[0].startswith("before the first result, 20")
     assert marks[1].startswith("after 1,200 results, 20")
-    stored = StudyRecord(config=resolve(), artifact_folder="a", hypotheses=records, corpus=CORPUS)
+    stored = StudyRecord(config=with_text(resolve()), artifact_folder="a", hypotheses=records)
     assert StudyRecord.model_validate_json(stored.model_dump_json()).hypotheses == records
