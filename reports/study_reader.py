@@ -11,14 +11,14 @@ from optuna import Study
 from reports.results import Results
 from reports.trial_table import build_table, read_source_trials
 from rnn.errors import UserError
-from studies.attributes import StudyRecord
+from studies.attributes import EVAL_WINDOWS, StudyRecord
 from studies.loader import read_record
 from studies.storage.open import load_study
 from studies.storage.reads import (
+    read_attribute_of_all,
     read_audit_looks,
     read_curve_ends,
     read_curves,
-    read_eval_windows,
     read_trials,
 )
 from studies.storage.storage import LeasedRDBStorage
@@ -86,7 +86,7 @@ def read_results(
         results = _add_curves(results, storage, study_id, drawn_only)
     if not with_windows:
         return results
-    windows = read_eval_windows(storage, study_id, results.metric.split)
+    windows = read_attribute_of_all(storage, study_id, EVAL_WINDOWS[results.metric.split])
     return replace(results, windows=windows)
 
 

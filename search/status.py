@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from search.pruning.audited_trials import describe_look
 from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
-from studies.attributes import ERROR, AuditLook, Failure
+from studies.attributes import AUDIT, ERROR, AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
 from studies.space import COST_PARAMS
@@ -23,14 +23,15 @@ from studies.storage.counts import (
     ActiveWorker,
     TimingStats,
     TrialCounts,
-    count_audited,
     count_retries,
     count_trials,
+    count_where,
     read_active_workers,
     timing_by_shape,
 )
 from studies.storage.reads import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.tables import has_system_attr
 from studies.storage.trials import StoredTrial
 from studies.text import format_bytes, format_duration, shorten, to_line
 
@@ -146,7 +147,8 @@ def read_status(
             timing = timing_by_shape(storage, study_id, _list_cost_params(config))
             seconds_left = estimate_seconds_left(timing, counts, active)
         retries = count_retries(storage, study_id)
-        audited = count_audited(storage, study_id) if is_pruned else 0
+        is_audited = has_system_attr(AUDIT)
+        audited = count_where(connection, study_id, is_audited) if is_pruned else 0
         looks = read_audit_looks(storage, study_id) if audited else {}
     return Status(
         name,

@@ -20,7 +20,8 @@ from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import TEXT, Measure, find_measure
 from studies.space import REPLICATE, param_order
-from studies.storage.counts import has_replicates, read_best_trial
+from studies.storage.counts import has_replicates, top_trials
+from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 
@@ -134,11 +135,14 @@ class BestReader:
         return {name: found for name, found in best.items() if found is not None}
 
     def _read_trial(self, task: int | None = None) -> Best | None:
-        row = read_best_trial(self._storage, self._study._study_id, task)
-        if row is None or row.value is None:
-            return None
-        config = self._config.of_trial(row.params)
-        return Best(row, label_trial(row.params, config), row.value, find_measure(config))
+        with self._storage.reading():
+            ranking = top_trials(self._storage, self._study._study_id, 1, task)
+            if not ranking:
+                return None
+            ((trial_id, _, value),) = ranking
+            (trial,) = read_trials(self._storage, self._study._study_id, [trial_id])
+        config = self._config.of_trial(trial.params)
+        return Best(trial, label_trial(trial.params, config), value, find_measure(config))
 
     def read(self) -> Best | None:
         """Read what is best now; None before the first complete trial, and of several tasks."""

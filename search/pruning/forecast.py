@@ -23,7 +23,7 @@ from search.pruning.scheduler import PauseResumeScheduler
 from studies.attributes import STEPS_PER_SECOND
 from studies.config import StudyConfig
 from studies.space import COST_PARAMS
-from studies.storage.reads import read_numbers
+from studies.storage.reads import read_attribute_of_all
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import TrialStatus
 
@@ -167,10 +167,10 @@ class Forecaster:
 
     def _compute(self) -> Forecast | None:
         progress = self._scheduler.read()
-        rates = read_numbers(self._storage, self._study_id, STEPS_PER_SECOND)
+        rates = read_attribute_of_all(self._storage, self._study_id, STEPS_PER_SECOND)
         pace = measure_pace(
             [trial.params for trial in progress.trials],
-            [rates.get(trial.trial_id) for trial in progress.trials],
+            [rates.get(trial.number) for trial in progress.trials],
         )
         is_audited = np.array([trial.is_audited for trial in progress.trials], dtype=bool)
         policy = self._scheduler.build_policy(progress)

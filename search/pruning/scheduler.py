@@ -22,7 +22,7 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig
 from studies.storage.edits import update_system_attributes
-from studies.storage.reads import Rung, read_audit_looks, read_numbers
+from studies.storage.reads import Rung, read_attribute_of_all, read_audit_looks
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
 from studies.storage.trials import StoredTrial, TrialStatus
@@ -114,7 +114,7 @@ class PauseResumeScheduler:
             self._architectures = architectures[mask]
             self._encoded = encoded
         trials = list(itertools.compress(stored, is_viable))
-        pruned_at = read_numbers(self._storage, self._study_id, KEEP_PROBABILITY)
+        pruned_at = read_attribute_of_all(self._storage, self._study_id, KEEP_PROBABILITY)
         state = StudyState(
             [trial.status for trial in trials],
             np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
@@ -123,7 +123,7 @@ class PauseResumeScheduler:
             self._architectures,
             compute_steps_to_next_rung(self._rungs, self._steps),
             np.full(len(trials), -1),
-            np.array([pruned_at.get(trial.trial_id, math.nan) for trial in trials]),
+            np.array([pruned_at.get(trial.number, math.nan) for trial in trials]),
             is_viable.count(False),
         )
         return StudyProgress(

@@ -284,7 +284,8 @@ class BestWeights:
             if names:
                 trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
                 place = names.index(storage.get_trial(trial_id).params[TASK])
-            return top_trials(storage, study_id, count, place)
+            top = top_trials(storage, study_id, count, place)
+            return [(number, value) for _, number, value in top]
 
         ranking: list[tuple[int, float]] | None = self._query(read)
         return ranking

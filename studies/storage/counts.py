@@ -15,7 +15,6 @@ from sqlalchemy.engine import Connection
 
 from rnn.errors import UserError
 from studies.attributes import (
-    AUDIT,
     EARLIER_CODE,
     EARLIER_TORCH,
     FAILURE,
@@ -31,7 +30,6 @@ from studies.errors import StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import redact
 from studies.storage.leases import Lease, database_seconds
-from studies.storage.reads import read_trials
 from studies.storage.tables import (
     IS_FINITE,
     STUDIES,
@@ -48,7 +46,6 @@ from studies.storage.tables import (
     select_trial_ids,
 )
 from studies.storage.trials import (
-    StoredTrial,
     TrialStatus,
     decode_state,
     decode_time,
@@ -59,9 +56,6 @@ from studies.text import did_you_mean, format_duration, format_trials, shorten
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage
-
-MAX_POLL_SECONDS = 5.0
-"""Longest time between two looks at the leases of a study."""
 
 _MAX_LISTED = 5
 
@@ -169,12 +163,6 @@ def count_where(connection: Connection, study_id: int, *where: sa.ColumnElement[
     return connection.scalar(query) or 0
 
 
-def count_audited(storage: "LeasedRDBStorage", study_id: int) -> int:
-    """Count the grid trials of a study that are trained to the end whatever the pruner decides."""
-    with storage.reading() as connection:
-        return count_where(connection, study_id, has_system_attr(AUDIT))
-
-
 def count_retries(storage: "LeasedRDBStorage", study_id: int) -> dict[Failure, int]:
     """Count how often a study's grid trials were requeued, by reason."""
     counts: Counter[str] = Counter()
@@ -213,24 +201,33 @@ def _count_distinct(
 
 def top_trials(
     storage: "LeasedRDBStorage", study_id: int, limit: int, task: int | None = None
-) -> list[tuple[int, float]]:
-    """Return the numbers and values of at most ``limit`` best trials, best first.
+) -> list[tuple[int, int, float]]:
+    """Return id, number and value of at most ``limit`` complete trials, the best first.
 
     Of a study of several tasks those of one, by the place of its choice.
     """
-    return [(number, value) for _, number, value in _rank(storage, study_id, limit, task)]
-
-
-def read_best_trial(
-    storage: "LeasedRDBStorage", study_id: int, task: int | None = None
-) -> StoredTrial | None:
-    """Read a study's best trial, the first of equals; None without any.
-
-    Of a study of several tasks that of one, by the place of its choice.
-    """
-    ids = [trial_id for trial_id, _, _ in _rank(storage, study_id, 1, task)]
-    trials = read_trials(storage, study_id, ids) if ids else []
-    return trials[0] if trials else None
+    is_of_study = STUDY_DIRECTIONS.c.study_id == study_id
+    direction = sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(is_of_study)
+    value = TRIAL_VALUES.c.value
+    query = (
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, value)
+        .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.COMPLETE,
+            IS_FINITE,
+            is_grid_trial(),
+        )
+    )
+    if task is not None:
+        param = TRIAL_PARAMS.c
+        is_task = sa.and_(param.trial_id == TRIALS.c.trial_id, param.param_name == TASK)
+        query = query.join(TRIAL_PARAMS, is_task).where(param.param_value == task)
+    with storage.reading() as connection:
+        is_maximized = "MAXIMIZE" in connection.scalars(direction)
+        order = value.desc() if is_maximized else value
+        rows = connection.execute(query.order_by(order, TRIALS.c.number).limit(limit))
+        return [tuple(row) for row in rows]
 
 
 def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
@@ -254,41 +251,27 @@ def timing_by_shape(
         study_id: id of the study.
         names: those parameters of :data:`studies.space.COST_PARAMS` that vary.
     """
-    is_complete = TRIALS.c.state == TrialState.COMPLETE
-    columns: list[sa.ColumnElement[Any]] = [
+    counts: list[sa.ColumnElement[Any]] = [
         sa.func.count(sa.case((TRIALS.c.state == state, 1)))
         for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
     ]
-    with storage.reading() as connection:
-        seconds = _to_number(TRIAL_USER_ATTRS.c.value_json, connection)
-        mean = sa.func.coalesce(sa.func.avg(sa.case((is_complete, seconds))), 0.0)
-        query = _group_by_shape(sa.select(*columns, mean), study_id, SECONDS, names)
-        rows: Any = connection.execute(query)
-        return [TimingStats(*row) for row in rows]
-
-
-def _group_by_shape(
-    query: sa.Select[Any], study_id: int, key: str, names: Collection[str]
-) -> sa.Select[Any]:
-    """Select from grid trials, with a user attribute, by parameters."""
-    trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, key))
+    seconds = sa.cast(TRIAL_USER_ATTRS.c.value_json, sa.Float)
+    mean = sa.func.avg(sa.case((TRIALS.c.state == TrialState.COMPLETE, seconds)))
+    trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, SECONDS))
     values = []
     for name in names:
         param = TRIAL_PARAMS.alias()
         is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
         trials = trials.outerjoin(param, is_param)
         values.append(param.c.param_value)
-    query = query.select_from(trials).where(TRIALS.c.study_id == study_id, is_grid_trial())
-    return query.group_by(*values)
-
-
-def _to_number(stored: sa.ColumnElement[Any], connection: Connection) -> sa.ColumnElement[Any]:
-    """Return a stored text as a number; NULL if it is none."""
-    is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
-    if connection.dialect.name == "sqlite":
-        # It would call Python for each match, and casts any text. Bytes come after all texts.
-        is_number = stored.between("0", ":")
-    return sa.case((is_number, sa.cast(stored, sa.Float)))
+    query = (
+        sa.select(*counts, sa.func.coalesce(mean, 0.0))
+        .select_from(trials)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .group_by(*values)
+    )
+    with storage.reading() as connection:
+        return [TimingStats(*row) for row in connection.execute(query)]
 
 
 def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
@@ -299,34 +282,6 @@ def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, 
     with locating(study_id):
         first, *last = map(decode_time, row)
     return first, max((time for time in last if time is not None), default=None)
-
-
-def _rank(
-    storage: "LeasedRDBStorage", study_id: int, limit: int, task: int | None
-) -> list[tuple[int, int, float]]:
-    """Return id, number and value of at most ``limit`` complete trials, the best first."""
-    is_of_study = STUDY_DIRECTIONS.c.study_id == study_id
-    direction = sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(is_of_study)
-    value = TRIAL_VALUES.c.value
-    query = (
-        sa.select(TRIALS.c.trial_id, TRIALS.c.number, value)
-        .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
-        .where(
-            TRIALS.c.study_id == study_id,
-            TRIALS.c.state == TrialState.COMPLETE,
-            IS_FINITE,
-            is_grid_trial(),
-        )
-    )
-    if task is not None:
-        param = TRIAL_PARAMS.c
-        is_task = sa.and_(param.trial_id == TRIALS.c.trial_id, param.param_name == TASK)
-        query = query.join(TRIAL_PARAMS, is_task).where(param.param_value == task)
-    with storage.reading() as connection:
-        is_maximized = "MAXIMIZE" in connection.scalars(direction)
-        order = value.desc() if is_maximized else value
-        rows = connection.execute(query.order_by(order, TRIALS.c.number).limit(limit))
-        return [tuple(row) for row in rows]
 
 
 # ------------------------------------------------------------------ workers

@@ -12,9 +12,9 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
-    EVAL_WINDOWS,
     IMPORTED,
     IS_GRID_TRIAL,
+    LONG_RESULTS,
     PAUSED,
     AuditLook,
     is_result,
@@ -37,7 +37,6 @@ from studies.storage.tables import (
     is_attr,
     is_grid_trial,
     list_columns,
-    of_study,
     raw,
     read_study_attrs,
     select_trial_ids,
@@ -418,7 +417,12 @@ def read_curves(
         Tuples (number, step, value), ordered by number and step; values that are not finite are
         NaN.
     """
-    query = _select_points(study_id)
+    query = (
+        sa.select(TRIALS.c.number, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))
+        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
+    )
     if numbers is not None:
         query = query.where(TRIALS.c.number.in_(numbers))
     if step is not None:
@@ -426,19 +430,12 @@ def read_curves(
     points: list[Point] = []
     with storage.reading() as connection:
         for number, reported, stored, kind in connection.execute(query):
-            if kind == "FINITE" and type(stored) is float:  # most of them
-                loss = stored
-            else:
-                loss = _decode_loss(study_id, number, reported, stored, kind)
-            points.append((number, reported, loss))
+            loss = stored
+            if kind != "FINITE" or type(stored) is not float:  # few of them
+                with locating(study_id):
+                    loss = decode_value(stored, kind, f"loss of trial {number} at step {reported}")
+            points.append((number, reported, loss if math.isfinite(loss) else math.nan))
     return points
-
-
-def _decode_loss(study_id: int, number: int, step: int, stored: Any, kind: Any) -> float:
-    """Return a point of a curve that is not a finite number; NaN for infinite ones."""
-    with locating(study_id):
-        loss = decode_value(stored, kind, f"loss of trial {number} at step {step}")
-    return loss if math.isfinite(loss) else math.nan
 
 
 def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[int, int, int]]:
@@ -457,34 +454,24 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
         return [(number, count, step) for number, count, step in connection.execute(query) if count]
 
 
-def _select_points(study_id: int) -> sa.Select[Any]:
-    return (
-        sa.select(TRIALS.c.number, *map(raw, list_columns(INTERMEDIATE_VALUES)[1:]))
-        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
-    )
-
-
 # ------------------------------------------------------------------ records of a study
 
 
-def read_eval_windows(
-    storage: "LeasedRDBStorage", study_id: int, split: str
-) -> dict[int, list[float]]:
-    """Read the losses on each evaluation window of ``validation`` or ``test``, by trial number."""
-    windows: dict[int, list[float]] = {}
-    key = EVAL_WINDOWS[split]
+def read_attribute_of_all(storage: "LeasedRDBStorage", study_id: int, key: str) -> dict[int, Any]:
+    """Read one field of :class:`TrialRecord` of all trials that have it, by trial number."""
+    table = TRIAL_SYSTEM_ATTRS if key in LONG_RESULTS else TRIAL_USER_ATTRS
     query = (
-        sa.select(TRIALS.c.trial_id, TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, TRIAL_SYSTEM_ATTRS.c.key == key)
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, table.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, table.c.key == key)
         .order_by(TRIALS.c.number)
     )
+    values = {}
     with storage.reading() as connection:
         for trial_id, number, stored in connection.execute(query):
-            windows[number] = _parse_attribute(trial_id, key, stored)
-    return windows
+            with locating(trial_id=trial_id):
+                values[number] = parse_trial_attribute(key, stored)
+    return values
 
 
 def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, AuditLook]:
@@ -495,20 +482,6 @@ def read_audit_looks(storage: "LeasedRDBStorage", study_id: int) -> dict[str, Au
             return {}
         with locating(study_id):
             return parse_audit_looks(stored[AUDIT_LOOKS])
-
-
-def read_numbers(storage: "LeasedRDBStorage", study_id: int, key: str) -> dict[int, float]:
-    """Read a user attribute that is a number, of all trials that have it, by trial id."""
-    query = sa.select(TRIAL_USER_ATTRS.c.trial_id, TRIAL_USER_ATTRS.c.value_json)
-    query = query.where(of_study(TRIAL_USER_ATTRS, study_id), TRIAL_USER_ATTRS.c.key == key)
-    with storage.reading() as connection:
-        rows = connection.execute(query)
-        return {trial_id: _parse_attribute(trial_id, key, stored) for trial_id, stored in rows}
-
-
-def _parse_attribute(trial_id: int, key: str, stored: Any) -> Any:
-    with locating(trial_id=trial_id):
-        return parse_trial_attribute(key, stored)
 
 
 def read_distributions(connection: Connection, study_id: int) -> dict[str, str]:

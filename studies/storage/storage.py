@@ -5,7 +5,6 @@ import contextvars
 import math
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -222,22 +221,16 @@ class LeasedRDBStorage(RDBStorage):
         if outer is not None and outer.engine is self.engine:
             yield outer
             return
-        with self.snapshot() as connection:
-            token = _reading.set(connection)
-            try:
-                yield connection
-            finally:
-                _reading.reset(token)
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[Connection]:
-        """Open another reading transaction on a consistent snapshot."""
         # SQLite transactions are snapshots by default.
         is_file = self.engine.dialect.name == "sqlite"
         level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
         connection = self.engine.connect().execution_options(**level)
         with begin_as(writer=False), connection, connection.begin(), _naming_damage(connection):
-            yield connection
+            token = _reading.set(connection)
+            try:
+                yield connection
+            finally:
+                _reading.reset(token)
 
     def _require_file(self, *connection: object) -> None:
         """Check the file, also before a connection is opened: SQLite would create a missing one."""
@@ -527,11 +520,11 @@ class LeasedRDBStorage(RDBStorage):
                 return []
             states = lock_trials(connection, trials)
             since = read_attribute(connection, TRIAL_SYSTEM_ATTRS, PAUSED, states)
-            ends = {
-                trial_id: {"state": TrialState.PRUNED, "datetime_complete": _decode_pause(pause)}
-                for trial_id, pause in since.items()
-                if states[trial_id][0] is TrialState.WAITING
-            }
+            ends = {}
+            for trial_id, pause in since.items():
+                if states[trial_id][0] is TrialState.WAITING:
+                    time = parse_trial_system_attribute(PAUSED, pause)
+                    ends[trial_id] = {"state": TrialState.PRUNED, "datetime_complete": time}
             write_user_attrs(connection, {trial_id: trials[trial_id] for trial_id in ends})
             delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(each, PAUSED) for each in ends])
             end_claims(connection, ends)
@@ -608,9 +601,3 @@ def _naming_damage(connection: Connection) -> Iterator[None]:
             f"study {name!r} is damaged ({found}): restore the storage from a backup, or repair an "
             "SQLite file with sqlite3 FILE .recover"
         ) from error
-
-
-def _decode_pause(stored: str) -> datetime:
-    """Return the time of a pause."""
-    time: datetime = parse_trial_system_attribute(PAUSED, stored)
-    return time
