@@ -18,9 +18,8 @@ from studies.attributes import CONTEXT_LISTS, REPORT_CLAIM, RETRY_COUNTS, SOURCE
 from studies.failures import is_bug, print_bug
 from studies.files import atomic_write, require_regular
 from studies.loader import read_record
-from studies.note import update_note, write_text
 from studies.storage.counts import read_times
-from studies.storage.edits import update_system_attributes
+from studies.storage.edits import update_note, update_system_attributes, write_note
 from studies.storage.engine import error_message, is_transient
 from studies.storage.open import load_study, open_storage
 
@@ -140,7 +139,7 @@ def _write_answer(storage: str, study: str, report: "Report") -> None:
     with closing(open_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
-        text = write_text(
+        text = write_note(
             study, record.config.question, record.commands, report.path, report.headline
         )
         update_note(opened, loaded._study_id, text)

@@ -17,7 +17,7 @@ from studies.artifacts import ArtifactFolders, ArtifactKind, TrialFileKind, Tria
 from studies.attributes import IS_GRID_TRIAL, StudyRecord
 from studies.config import StudyConfig
 from studies.loader import read_study_record
-from studies.storage.identity import StudyIdentity
+from studies.storage.counts import StudyIdentity
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 

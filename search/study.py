@@ -46,7 +46,7 @@ from search.study_tasks import (
     with_records,
 )
 from search.worker.train_states import current_versions, describe_mixing
-from studies.artifacts import ArtifactFolders
+from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
@@ -62,17 +62,14 @@ from studies.loader import (
     read_study_record,
 )
 from studies.measure import find_measure
-from studies.note import to_attributes, write_text
 from studies.records import Floors
 from studies.space import TASK, SearchSpace, distributions, observed_search_space
-from studies.storage.counts import count_trials
-from studies.storage.edits import create_study
-from studies.storage.identity import StudyIdentity
+from studies.storage.counts import StudyIdentity, count_trials
+from studies.storage.edits import create_study, to_note_attributes, write_note
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trials import StoredTrial
-from studies.storage.whole_study import new_folder
+from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import WINDOW_PARAMS
 from studies.text import check_study_name, shorten
 
@@ -379,10 +376,9 @@ def _create(
     )
     metric = find_measure(config).name
     attributes, choices = record.attributes(), distributions(space)
-    note = to_attributes(write_text(wanted.name, config.question, record.commands))
-    if not create_study(
-        storage, wanted.name, metric, attributes, choices, planned, system_attributes=note
-    ):
+    note = to_note_attributes(write_note(wanted.name, config.question, record.commands))
+    study = StoredStudy(wanted.name, metric, attributes, choices, planned, system_attributes=note)
+    if not create_study(storage, study):
         return ""
     notice = describe_trials("created", len(planned), config)
     if config.precision == "auto":

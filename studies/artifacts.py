@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
+from uuid import uuid4
 
 from studies.errors import ArtifactsError
 from studies.files import (
@@ -183,6 +184,11 @@ class ArtifactFolders:
         if self._is_default:
             with contextlib.suppress(OSError):
                 self.root(kind).rmdir()
+
+
+def new_folder(name: str) -> str:
+    """Return a new name for the artifact folder of a study."""
+    return f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}"
 
 
 def _require_usable(artifacts: str, read_only: bool) -> None:

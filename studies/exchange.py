@@ -12,14 +12,14 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Annotated, Any, BinaryIO, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from pydantic import (
@@ -30,9 +30,11 @@ from pydantic import (
     NaiveDatetime,
     ValidationError,
 )
+from sqlalchemy.engine import Connection
 
 from rnn.config import ParamValue
 from rnn.errors import UserError
+from studies.artifacts import new_folder
 from studies.attributes import (
     AUDIT,
     COMMANDS,
@@ -57,25 +59,17 @@ from studies.config import Objective, StudyConfig, to_trial_config
 from studies.errors import RowError, StudyFileError, StudyFormatError
 from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes, parse_record
-from studies.note import to_attributes, write_text
-from studies.space import contains_exact
 from studies.storage.counts import count_where, find_study
+from studies.storage.edits import to_note_attributes, write_note
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage, read_storage
-from studies.storage.trials import StoredTrial, decode_distribution
-from studies.storage.whole_study import (
-    WholeStudy,
-    new_folder,
-    read_study,
-    store_study,
-)
-from studies.text import check_study_name, format_bytes, shorten
+from studies.storage.reads import read_study
+from studies.storage.tables import STUDIES, insert_study
+from studies.storage.trials import StoredStudy, StoredTrial, decode_distribution
+from studies.text import check_study_name, shorten
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 """Ends of the names of study files."""
-
-MAX_LINE_BYTES = 2**24
-"""Length above which a line is not read."""
 
 _FORMAT = "rnn-search study"
 
@@ -163,7 +157,7 @@ def _require_replaceable(path: Path, name: str) -> None:
         raise StudyFileError(f"{path} exists and is {found}: expected a new file")
 
 
-def _format_lines(study: WholeStudy, record: StudyRecord, count: int) -> Iterator[dict[str, Any]]:
+def _format_lines(study: StoredStudy, record: StudyRecord, count: int) -> Iterator[dict[str, Any]]:
     """Yield the line of a study, then that of each grid trial."""
     yield {
         "format": _FORMAT,
@@ -206,7 +200,7 @@ def _reopen(trial: StoredTrial) -> StoredTrial:
     )
 
 
-def _format_trial(study: WholeStudy, trial: StoredTrial) -> dict[str, Any]:
+def _format_trial(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
     """Return the line of a trial."""
     return {
         "number": trial.number,
@@ -355,10 +349,9 @@ def import_studies(
             with opened.transaction() as connection:
                 for path in paths:
                     with open_study_file(path, objective) as study:
-                        named = _add_note(replace(study, name=name or study.name))
-                        folder = new_folder(named.name)
-                        rows = store_study(connection, named, folder)
-                        stored.append((named.name, rows))
+                        named = _complete(study, name or study.name)
+                        _require_free(connection, named.name)
+                        stored.append((named.name, insert_study(connection, named)))
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(str(path) for path in paths)
             raise UserError(f"a study of {taken} exists: expected another name") from error
@@ -375,23 +368,32 @@ def is_exported_study(path: Path) -> bool:
     """Return whether the beginning of a file says that it is a study; a table is not compressed."""
     if path.name.endswith(".gz"):
         return True
-    try:
-        with _open_lines(path) as lines:
-            return _FIRST_LINE.match(next(lines, "")) is not None
-    except StudyFileError:  # who reads it as a table says why
-        return False
+    # Where it cannot be read, the import of tables says why.
+    with suppress(StudyFileError), closing(_read_lines(path)) as lines:
+        return _FIRST_LINE.match(next(lines, "")) is not None
+    return False
 
 
-def _add_note(study: WholeStudy) -> WholeStudy:
-    """Return a study with the note that it has when it is created."""
+def _complete(study: StoredStudy, name: str) -> StoredStudy:
+    """Return a study under a name, with the folder and the note that it has when it is created."""
     question = study.attributes[CONFIG].get("question", "")
-    text = write_text(study.name, question, study.attributes.get(COMMANDS, []))
-    attributes = {**study.system_attributes, **to_attributes(text)}
-    return replace(study, system_attributes=attributes)
+    text = write_note(name, question, study.attributes.get(COMMANDS, []))
+    return replace(
+        study,
+        name=name,
+        attributes={**study.attributes, "artifact_folder": new_folder(name)},
+        system_attributes={**study.system_attributes, **to_note_attributes(text)},
+    )
+
+
+def _require_free(connection: Connection, name: str) -> None:
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    if connection.scalar(query) is not None:
+        raise UserError(f"study {name!r} exists there already: expected another name (--name)")
 
 
 @contextmanager
-def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[WholeStudy]:
+def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[StoredStudy]:
     """Open a file as the study that it holds; its trials are read and checked when iterated.
 
     The artifact folder is missing from its attributes. With an objective, it is that of
@@ -401,7 +403,7 @@ def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[
         StudyFileError: if it is not a study file, or something in it is not what it should be; the
             message names line and field.
     """
-    with _open_lines(path) as lines:
+    with closing(_read_lines(path)) as lines:
         first = next(lines, "")
         if not _FIRST_LINE.match(first):
             raise StudyFileError(
@@ -412,7 +414,7 @@ def open_study_file(path: Path, objective: Objective | None = None) -> Iterator[
         yield study if objective is None else change_objective(study, objective)
 
 
-def change_objective(study: WholeStudy, objective: Objective) -> WholeStudy:
+def change_objective(study: StoredStudy, objective: Objective) -> StoredStudy:
     """Return a study whose values are the losses that its trials recorded for another objective.
 
     It has no hypotheses: they were about the other loss.
@@ -449,45 +451,21 @@ def change_objective(study: WholeStudy, objective: Objective) -> WholeStudy:
     return replace(study, metric=name, attributes=attributes, trials=change_values())
 
 
-@contextmanager
-def _open_lines(path: Path) -> Iterator[Iterator[str]]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StudyFileError(f"{path} cannot be read ({reason}): expected a study file") from error
-    with file:
-        is_compressed = file.read(len(_GZIP)) == _GZIP
-        file.seek(0)
-        yield _read_lines(path, gzip.GzipFile(fileobj=file) if is_compressed else file)
-
-
-def _read_lines(path: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[str]:
+def _read_lines(path: Path) -> Generator[str]:
+    """Yield the lines of a file, unpacked if it is compressed."""
     number = 0
-    while True:
-        try:
-            line = file.readline(MAX_LINE_BYTES + 1)
-        except EOFError as error:
-            raise StudyFileError(
-                f"{path} is cut off after line {number}: expected the rest; copy the file again"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise StudyFileError(
-                f"{path} is damaged after line {number} ({error}): copy the file again"
-            ) from error
-        except OSError as error:
-            raise StudyFileError(f"{path} cannot be read: {error.strerror}") from error
-        if not line:
-            return
-        number += 1
-        if len(line) > MAX_LINE_BYTES:
-            limit = format_bytes(MAX_LINE_BYTES)
-            raise StudyFileError(f"{path}, line {number}: expected a line of at most {limit}")
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
-            found = shorten(repr(line[error.start : error.start + 8]))
-            raise StudyFileError(f"{path}, line {number}: {found} is not UTF-8 text") from error
+    try:
+        with path.open("rb") as file:
+            opener = gzip.open if file.read(len(_GZIP)) == _GZIP else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                yield line
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyFileError(
+            f"{path} cannot be read after line {number} ({reason}): expected a whole study file"
+        ) from error
 
 
 _Number = Annotated[
@@ -540,7 +518,7 @@ class _FileReader:
         self._line = 1
         self._distributions: dict[str, BaseDistribution] = {}
 
-    def read(self, first: str, lines: Iterator[str]) -> WholeStudy:
+    def read(self, first: str, lines: Iterator[str]) -> StoredStudy:
         """Return the study; its trials are read from the lines after the first."""
         header: _StudyLine = self._parse(_StudyLine, first)
         if header.version != _VERSION:
@@ -556,55 +534,46 @@ class _FileReader:
         if record.config.direction != header.direction:
             self._reject(f"direction {header.direction}, expected {record.config.direction}")
         self._distributions = self._parse_distributions(header.distributions)
-        return WholeStudy(
+        return StoredStudy(
             header.name,
             header.metric,
-            StudyDirection[header.direction.upper()],
             header.user_attrs,
-            header.system_attrs.model_dump(mode="json", by_alias=True, exclude_unset=True),
             self._distributions,
             self._read_trials(record.config, header.trials, lines),
+            StudyDirection[header.direction.upper()],
+            header.system_attrs.model_dump(mode="json", by_alias=True, exclude_unset=True),
         )
 
     def _read_trials(
         self, config: StudyConfig, count: int, lines: Iterator[str]
     ) -> Iterator[StoredTrial]:
-        found, last = 0, -1
-        numbers: dict[Any, int] = {}
+        last = -1
         for line in lines:
             self._line += 1
             parsed: _TrialLine = self._parse(_TrialLine, line)
             if parsed.number <= last:
                 self._reject(f"number: {parsed.number}, expected one above {last}")
-            found, last = found + 1, parsed.number
-            first = numbers.setdefault(frozenset(parsed.params.items()), parsed.number)
-            if first != parsed.number:
-                self._reject(f"params: those of trial {first}, expected each combination once")
-            yield self._check_trial(parsed, config)
-        if found != count:
-            self._reject(f"the file ends with {found:,} trials, expected {count:,}")
+            last = parsed.number
+            yield self._read_trial(parsed, config)
+        if self._line != 1 + count:
+            self._reject(f"the file ends with {self._line - 1:,} trials, expected {count:,}")
 
-    def _check_trial(self, line: _TrialLine, config: StudyConfig) -> StoredTrial:
-        """Return the trial of a line, whose parameters and attributes a study of it may have."""
+    def _read_trial(self, line: _TrialLine, config: StudyConfig) -> StoredTrial:
+        """Return the trial of a line, whose parameters its study may have."""
         if line.state == TrialState.COMPLETE.name and (
             line.value is None or math.isnan(line.value)
         ):
             self._reject("value: expected a number because the trial is complete")
         own = self._distributions | self._parse_distributions(line.distributions)
-        for name, value in line.params.items():
-            if name not in own:
-                self._reject(f"params: {shorten(repr(name))} has no distribution, expected one")
-            if not _contains(own[name], value):
-                expected = shorten(str(own[name]))
-                self._reject(f"params.{name}: {shorten(repr(value))}, expected one of {expected}")
-        if config.is_trained:
-            try:
+        if unknown := line.params.keys() - own.keys():
+            self._reject(f"params: {shorten(repr(min(unknown)))} has no distribution, expected one")
+        try:
+            for name, value in line.params.items():
+                own[name].to_internal_repr(value)
+            if config.is_trained:
                 to_trial_config(line.params, config)
-            except (StudyFormatError, ValueError) as error:
-                self._reject(f"params: {shorten(str(error), 200)}", error)
-        mark = line.system_attrs.grid_trial
-        if (mark == IMPORTED) is config.is_trained:
-            self._reject(f"system_attrs.{IS_GRID_TRIAL}: {mark!r}, as in no trial of this study")
+        except (StudyFormatError, ValueError) as error:
+            self._reject(f"params: {shorten(str(error), 200)}", error)
         return StoredTrial(
             line.params,
             line.user_attrs.model_dump(mode="json", exclude_unset=True),
@@ -613,7 +582,7 @@ class _FileReader:
             number=line.number,
             started=line.datetime_start,
             completed=line.datetime_complete,
-            is_imported=mark == IMPORTED,
+            is_imported=line.system_attrs.grid_trial == IMPORTED,
             system_attributes=line.system_attrs.model_dump(
                 mode="json", exclude_unset=True, exclude={IS_GRID_TRIAL}
             ),
@@ -640,11 +609,3 @@ class _FileReader:
             StudyFileError: always.
         """
         raise StudyFileError(f"{self._path}, line {self._line}: {message}") from cause
-
-
-def _contains(distribution: BaseDistribution, value: ParamValue) -> bool:
-    """Return whether a value is one of a distribution; true is not 1."""
-    if isinstance(distribution, CategoricalDistribution):
-        return contains_exact(distribution.choices, value)  # type: ignore[arg-type]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and distribution._contains(float(value))

@@ -27,16 +27,15 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
+from studies.artifacts import new_folder
 from studies.attributes import FAILURE, IS_GRID_TRIAL, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
-from studies.note import to_attributes, write_text
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
-from studies.storage.edits import create_study
+from studies.storage.edits import create_study, to_note_attributes, write_note
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
-from studies.storage.trials import StoredTrial
-from studies.storage.whole_study import new_folder
+from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import ImportedResults
 from studies.text import check_study_name, format_count, shorten, to_line
 
@@ -567,18 +566,17 @@ def _store(
     commands = [command] if command else []
     record = StudyRecord(config=config, commands=commands, artifact_folder=new_folder(name))
     is_maximized = config.results.direction == "maximize"
+    study = StoredStudy(
+        name,
+        config.results.metric,
+        record.attributes(),
+        _find_distributions(trials),
+        trials,
+        StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE,
+        to_note_attributes(write_note(name, config.question, commands)),
+    )
     with closing(open_storage(storage)) as opened:
-        is_new = create_study(
-            opened,
-            name,
-            config.results.metric,
-            record.attributes(),
-            _find_distributions(trials),
-            trials,
-            StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE,
-            to_attributes(write_text(name, config.question, commands)),
-        )
-        if not is_new:
+        if not create_study(opened, study):
             raise UserError(
                 f"study {name!r} exists in {redact(opened.engine.url)} already: choose another "
                 "--name, or delete it first"

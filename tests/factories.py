@@ -23,7 +23,7 @@ from studies.space import GATED_PARAMS
 from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
             "replicate": 0, "python": "3", "torch": "2", "code": "ab", "steps_per_second": 10.0,
@@ -151,7 +151,7 @@ def make_runs(
     if not Path(url.removeprefix("sqlite:///")).exists():
         make_empty(url)
     storage = open_storage(url)
-    create_study(storage, name, objective, attributes, distributions, trials)
+    create_study(storage, StoredStudy(name, objective, attributes, distributions, trials))
     study_id = storage.get_study_id_from_name(name)
     for _, value, recorded in runs:
         if value is None:

@@ -29,7 +29,7 @@ from studies.space import Params
 from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 # Alembic would load all of Optuna's migrations again, four times for each new storage.
 alembic.util.load_python_file = cache(alembic.util.load_python_file)
@@ -109,7 +109,7 @@ def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small
     """Store a study of ``count`` grid trials with x = 0, 1, …; return its id."""
     trials = [StoredTrial({"x": number}) for number in range(count)]
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
-    create_study(storage, name, "loss", {}, distributions, trials)
+    create_study(storage, StoredStudy(name, "loss", {}, distributions, trials))
     return load_study(storage, name)._study_id
 
 

@@ -17,7 +17,7 @@ from studies.space import GATED_PARAMS
 from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 RECORDED = {"host": "h", "worker": "h/1", "seconds": 2.0, "validation_windows": [1.0, 2.0]}
 
@@ -39,7 +39,7 @@ def create(url, name="made", **settings):
     with closing(open_storage(url)) as storage:
         choices = {n: CategoricalDistribution(tuple(grid.search_space[n])) for n in GATED_PARAMS}
         planned = [StoredTrial(params) for params in grid.combinations()]
-        create_study(storage, name, "validation loss", attributes, choices, planned)
+        create_study(storage, StoredStudy(name, "validation loss", attributes, choices, planned))
         return load_study(storage, name)._study_id
 
 

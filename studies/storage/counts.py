@@ -1,8 +1,9 @@
-"""The state of a study: its trials by state, the best, timings, and who holds trials.
+"""The state of a study: whether it is there, trials by state, the best, timings, who holds trials.
 
 The database computes it, so that little is read.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from rnn.errors import UserError
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     FAILURE,
+    GRID_SIZE,
     LEASE,
     PAUSED,
     RETRY_COUNTS,
@@ -26,14 +29,16 @@ from studies.attributes import (
     VersionRecord,
     parse_trial_attribute,
 )
-from studies.errors import StudyNotFoundError
+from studies.errors import StorageLostError, StudyNotFoundError
 from studies.space import COST_PARAMS, REPLICATE, TASK
-from studies.storage.engine import redact
+from studies.storage.engine import error_message, is_transient, redact
 from studies.storage.leases import Lease, database_seconds
 from studies.storage.tables import (
     IS_FINITE,
     STUDIES,
     STUDY_DIRECTIONS,
+    STUDY_SYSTEM_ATTRS,
+    STUDY_USER_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -271,7 +276,8 @@ def timing_by_shape(
         .group_by(*values)
     )
     with storage.reading() as connection:
-        return [TimingStats(*row) for row in connection.execute(query)]
+        rows: Any = connection.execute(query)
+        return [TimingStats(*row) for row in rows]
 
 
 def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
@@ -377,6 +383,61 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
         last, longest = min(silences, default=None), max(durations, default=None)
         workers.append(ActiveWorker(name, numbers, last, longest))
     return sorted(workers, key=lambda each: (each.name is None, -(each.silent_seconds or 0.0)))
+
+
+# ------------------------------------------------------------------ one study
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """Identity of a stored study, unlike that of a later study of the same name.
+
+    The id is not enough: SQLite gives the id of a deleted study to the next one.
+
+    Attributes:
+        artifact_folder: its unique folder of artifacts.
+        grid_size: number of points in the grid that this process knows; None if it trains none.
+    """
+
+    study_id: int
+    name: str
+    artifact_folder: str
+    grid_size: int | None = None
+
+    def require_stored(self, connection: Connection) -> None:
+        """Check that the study is stored, with the grid that this process knows.
+
+        Raises:
+            StorageLostError: if it is not, or the tables cannot be read any more.
+        """
+        size = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+            STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == GRID_SIZE
+        )
+        query = sa.select(size.scalar_subquery()).where(
+            STUDY_USER_ATTRS.c.study_id == self.study_id,
+            STUDY_USER_ATTRS.c.key == "artifact_folder",
+            STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
+        )
+        storage = redact(connection.engine.url)
+        try:
+            found = connection.execute(query).one_or_none()
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            raise StorageLostError(
+                f"storage {storage} was damaged or emptied while this search used it "
+                f"({error_message(error)}): restore it from a backup to resume"
+            ) from error
+        if found is None:
+            raise StorageLostError(
+                f"study {self.name!r} was deleted from {storage} while this search used it: "
+                "restore it from a backup to resume, or run the same command to start it again"
+            )
+        if self.grid_size is not None and found[0] not in (None, json.dumps(self.grid_size)):
+            raise StorageLostError(
+                f"study {self.name!r} was extended to {found[0]} trials while this search used it: "
+                "run the same command to continue; recorded results are kept"
+            )
 
 
 def find_study(connection: Connection, name: str, lock: bool = False) -> int:

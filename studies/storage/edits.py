@@ -1,18 +1,19 @@
-"""Edits of studies, each in one transaction: create, extend, retry, rename, delete.
+"""Edits of studies, each in one transaction: create, extend, retry, rename, delete, note.
 
 Studies whose trials workers hold are not renamed, deleted or retried.
 """
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
-from optuna.study import StudyDirection
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
@@ -26,10 +27,12 @@ from studies.attributes import (
     GRID_SIZE,
     LEASE,
     LONG_RESULTS,
+    NOTE,
     AuditState,
     TrialRecord,
 )
 from studies.errors import RowError
+from studies.files import default_report
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
 from studies.storage.reads import RECORDS, read_distributions, read_grid_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -58,29 +61,32 @@ from studies.storage.tables import (
     write_attrs,
 )
 from studies.storage.trials import (
+    StoredStudy,
     StoredTrial,
     TrialStatus,
     decode_choices,
     decode_json,
     locating,
 )
+from studies.text import escape_markdown
 
 _RECORDED = tuple(TrialRecord.model_fields)
+
+_NOTE_VERSION = "dashboard:note_ver"
+"""System attribute: version of the note, which a dashboard raises with each edit. A note of another
+version than :data:`NOTE` has a user's text."""
+
+_NOTE_PIECE = "dashboard:note_str:"
+"""Prefix of the system attributes with the pieces of the note."""
+
+_NOTE_LENGTH = 2045
+"""Number of characters in each of them."""
 
 
 # ------------------------------------------------------------------ create
 
 
-def create_study(
-    storage: LeasedRDBStorage,
-    name: str,
-    metric_name: str,
-    attributes: Mapping[str, Any],
-    distributions: Mapping[str, BaseDistribution],
-    trials: Sequence[StoredTrial],
-    direction: StudyDirection = StudyDirection.MINIMIZE,
-    system_attributes: Mapping[str, Any] | None = None,
-) -> bool:
+def create_study(storage: LeasedRDBStorage, study: StoredStudy) -> bool:
     """Store a study with all its trials, in the order in which to run them, in one transaction.
 
     Returns:
@@ -88,9 +94,7 @@ def create_study(
     """
     try:
         with storage.transaction() as connection:
-            study_id = insert_study(connection, name, metric_name, direction, attributes)
-            write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: system_attributes or {}})
-            insert_trials(connection, study_id, distributions, trials)
+            insert_study(connection, study)
     except sa.exc.IntegrityError:
         return False
     storage.merge_log()
@@ -392,3 +396,61 @@ def _derived_studies(connection: Connection, name: str) -> dict[int, str]:
         if isinstance(refinement, dict) and refinement.get("source") == name != study_name:
             derived[study_id] = study_name
     return derived
+
+
+# ------------------------------------------------------------------ the note in optuna-dashboard
+
+
+def write_note(
+    name: str,
+    question: str,
+    commands: Sequence[str],
+    report: Path | None = None,
+    answer: Sequence[str] = (),
+) -> str:
+    """Write the text of a study's note, as Markdown.
+
+    Args:
+        name: name of the study.
+        question: its question; "" for none.
+        commands: commands that created and extended it.
+        report: its report; None if it is not written yet.
+        answer: lines of the report's answer.
+    """
+    parts = [f"## {escape_markdown(question or name)}"]
+    if answer:
+        parts.append("\n".join(f"- {escape_markdown(line)}" for line in answer))
+    # Indented lines are code: nothing in them has to be escaped.
+    if commands:
+        parts.append(f"    {commands[0]}")
+    if report is None:
+        command = shlex.join(["rnn-search", "report", name])
+        parts += [f"    {command}", "writes the report:"]
+        report = default_report([name])
+    else:
+        parts.append("The report:")
+    parts.append(f"    {report}")
+    return "\n\n".join(parts)
+
+
+def to_note_attributes(text: str, stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the system attributes of a study with a note.
+
+    Args:
+        text: text of the note.
+        stored: system attributes with an earlier note, whose pieces are emptied.
+    """
+    attributes: dict[str, Any] = {key: "" for key in stored or {} if key.startswith(_NOTE_PIECE)}
+    for start in range(0, len(text), _NOTE_LENGTH):
+        attributes[f"{_NOTE_PIECE}{start // _NOTE_LENGTH}"] = text[start : start + _NOTE_LENGTH]
+    return attributes | {_NOTE_VERSION: 1, NOTE: 1}
+
+
+def update_note(storage: LeasedRDBStorage, study_id: int, text: str) -> None:
+    """Replace the note of a study, unless a user has edited or written it."""
+
+    def replace(stored: dict[str, Any]) -> dict[str, Any]:
+        is_edited = stored.get(_NOTE_VERSION) != stored.get(NOTE)
+        return {} if is_edited else to_note_attributes(text, stored)
+
+    update_system_attributes(storage, study_id, replace)

@@ -8,8 +8,9 @@ import re
 import sqlite3
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy
 import tenacity
@@ -79,6 +80,40 @@ def log_path(database: Path) -> Path:
     """Return the path of the write-ahead log of an SQLite file, to which a link may lead."""
     file = database.resolve()
     return file.with_name(f"{file.name}-wal")
+
+
+@dataclass(frozen=True)
+class DatabaseFile:
+    """An SQLite file, identified by its device and inode as it was opened.
+
+    SQLite continues to read and write an open file that was deleted or replaced.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, url: URL) -> Self | None:
+        """Return the file of a storage; None for a server, or if the file does not exist."""
+        path = database_path(url)
+        if path is None or not path.exists():
+            return None
+        return cls(path, _identity(path))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            return _identity(self.path) == self.identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # such as a network file system that does not answer: an outage
+            return True
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def redact(url: URL) -> str:

@@ -1,7 +1,7 @@
 """The only code that reads trials: whole ones, those that may have changed, and their curves."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from studies.attributes import (
 )
 from studies.errors import RowError
 from studies.space import complete_params
+from studies.storage.counts import find_study
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
     MAX_IDS,
+    METRIC_NAMES,
     STUDY_SYSTEM_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
@@ -42,6 +44,7 @@ from studies.storage.tables import (
     select_trial_ids,
 )
 from studies.storage.trials import (
+    StoredStudy,
     StoredTrial,
     decode_distribution,
     decode_json,
@@ -63,6 +66,9 @@ RECORDS = (*RESULTS, TRIAL_SYSTEM_ATTRS)
 
 _MARKS = (IS_GRID_TRIAL, PAUSED, AUDIT)
 """System attributes that are always read."""
+
+_BATCH = 200
+"""Number of trials of a whole study that are read at once."""
 
 _RUNNING = TrialState.RUNNING.name
 
@@ -452,6 +458,43 @@ def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[in
     query = query.where(TRIALS.c.study_id == study_id, is_grid_trial()).order_by(TRIALS.c.number)
     with storage.reading() as connection:
         return [(number, count, step) for number, count, step in connection.execute(query) if count]
+
+
+# ------------------------------------------------------------------ whole studies
+
+
+def read_study(storage: "LeasedRDBStorage", name: str) -> StoredStudy:
+    """Read a study in the caller's reading transaction; its trials are read when iterated.
+
+    Raises:
+        StudyNotFoundError: if there is none.
+        StudyFormatError: if it is damaged, also when its trials are iterated.
+    """
+    with storage.reading() as connection:
+        study_id = find_study(connection, name)
+        ids = connection.scalars(select_trial_ids(study_id).order_by(TRIALS.c.number)).all()
+        (direction,) = storage.get_study_directions(study_id)
+        attributes = storage.get_study_user_attrs(study_id)
+        system_attributes = storage.get_study_system_attrs(study_id)
+        with locating(study_id):
+            stored = read_distributions(connection, study_id)
+            distributions = {key: decode_distribution(each) for key, each in stored.items()}
+    (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
+    trials = _read_all_trials(storage, study_id, ids)
+    return StoredStudy(
+        name, metric, attributes, distributions, trials, direction, system_attributes
+    )
+
+
+def _read_all_trials(
+    storage: "LeasedRDBStorage", study_id: int, ids: Sequence[int]
+) -> Iterator[StoredTrial]:
+    """Read trials batch after batch, so that few of them are in memory."""
+    for first in range(0, len(ids), _BATCH):
+        where = [TRIALS.c.trial_id.in_(ids[first : first + _BATCH])]
+        with storage.reading() as connection:
+            trials = read_whole_trials(connection, study_id, where)
+        yield from trials
 
 
 # ------------------------------------------------------------------ records of a study

@@ -24,9 +24,8 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import LeaseLostError, RowError, StorageLostError, StudyFormatError
-from studies.storage.counts import count_where
-from studies.storage.engine import begin_as, configure, engine_options
-from studies.storage.identity import DatabaseFile, StudyIdentity
+from studies.storage.counts import StudyIdentity, count_where
+from studies.storage.engine import DatabaseFile, begin_as, configure, engine_options
 from studies.storage.leases import (
     Lease,
     LeaseMonitor,

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import AUDIT, IMPORTED, IS_GRID_TRIAL, LONG_RESULTS
@@ -25,7 +25,7 @@ from studies.storage.optuna_tables import (
     intermediate_value_to_stored_repr,
     value_to_stored_repr,
 )
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 METRIC_NAMES = "study:metric_names"
 """System attribute that Optuna's ``set_metric_names`` writes."""
@@ -241,22 +241,32 @@ def _list_points(curves: Mapping[int, Mapping[int, float]]) -> Iterator[tuple[An
 # ------------------------------------------------------------------ studies and trials
 
 
-def insert_study(
-    connection: Connection,
-    name: str,
-    metric: str,
-    direction: StudyDirection,
-    attributes: Mapping[str, Any],
-) -> int:
-    """Store a study without trials, and return its id; ``metric`` names its value, "" for none."""
-    query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+def insert_study(connection: Connection, study: StoredStudy) -> dict[str, int]:
+    """Store a study with its trials; return the number of rows by table of those of its trials.
+
+    A number that no trial has becomes a failed trial that is not of the grid: Optuna numbers the
+    trials of a study without gaps.
+
+    Raises:
+        StorageError: if the database refuses a row.
+    """
+    query = sa.insert(STUDIES).values(study_name=study.name).returning(STUDIES.c.study_id)
     study_id: int = connection.execute(query).scalar_one()
-    row = {"study_id": study_id, "objective": 0, "direction": direction}
+    row = {"study_id": study_id, "objective": 0, "direction": study.direction}
     insert(connection, STUDY_DIRECTIONS, [row])
-    write_attrs(connection, STUDY_USER_ATTRS, {study_id: attributes})
-    if metric:
-        write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {METRIC_NAMES: [metric]}})
-    return study_id
+    write_attrs(connection, STUDY_USER_ATTRS, {study_id: study.attributes})
+    metric = {METRIC_NAMES: [study.metric]} if study.metric else {}
+    write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {**study.system_attributes, **metric}})
+    return insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
+
+
+def _fill_gaps(trials: Iterable[StoredTrial]) -> Iterator[StoredTrial]:
+    count = 0
+    for trial in trials:
+        for _ in range(count, trial.number):
+            yield StoredTrial(state=TrialState.FAIL, is_grid=False)
+        yield trial
+        count = trial.number + 1
 
 
 def insert_trials(

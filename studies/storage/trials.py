@@ -1,4 +1,4 @@
-"""Stored trials: the one type that is read and written, and the decoding of their rows.
+"""Stored trials and studies: the types that are read and written, and the decoding of their rows.
 
 Any program may write to a database. Decoding a row that this program cannot have stored raises a
 :class:`~studies.errors.RowError`, and nothing else does; the storage's transactions turn it into an
@@ -8,7 +8,7 @@ error that names the study and the trial. Any other exception is a bug.
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -130,6 +130,27 @@ class StoredTrial:
             intermediate_values=dict(self.curve),
             trial_id=self.trial_id,
         )
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study with everything that it has, as it is stored, or is to be stored.
+
+    Attributes:
+        metric: name of its value; "" for none.
+        distributions: distribution of each parameter; trials may have others.
+        trials: its trials by number, or in the order of the numbers that they get; those that are
+            read are to be iterated once.
+        system_attributes: its system attributes, the name of its value aside.
+    """
+
+    name: str
+    metric: str
+    attributes: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    trials: Iterable[StoredTrial]
+    direction: StudyDirection = StudyDirection.MINIMIZE
+    system_attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------ decoding

@@ -27,7 +27,7 @@ from studies.config import StudyConfig
 from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 CONCURRENT = (1, 4, 8, 16)
 """Number of trials that train at a time, by order."""
@@ -177,7 +177,9 @@ def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) 
     config = StudyConfig.model_validate(raw)
     attributes = study_attributes(config)
     planned = draw_audited([StoredTrial(recorded.params[row]) for row in order], config, ())
-    create_study(storage, "replay", "loss", attributes, recorded.distributions, planned)
+    create_study(
+        storage, StoredStudy("replay", "loss", attributes, recorded.distributions, planned)
+    )
     return config
 
 

@@ -22,7 +22,7 @@ from studies.space import distributions, observed_search_space
 from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import read_trials
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 
 def derived(**refinement) -> StudyConfig:
@@ -58,7 +58,9 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     params = [row.params for row in rows((2, 2, 0))]
     config = derived(replicates=2).model_copy(update={"keep_weights": 1})
     storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
-    create_study(storage, "s", "", study_attributes(config), space, [*map(StoredTrial, params)])
+    create_study(
+        storage, StoredStudy("s", "", study_attributes(config), space, [*map(StoredTrial, params)])
+    )
     folders = ArtifactFolders(None, sqlite_url)
     study = load_study(storage, "s")
     handle = StudyHandle(study, storage, config, folders, read_study_record(study), None)

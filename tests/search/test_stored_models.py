@@ -25,7 +25,7 @@ from studies.errors import StudyNotFoundError
 from studies.space import GATED_PARAMS, distributions
 from studies.storage.edits import create_study
 from studies.storage.open import open_storage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
 SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
@@ -52,7 +52,7 @@ def make_study(
     combinations = list(config.grid.combinations())
     storage, attributes = open_storage(url), study_attributes(config)
     choices, planned = distributions(config.grid.search_space), map(StoredTrial, combinations)
-    create_study(storage, "made", "validation loss", attributes, choices, [*planned])
+    create_study(storage, StoredStudy("made", "validation loss", attributes, choices, [*planned]))
     study_id = storage.get_study_id_from_name("made")
     weights = ArtifactFolders(artifacts, url).trial_files("made-1", "safetensors")
     learnt = (

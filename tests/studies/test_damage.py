@@ -19,7 +19,7 @@ from studies.storage.counts import count_trials, read_active_workers
 from studies.storage.edits import create_study
 from studies.storage.open import open_storage
 from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 ATTRIBUTE = "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'seconds'"
 LEASED = "UPDATE trial_system_attributes SET value_json = '{}' WHERE key = 'lease'"
@@ -151,7 +151,7 @@ def test_trial_that_was_stored_without_a_switch_has_it_off(sqlite_url, monkeypat
     trials = [StoredTrial({"layers": 1, "state_size": 4})]
     with closing(open_storage(sqlite_url)) as storage:
         choices = distributions({"layers": [1], "state_size": [4]})
-        create_study(storage, "earlier", "loss", {}, choices, trials)
+        create_study(storage, StoredStudy("earlier", "loss", {}, choices, trials))
         (trial,) = read_trials(storage, 1)
         assert trial.params == {"layers": 1, "state_size": 4, "input_gate": False}
         optuna.create_study().add_trials(storage.get_all_trials(1))  # refuses contradictions

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 
 from rnn_search import export_study, import_results, import_study
-from studies.note import update_note
+from studies.storage.edits import update_note
 from studies.storage.open import load_study, open_storage, read_storage
 
 
@@ -108,7 +108,7 @@ def test_text_that_a_user_writes_in_the_dashboard_is_kept(sqlite_url):
 
 
 def test_note_is_written_without_importing_the_dashboard():
-    modules = "rnn_search.commands.searches, studies.note, sys"
+    modules = "rnn_search.commands.searches, studies.storage.edits, sys"
     code = f"import {modules}; print('optuna_dashboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -30,7 +30,7 @@ from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import Rung, TrialReader
 from studies.storage.storage import AuditDecision
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 
 def create_and_train(url: str, is_first: bool) -> list[int]:
@@ -94,7 +94,7 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
         {"cell": "a"},
     ]
     choices = {name: CategoricalDistribution(each) for name, each in values.items()}
-    create_study(storage, "union", "loss", {}, choices, [*map(StoredTrial, trials)])
+    create_study(storage, StoredStudy("union", "loss", {}, choices, [*map(StoredTrial, trials)]))
 
     def claim_numbers(*parameters):
         first = storage.claim(1, "me/1")

@@ -16,7 +16,7 @@ from studies.artifacts import ArtifactFolders
 from studies.attributes import EARLIER_FAILURES
 from studies.loader import read_study_record
 from studies.management import delete_study, list_studies, rename_study, retry_trials
-from studies.storage.identity import StudyIdentity
+from studies.storage.counts import StudyIdentity
 from studies.storage.open import load_study, open_storage
 
 REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}

@@ -30,8 +30,8 @@ from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import Failure
 from studies.errors import LeaseLostError, StorageLostError
+from studies.storage.counts import StudyIdentity
 from studies.storage.edits import create_study, delete_study, extend_study, retry_trials
-from studies.storage.identity import StudyIdentity
 from studies.storage.open import load_study, open_storage
 from studies.storage.reads import Rung, TrialReader
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
