@@ -211,11 +211,11 @@ class TrialRecord(BaseModel):
     parameter_count: _Count
     """Number of weights and biases."""
     steps: _Count | None = None
-    """Time steps that it was trained for; absent from older studies."""
+    """Time steps that it was trained for, if it is complete."""
     updates: _Count | None = None
-    """Updates of the weights; absent from older studies, where each step had one."""
+    """Updates of the weights, if it is complete."""
     inputs: _Count | None = None
-    """Tokens, or inputs of another task, that all streams read; absent from older studies."""
+    """Tokens, or inputs of another task, that all streams read, if it is complete."""
     steps_per_second: Annotated[_Amount, unit("1/s")]
     """Training steps per second of the trial's share of training time."""
     seconds: Annotated[_Amount, unit("s")]
@@ -506,24 +506,22 @@ class StudyRecord(BaseModel):
     floors: Floors | None = None
     """Losses without memory in a task other than text."""
     task_floors: dict[str, Floors] = {}
-    """The same of each of several tasks, by name; absent from other studies."""
+    """The same of each of several tasks, by name."""
     commands: list[str] = []
     """Commands that created and extended the study."""
     # Never a path that leads elsewhere, because files in it are removed.
     artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
     """Unique name of the folder of checkpoints, weights and cells: letters, digits, `-` and `_`."""
     created_with: VersionRecord | None = None
-    """Hash of the training code and version of PyTorch of the process that created the study;
-    absent from older studies."""
+    """Hash of the training code and version of PyTorch of the process that created the study; null
+    for imported results."""
     earlier_replicates: list[Annotated[int, Field(ge=1)]] = []
-    """For each extension by replicates, in their order: the number before; absent without any."""
+    """For each extension by replicates, in their order: the number before."""
     hypotheses: list[HypothesisRecord] = []
     """The hypotheses that the study file has stated: each `hypothesis`, when it was `registered`
-    and the number of `results`, finished trials, that the study had then; absent from older
-    studies."""
+    and the number of `results`, finished trials, that the study had then."""
     audit_nuisance: list[str] = []
-    """Nuisance parameters over which the audited architectures were drawn; absent from older
-    studies, which drew single trials."""
+    """Nuisance parameters over which the audited architectures were drawn."""
 
     @model_validator(mode="after")
     def _check_text(self) -> "StudyRecord":
@@ -548,5 +546,4 @@ class StudyRecord(BaseModel):
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""
-        absent = {name for name in (TASK_FLOORS, EARLIER_REPLICATES) if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude=absent)
+        return self.model_dump(mode="json")

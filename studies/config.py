@@ -10,9 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -153,14 +151,6 @@ class StudyConfig(StrictModel):
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
     results: ImportedResults | None = None
-
-    @model_serializer(mode="wrap")
-    def _serialize(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        settings: dict[str, Any] = dump(self)
-        for name in ("results", "task_records"):  # of few studies
-            if not settings.get(name, self):
-                del settings[name]
-        return settings
 
     @property
     def is_trained(self) -> bool:

@@ -259,9 +259,9 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
         space["cell"] = space["cell"] and list(map(_shorten_path, space["cell"]))
         if isinstance(space["task"], list):
             space["task"] = list(map(_shorten_path, space["task"]))
-    if results := config.get("results"):
+    if results := config["results"]:
         results["source"] = _shorten_path(results["source"])
-    for task in config.get("task_records", {}).values():
+    for task in config["task_records"].values():
         _shorten_task(task)
     if task := config["task_record"]:
         _shorten_task(task)
@@ -341,7 +341,7 @@ def import_studies(
         with open_study_file(path, objective) as study:
             for _ in study.trials:
                 pass
-        refinement = study.attributes[CONFIG].get("refinement") or {}
+        refinement = study.attributes[CONFIG]["refinement"] or {}
         sources.append(refinement.get("source"))
     with closing(open_storage(storage)) as opened:
         stored = []
@@ -376,8 +376,8 @@ def is_exported_study(path: Path) -> bool:
 
 def _complete(study: StoredStudy, name: str) -> StoredStudy:
     """Return a study under a name, with the folder and the note that it has when it is created."""
-    question = study.attributes[CONFIG].get("question", "")
-    text = write_note(name, question, study.attributes.get(COMMANDS, []))
+    question = study.attributes[CONFIG]["question"]
+    text = write_note(name, question, study.attributes[COMMANDS])
     return replace(
         study,
         name=name,
@@ -428,7 +428,7 @@ def change_objective(study: StoredStudy, objective: Objective) -> StoredStudy:
     wanted = f"study {study.name!r} cannot have the objective {objective!r}"
     if objective == config["objective"]:
         return study
-    if config.get("results"):
+    if config["results"]:
         raise StudyFileError(f"{wanted}: its results are of another program, one value a trial")
     if config["pruning"]["enabled"]:
         raise StudyFileError(f"{wanted}: it was pruned by its {study.metric}")
@@ -534,10 +534,12 @@ class _FileReader:
         if record.config.direction != header.direction:
             self._reject(f"direction {header.direction}, expected {record.config.direction}")
         self._distributions = self._parse_distributions(header.distributions)
+        attributes = record.attributes()
+        del attributes["artifact_folder"]
         return StoredStudy(
             header.name,
             header.metric,
-            header.user_attrs,
+            attributes,
             self._distributions,
             self._read_trials(record.config, header.trials, lines),
             StudyDirection[header.direction.upper()],
