@@ -21,9 +21,8 @@ from search.options import RunOptions
 from search.pruning.scheduler import PauseResumeScheduler
 from search.status import read_status
 from search.study import create_or_join
-from studies.loader import read_study_record
 from studies.storage.leases import PendingWrite
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import load_study, open_storage, read_storage, read_study_record
 from tests.simulations.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides
 
 SIZES = (432, 10_080)

@@ -12,8 +12,7 @@ from reports.results import Results
 from reports.trial_table import build_table, read_source_trials
 from rnn.errors import UserError
 from studies.attributes import EVAL_WINDOWS, StudyRecord
-from studies.loader import read_record
-from studies.storage.open import load_study
+from studies.storage.open import load_study, read_record
 from studies.storage.reads import (
     read_attribute_of_all,
     read_audit_looks,

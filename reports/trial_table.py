@@ -27,7 +27,6 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig, resolve_params, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
-from studies.loader import read_study_record
 from studies.measure import find_measure
 from studies.space import (
     BPTT_STEPS,
@@ -38,7 +37,7 @@ from studies.space import (
     TASK,
     param_order,
 )
-from studies.storage.open import load_study
+from studies.storage.open import load_study, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus

@@ -14,13 +14,13 @@ from rnn_search.errors import require_integer, require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
-from studies.loader import read_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import database_path, parse_url
 from studies.storage.open import (
     artifacts_or_default,
     load_study,
+    read_record,
     read_storage,
     storage_or_default,
 )

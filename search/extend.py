@@ -23,10 +23,11 @@ from studies.attributes import (
 from studies.config import StudyConfig
 from studies.grid import Grid
 from studies.hypotheses import register
-from studies.loader import list_descriptive_changes, read_study_record
+from studies.loader import list_descriptive_changes
 from studies.space import Params, distributions, observed_search_space, param_order
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
+from studies.storage.open import read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial

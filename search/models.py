@@ -18,9 +18,8 @@ from studies.artifacts import ArtifactFolders
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
 from studies.files import remove_temporary_files_of, temporary_path
-from studies.loader import read_study_record
 from studies.measure import find_measure
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
 from studies.text import format_trials

@@ -16,9 +16,8 @@ from search.errors import GridExhaustedError
 from studies.artifacts import ArtifactFolders, ArtifactKind, TrialFileKind, TrialFiles
 from studies.attributes import IS_GRID_TRIAL, StudyRecord
 from studies.config import StudyConfig
-from studies.loader import read_study_record
 from studies.storage.counts import StudyIdentity
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import load_study, open_storage, read_study_record
 from studies.storage.storage import LeasedRDBStorage
 
 NO_TRIAL_LEFT = "no_trial_left"

@@ -59,14 +59,19 @@ from studies.loader import (
     list_descriptive_changes,
     load_overrides,
     load_stored_config,
-    read_study_record,
 )
 from studies.measure import find_measure
 from studies.records import Floors
 from studies.space import TASK, SearchSpace, distributions, observed_search_space
 from studies.storage.counts import StudyIdentity, count_trials
 from studies.storage.edits import create_study, to_note_attributes, write_note
-from studies.storage.open import list_study_names, load_study, open_storage, read_storage
+from studies.storage.open import (
+    list_study_names,
+    load_study,
+    open_storage,
+    read_storage,
+    read_study_record,
+)
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredStudy, StoredTrial

@@ -493,7 +493,7 @@ class VersionRecord(BaseModel):
 
 
 class StudyRecord(BaseModel):
-    """The user attributes of a study; :mod:`studies.loader` reads them."""
+    """The user attributes of a study; see :func:`studies.storage.open.read_record`."""
 
     model_config = ConfigDict(frozen=True)
 

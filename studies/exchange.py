@@ -58,11 +58,11 @@ from studies.attributes import (
 from studies.config import Objective, StudyConfig, to_trial_config
 from studies.errors import RowError, StudyFileError, StudyFormatError
 from studies.files import atomic_write, compress, require_regular
-from studies.loader import describe_mistakes, parse_record
+from studies.loader import describe_mistakes
 from studies.storage.counts import count_where, find_study
 from studies.storage.edits import to_note_attributes, write_note
 from studies.storage.engine import parse_url, redact
-from studies.storage.open import list_study_names, open_storage, read_storage
+from studies.storage.open import list_study_names, open_storage, parse_record, read_storage
 from studies.storage.reads import read_study
 from studies.storage.tables import STUDIES, insert_study
 from studies.storage.trials import StoredStudy, StoredTrial, decode_distribution

@@ -1,22 +1,20 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
 import re
-import shlex
 import tomllib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rnn.config import GATED_CELL
 from rnn.errors import UserError
-from studies.attributes import SCHEMA_VERSION, StudyRecord
+from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.errors import StorageNotFoundError, StudyFormatError
+from studies.errors import StorageNotFoundError
 from studies.records import CellRecord, TaskRecord, message_of
 from studies.space import (
     BPTT_STEPS,
@@ -29,7 +27,12 @@ from studies.space import (
     task_name,
 )
 from studies.storage.engine import parse_url, redact
-from studies.storage.open import list_study_names, load_study, read_storage
+from studies.storage.open import (
+    list_study_names,
+    load_study,
+    read_storage,
+    read_study_record,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import OutageSettings
 from studies.text import did_you_mean, shorten
@@ -482,59 +485,6 @@ _KEYS = [
     for key in getattr(_find_model(field.annotation), "model_fields", ())
 ]
 """Keys of all tables of a study file."""
-
-
-# ------------------------------------------------------------------ stored studies
-
-
-def read_study_record(study: optuna.Study) -> StudyRecord:
-    """Read and validate what a study that is trained here stores about itself.
-
-    Raises:
-        UserError: if it was imported.
-        StudyFormatError: if another program, or another version of this one, stored it.
-    """
-    record = read_record(study)
-    if not record.config.is_trained:
-        raise UserError(
-            f"study {study.study_name!r} was imported: its trials cannot be trained or derived "
-            "from here"
-        )
-    return record
-
-
-def read_record(study: optuna.Study) -> StudyRecord:
-    """Read and validate what any study of this program stores about itself.
-
-    Raises:
-        StudyFormatError: if another program, or another version of this one, stored it.
-    """
-    return parse_record(study.study_name, study.user_attrs)
-
-
-def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
-    """Validate the user attributes of a study, as :func:`read_record` does."""
-    version = stored.get("schema_version")
-    if version != SCHEMA_VERSION:
-        if version is None:
-            raise StudyFormatError(
-                f"study {name!r} has no schema version: another program created it; expected a "
-                "study of this one, as rnn-search import STORAGE --study "
-                f"{shlex.quote(name)} makes of it"
-            )
-        raise StudyFormatError(
-            f"study {name!r} has schema version {shorten(repr(version))}, expected "
-            f"{SCHEMA_VERSION}: another version of this program created it; open it there"
-        )
-    try:
-        return StudyRecord.model_validate(stored)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StudyFormatError(
-            f"study {name!r} has an invalid attribute {key} ({first['msg']}): another version of "
-            "this program changed it; use that version, or choose another study or --name"
-        ) from error
 
 
 # ------------------------------------------------------------------ compatibility

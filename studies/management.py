@@ -15,7 +15,6 @@ from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
-from studies.loader import read_record, read_study_record
 from studies.storage import edits
 from studies.storage.counts import (
     ActiveWorker,
@@ -26,7 +25,14 @@ from studies.storage.counts import (
     read_times,
 )
 from studies.storage.edits import read_owned_files
-from studies.storage.open import list_study_names, load_study, open_storage, read_storage
+from studies.storage.open import (
+    list_study_names,
+    load_study,
+    open_storage,
+    read_record,
+    read_storage,
+    read_study_record,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import check_study_name
 

@@ -18,8 +18,8 @@ from rnn_search.commands.options import (
 from search.launch.launcher import create_launcher
 from search.options import RunOptions, build_options
 from studies.artifacts import ArtifactFolders
-from studies.loader import PER_WORKER, read_record, read_study_record
-from studies.storage.open import load_study, read_storage
+from studies.loader import PER_WORKER
+from studies.storage.open import load_study, read_record, read_storage, read_study_record
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

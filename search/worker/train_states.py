@@ -23,9 +23,9 @@ from search.worker.claims import Claim
 from search.worker.lockstep import to_train_config
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, VersionRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.loader import read_study_record
 from studies.space import TASK
 from studies.storage.counts import count_trials, distinct_versions
+from studies.storage.open import read_study_record
 from studies.storage.storage import LeasedRDBStorage
 
 if TYPE_CHECKING:  # it warns of other versions

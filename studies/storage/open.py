@@ -1,11 +1,13 @@
-"""Opening and creation of storages, safe for concurrent processes."""
+"""Opening of storages and of the studies in them; creation, safe for concurrent processes."""
 
 import contextlib
 import operator
 import os
+import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy as sa
@@ -13,11 +15,13 @@ import tenacity
 from alembic.script import ScriptDirectory
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
+from pydantic import ValidationError
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from rnn.errors import UserError
-from studies.errors import StorageError, StorageNotFoundError
+from studies.attributes import SCHEMA_VERSION, StudyRecord
+from studies.errors import StorageError, StorageNotFoundError, StudyFormatError
 from studies.files import remove_temporary_files_of, require_regular, temporary_file
 from studies.storage.counts import find_study
 from studies.storage.engine import (
@@ -138,6 +142,56 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
         with storage.reading() as connection:
             find_study(connection, name)
         raise  # it was created at this moment
+
+
+def read_study_record(study: optuna.Study) -> StudyRecord:
+    """Read and validate what a study that is trained here stores about itself.
+
+    Raises:
+        UserError: if it was imported.
+        StudyFormatError: if another program, or another version of this one, stored it.
+    """
+    record = read_record(study)
+    if not record.config.is_trained:
+        raise UserError(
+            f"study {study.study_name!r} was imported: its trials cannot be trained or derived "
+            "from here"
+        )
+    return record
+
+
+def read_record(study: optuna.Study) -> StudyRecord:
+    """Read and validate what any study of this program stores about itself.
+
+    Raises:
+        StudyFormatError: if another program, or another version of this one, stored it.
+    """
+    return parse_record(study.study_name, study.user_attrs)
+
+
+def parse_record(name: str, stored: Mapping[str, Any]) -> StudyRecord:
+    """Validate the user attributes of a study, as :func:`read_record` does."""
+    version = stored.get("schema_version")
+    if version != SCHEMA_VERSION:
+        if version is None:
+            raise StudyFormatError(
+                f"study {name!r} has no schema version: another program created it; expected a "
+                "study of this one, as rnn-search import STORAGE --study "
+                f"{shlex.quote(name)} makes of it"
+            )
+        raise StudyFormatError(
+            f"study {name!r} has schema version {shorten(repr(version))}, expected "
+            f"{SCHEMA_VERSION}: another version of this program created it; open it there"
+        )
+    try:
+        return StudyRecord.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StudyFormatError(
+            f"study {name!r} has an invalid attribute {key} ({first['msg']}): another version of "
+            "this program changed it; use that version, or choose another study or --name"
+        ) from error
 
 
 def list_study_names(storage: LeasedRDBStorage) -> list[str]:

@@ -14,8 +14,7 @@ from reports.charts import trial_plots
 from reports.study_reader import read_results
 from rnn_search import load
 from search.status import read_status
-from studies.loader import read_study_record
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import load_study, open_storage, read_storage, read_study_record
 from tests.simulations.large_study import NAME, create_large_study
 
 SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",

@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 
 from rnn.errors import UserError
 from studies.errors import StorageLostError
-from studies.loader import read_study_record
 from studies.management import retry_trials
+from studies.storage.open import read_study_record
 from studies.storage.reads import read_trials
 
 FOUR = [

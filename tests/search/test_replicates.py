@@ -17,10 +17,9 @@ from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
-from studies.loader import read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.edits import create_study
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import load_study, open_storage, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredStudy, StoredTrial
 

@@ -13,11 +13,10 @@ from rnn.config import LATER_SWITCHES
 from studies.attributes import AUDIT_LOOKS, SCHEMA_VERSION
 from studies.config import ImportedResults, StudyConfig
 from studies.errors import StudyFormatError
-from studies.loader import parse_record
 from studies.space import distributions
 from studies.storage.counts import count_trials, read_active_workers
 from studies.storage.edits import create_study
-from studies.storage.open import open_storage
+from studies.storage.open import open_storage, parse_record
 from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
 from studies.storage.trials import StoredStudy, StoredTrial
 

@@ -10,10 +10,10 @@ from optuna.trial import TrialState
 from rnn.errors import UserError
 from rnn_search import import_results
 from studies.artifacts import ArtifactFolders
-from studies.loader import load_stored_config, read_record, read_study_record
+from studies.loader import load_stored_config
 from studies.management import list_studies, retry_trials
 from studies.storage.counts import count_trials, top_trials
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import load_study, read_record, read_storage, read_study_record
 
 GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
 

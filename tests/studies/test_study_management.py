@@ -14,10 +14,9 @@ from search.status import read_status
 from studies import errors
 from studies.artifacts import ArtifactFolders
 from studies.attributes import EARLIER_FAILURES
-from studies.loader import read_study_record
 from studies.management import delete_study, list_studies, rename_study, retry_trials
 from studies.storage.counts import StudyIdentity
-from studies.storage.open import load_study, open_storage
+from studies.storage.open import load_study, open_storage, read_study_record
 
 REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
 

@@ -35,7 +35,7 @@ from studies.storage.edits import create_study, delete_study, extend_study, retr
 from studies.storage.open import load_study, open_storage
 from studies.storage.reads import Rung, TrialReader
 from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredStudy, StoredTrial
 
 LEASES = (120, 120, 60)  # of each worker, in seconds
 LOG_EVERY = 10
@@ -132,7 +132,7 @@ class Storages:
     def create(self, name, points):
         folder = f"folder-{time.perf_counter_ns()}"
         attributes = {"artifact_folder": folder, "edition": 1}
-        create_study(self.main, name, "loss", attributes, *self.plan(range(points)))
+        create_study(self.main, StoredStudy(name, "loss", attributes, *self.plan(range(points))))
         return StudyIdentity(load_study(self.main, name)._study_id, name, folder)
 
     def plan(self, points):
