@@ -17,7 +17,7 @@ for delay in (1, 8):
                 "cell": ["elman", "gru"],
                 "layers": [1],
                 "state_size": [32],
-                "bptt_steps": [1, 16],
+                "training": {"bptt_steps": [1, 16]},
             },
             "training": {
                 "steps": 1000,

@@ -17,7 +17,6 @@ from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.records import CellRecord, TaskRecord, message_of
 from studies.space import (
-    BPTT_STEPS,
     CELL,
     SWITCHES,
     TASK,
@@ -82,7 +81,7 @@ class ConfigFile(BaseModel):
         if "space.cell" not in self.overridden:
             return file
         kept = [spec.rpartition(":")[2] for spec in file._list_cells()]
-        known = {*Space.model_fields, BPTT_STEPS}
+        known = {*Space.model_fields}
         if GATED_CELL not in kept:
             known -= {*SWITCHES}
         stored = {name: cell for name, cell in self.stored_cells.items() if name in kept}

@@ -202,22 +202,6 @@ class Space(_NetworkValues):
     """Combinations of values that are no trials, as in
     `[{ state_size = 32, residual = false }]`."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _move_bptt_steps(cls, raw: Any) -> Any:
-        """Read ``bptt_steps`` in ``[space]`` as in ``[space.training]``."""
-        if not isinstance(raw, Mapping) or BPTT_STEPS not in raw:
-            return raw
-        table, training = dict(raw), raw.get("training", {})
-        values = table.pop(BPTT_STEPS)
-        if isinstance(training, Mapping):
-            if training.get(BPTT_STEPS) is not None:
-                raise ValueError(
-                    "has bptt_steps twice: expected it in [space.training], and not in [space] too"
-                )
-            table["training"] = {**training, BPTT_STEPS: values}
-        return table
-
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the options of users' cells."""

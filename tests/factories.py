@@ -257,7 +257,7 @@ def make_replicates(
 def make_baselines(url: str, name: str = "cells", text: str = "ab", **raw) -> None:
     """Create a study of two baseline cells in two sizes, with 1 and 16 BPTT steps."""
     space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8]}
-    config = {"space": space | {"bptt_steps": [1, 16]}} | raw
+    config = {"space": space | {"training": {"bptt_steps": [1, 16]}}} | raw
     trials = StudyConfig.model_validate(config).grid.combinations()
     runs = [
         (params, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "validation_bits_per_byte": 3.5})

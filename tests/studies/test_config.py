@@ -11,7 +11,6 @@ from rnn.errors import UserError
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
-from studies.study_settings import OPTIMIZER_PARAMS
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
 SHIPPED += ("replicates", "baselines", "bptt-steps")
@@ -176,23 +175,6 @@ def test_precision_auto_matches_any_precision():
     assert diff_configs(stored, alter('precision="auto"')) == []
     (line,) = diff_configs(stored, alter('precision="bf16"'))
     assert line == "precision: 'fp32' in the study, 'bf16' here"
-
-
-@pytest.mark.parametrize("given", [{}, {"bptt_steps": [1, 16]}, {"cell": ["gru"]}])
-def test_config_stored_before_unions_is_compatible_with_the_same_file(given):
-    """It has one table, with null for the parameters that the study lacks."""
-    table = {"layers": [1], "state_size": [8]}
-    file = StudyConfig.model_validate({"space": table | given})
-    raw = file.model_dump(mode="json")
-    (stored,) = raw.pop("space")
-    del stored["training"], stored["task"]
-    del raw["nuisance"], raw["cells"], raw["task"], raw["task_record"]
-    for name in {*OPTIMIZER_PARAMS, "update_every"} - {"learning_rate"}:
-        del raw["training"][name]
-    stored |= {"cell": None, "bptt_steps": None} | given
-    old = StudyConfig.model_validate(raw | {"space": stored})
-    assert diff_configs(old, file) == []
-    assert old == file
 
 
 def test_difference_of_a_union_names_its_table():

@@ -58,7 +58,7 @@ def test_params_survive_optunas_categorical_distributions(space, data):
 
 def test_bptt_steps_and_gate_inputs_come_from_the_trial_or_else_from_the_study():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
-    varied = study_config(space | {"bptt_steps": [1, 16]})
+    varied = study_config(space | {"training": {"bptt_steps": [1, 16]}})
     configs = [to_trial_config(params, varied) for params in varied.grid.combinations()]
     assert [config.label[9:] for config in configs] == ["bptt steps 1", "bptt steps 16"]
     settings = {"training": {"bptt_steps": 4}, "gate_inputs": "candidate"}
@@ -153,7 +153,7 @@ REFUSED = [
     ([{**MIN_GRU, "input_gate": [True]}], {}, "space has input_gate and no gated cell"),
     ([{**SMALL, "training": {"momentum": [0.5, 0.9]}}], {}, "adam does not use: .* optimizer sgd"),
     ([SMALL], {"training": {"momentum": 0.5}}, "training.momentum is 0.5, which adam does not use"),
-    ([{**SMALL, "bptt_steps": [1], "training": {"bptt_steps": [2]}}], {}, "bptt_steps twice"),
+    ([{**SMALL, "bptt_steps": [1]}], {}, r"has bptt_steps: expected it in \[space.training\]"),
     ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
     ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate': expected one of .* learning_r"),
     (
