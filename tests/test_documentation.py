@@ -14,7 +14,7 @@ import click
 import optuna
 import pytest
 import yaml
-from helpers import ROOT, TINY, copy_checkout
+from helpers import ROOT, TEXT, TINY, copy_checkout
 from hooks import ALIASES
 
 import rnn_search
@@ -290,6 +290,7 @@ def cells_folder(tmp_path) -> Path:
     (cell,) = blocks(OWN_CELL, "python")
     (tmp_path / "my_cells.py").write_text(cell, encoding="utf-8")
     (tmp_path / "my_task.py").write_text(OWN_TASK, encoding="utf-8")
+    (tmp_path / "my-text.txt").write_bytes(TEXT)
     with contextlib.chdir(tmp_path):
         for block in blocks(OWN_DATA, "python"):
             exec(block, {})
