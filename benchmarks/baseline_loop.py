@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rnn.codegen import generate_module
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, OptimizerConfig
-from rnn.source_code import generate_module
 from rnn.tasks.text import TextData
 from rnn.tasks.tokenizer import TokenArray
 from rnn.training.loop import TrainConfig

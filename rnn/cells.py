@@ -18,7 +18,7 @@ separately. What calls the cell decides how far a gradient goes back.
 
 These modules define the equations. The engines compute the same (:mod:`rnn.autograd`,
 :mod:`rnn.stacked`, :mod:`rnn.native`). Exports and reports show this source without the options
-that are off (:mod:`rnn.source_code`). B is the number of streams, n the state size, [a ; b]
+that are off (:mod:`rnn.codegen`). B is the number of streams, n the state size, [a ; b]
 concatenation along the last axis, ⊙ the element-wise product and σ the logistic function.
 """
 

@@ -27,12 +27,13 @@ from pydantic import (
 from safetensors.torch import save
 from torch import Tensor
 
+from rnn import exported_run
+from rnn.codegen import generate_module
 from rnn.config import NetworkConfig, Precision, TaskSpec
 from rnn.errors import CellError, TaskError, UserError
 from rnn.network import NamedTensors, Network, build_seeded, network_shapes
 from rnn.own_code import CellSource, describe_error, load_class, loaded_source
-from rnn.source_code import generate_module
-from rnn.tasks import bpe, prediction
+from rnn.tasks import bpe
 from rnn.tasks.task import SequenceTask, Task
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
@@ -423,7 +424,7 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
 
     Returns:
         The content of each file by name: ``network.py``, of
-        :func:`rnn.source_code.generate_module`; ``weights.pt``, its state dict for
+        :func:`rnn.codegen.generate_module`; ``weights.pt``, its state dict for
         ``torch.load(weights_only=True)``; ``tokenizer.py``, with the functions ``encode`` and
         ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``. In
         place of a tokenizer, another task has ``task.json``, a :class:`SavedTask`; its ``run.py``
@@ -438,7 +439,7 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         cell_file = "\n- `cell.py`: the cell of its layers, the source file as it was written"
         texts["cell.py"] = model.cell_source.text
     if isinstance(model.task, SavedTask):
-        texts["run.py"] = inspect.getsource(prediction)
+        texts["run.py"] = inspect.getsource(exported_run)
         texts["task.json"] = model.task.model_dump_json(indent=2) + "\n"
         needs = needs + ", NumPy"
         read, predicted = _describe(model.task)

@@ -386,7 +386,7 @@ class Trial:
         import torch
 
         from rnn.export import SavedTask, build_trained_module
-        from rnn.tasks.prediction import predict
+        from rnn.exported_run import predict
 
         model = self._load()
         if not isinstance(model.task, SavedTask):

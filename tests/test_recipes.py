@@ -111,5 +111,5 @@ def test_switch_is_added_in_the_files_of_its_recipe(with_switch, invoke, sqlite_
 def test_added_switch_trains_in_every_engine_as_its_exported_code_does(with_switch):
     engines = "of_the_plain_module and fp and (native or stacked or (autograd and shortcut))"
     words = f"({engines}) or (no_trace and state)"
-    files = "tests/rnn/test_contract.py", "tests/rnn/test_source_code.py"
+    files = "tests/rnn/test_contract.py", "tests/rnn/test_codegen.py"
     run(with_switch, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", words)

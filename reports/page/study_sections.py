@@ -15,7 +15,7 @@ from reports.charts.chart import Chart
 from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
 from reports.page import setup
-from rnn.source_code import generate_module
+from rnn.codegen import generate_module
 from studies.text import to_printable
 
 MAX_SAMPLES = 3

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rnn.errors import TaskError
+from rnn.tasks.datasets import MNIST1D, Digits
 from rnn.tasks.files import Sequences, Series
-from rnn.tasks.stored import MNIST1D, Digits
 from rnn.tasks.synthetic import Adding, AssociativeRecall, Copy, Parity
 
 BUILT_IN: dict[str, tuple[type[Any], str | None]] = {

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from rnn.errors import TaskError
-from rnn.tasks.stored import DataSet, split_rows
+from rnn.tasks.datasets import DataSet, split_rows
 from rnn.tasks.task import MAX_STEPS, SPLITS, Array, Sample, Split, check_range
 
 MAX_SYMBOLS = 100_000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rnn.errors import TaskError
-from rnn.tasks import stored
+from rnn.tasks import datasets
 from rnn.tasks.built_in import find_built_in
 from rnn.tasks.task import SPLITS, SequenceTask
 
@@ -303,7 +303,7 @@ def test_class_is_the_slice_of_an_image():
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mnist1d.data", None)
-    line = line_of(stored._make_mnist1d.__wrapped__)
+    line = line_of(datasets._make_mnist1d.__wrapped__)
     assert "install it with pip install 'rnn-search[mnist1d]'" in line
 
 

@@ -12,6 +12,7 @@ from networks import SPEC, baseline_configs, gated_configs, representatives
 from torch import nn
 
 from rnn.cells import CELLS
+from rnn.codegen import generate_module
 from rnn.config import (
     GATE_INPUTS,
     GATED_OPTIONS,
@@ -20,7 +21,6 @@ from rnn.config import (
     TaskSpec,
 )
 from rnn.network import Network
-from rnn.source_code import generate_module
 
 STREAMS, SIZE = 3, 4
 NUMBERS = TaskSpec(3, 2, reads_tokens=False, predicts_classes=False)
