@@ -38,7 +38,7 @@ OBJECTIVE_ATTRIBUTES = {
 }
 """User attribute with the loss of each objective; a trial records all of them."""
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 1
 """Version of the stored attributes. Raise it when a name or a meaning changes."""
 
 # ------------------------------------------------------------------ of a study
@@ -497,7 +497,7 @@ class StudyRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     """Version of the attributes of the study and its trials; others are refused."""
     config: StudyConfig
     """The whole study file, resolved; of your own cells also the SHA-256 of the source and the

@@ -73,7 +73,7 @@ SUFFIXES = (".jsonl.gz", ".jsonl")
 
 _FORMAT = "rnn-search study"
 
-_VERSION: Literal[2] = 2
+_VERSION: Literal[1] = 1
 """Version of the format. Raise it when a field or a meaning changes."""
 
 _FIRST_LINE = re.compile(rf'\{{\s*"format"\s*:\s*"{_FORMAT}"')

@@ -23,7 +23,7 @@ from rnn.errors import CheckpointError
 from rnn.network import NamedTensors, count_parameters, network_shapes
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
-_FORMAT_VERSION = "5"
+_FORMAT_VERSION = "1"
 _MAX_HEADER_BYTES = 2**20
 
 

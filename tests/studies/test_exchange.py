@@ -218,7 +218,7 @@ FILES = [
     (lambda text: "", "is not an exported study"),
     (lambda text: "a,b\n1,2\n", "is not an exported study"),
     (lambda text: "".join(text.splitlines(True)[:-1]), "line 4: the file ends with 3 trials, exp"),
-    (lambda text: edit_line(text, 1, version=3), "line 1: version 3 of the format, expected 2"),
+    (lambda text: edit_line(text, 1, version=2), "line 1: version 2 of the format, expected 1"),
     (lambda text: edit_line(text, 1, user_attrs={"schema_version": 99}), "schema version 99, "),
     (lambda text: edit_line(text, 1, direction="maximize"), "line 1: direction maximize, exp"),
     (
