@@ -100,7 +100,7 @@ def extend(
     if replicates is not None:
         written[EARLIER_REPLICATES] = record.replicates[::-1]
         choices = distributions(observed_search_space(trial.params for trial in added))
-    expected = {CONFIG: stored.model_dump(mode="json")}
+    expected = {CONFIG: study.user_attrs[CONFIG]}
     if not extend_study(storage, study._study_id, expected, written, choices, added, grid_size):
         return None
     return _describe_extension(study, record, extended, len(added), changed)

@@ -176,7 +176,7 @@ def test_extended_study_has_the_runs_of_a_new_one_with_as_many_replicates(
     assert study.verdicts().to_frame().equals(new.verdicts().to_frame())
     with closing(read_storage(sqlite_url)) as storage:
         record = read_study_record(load_study(storage, "copies"))
-        assert "earlier_replicates" not in load_study(storage, "new").user_attrs
+        assert load_study(storage, "new").user_attrs["earlier_replicates"] == []
     assert record.earlier_replicates == [2]
     assert record.commands[1:] == [
         f"rnn-search run {copies} --set refinement.replicates=4 --extend"
