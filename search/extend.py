@@ -100,7 +100,10 @@ def extend(
     if replicates is not None:
         written[EARLIER_REPLICATES] = record.replicates[::-1]
         choices = distributions(observed_search_space(trial.params for trial in added))
-    expected = {CONFIG: study.user_attrs[CONFIG]}
+    raw = study.user_attrs[CONFIG]  # lacks the switches that were added to the program since
+    if StudyConfig.model_validate(raw) != stored:
+        return None
+    expected = {CONFIG: raw}
     if not extend_study(storage, study._study_id, expected, written, choices, added, grid_size):
         return None
     return _describe_extension(study, record, extended, len(added), changed)
