@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install ## search, refine and report on a small study: one to three minutes on two cores
 	$(RUN) run_search.py quick --workers $(WORKERS) $(OVERRIDES)
-	$(RUN) refine.py quick-refined --workers $(WORKERS) $(OVERRIDES)
+	$(RUN) refine.py quick-refined --workers $(WORKERS)
 	$(VENV)/bin/rnn-search report quick quick-refined
 
 # One more process than cores: fault tests spend much of their time waiting for timeouts. Those that
