@@ -163,7 +163,9 @@ def _read_file(path: Path) -> _Table:
                 keep_default_na=False,
                 na_values=_MISSING,
             )
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as CSV in UTF-8, JSON lines (.jsonl) or Parquet (.parquet): "
             f"{to_line(str(error))}"
