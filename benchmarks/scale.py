@@ -17,10 +17,10 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import TrialState
 
-from search.options import RunOptions
+from search.create_or_join import create_or_join
 from search.pruning.scheduler import PauseResumeScheduler
+from search.run_options import RunOptions
 from search.status import read_status
-from search.study import create_or_join
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage, read_study_record
 from tests.simulations.large_study import LOG_POINTS, NAME, create_large_study, grid_overrides

@@ -21,8 +21,8 @@ from rnn.errors import UserError
 from rnn_search.study import Study, load
 from search.display import Display
 from search.launch.jobs import prepare_launch
-from search.options import RunOptions, build_options
 from search.run import RunResult, run_workers
+from search.run_options import RunOptions, build_options
 from studies.storage.open import (
     ARTIFACTS_VARIABLE,
     STORAGE_VARIABLE,
@@ -139,7 +139,7 @@ def run_with(options: Mapping[str, Any]) -> Study:
     """Run a search with options as a caller from Python gives them, and return its study.
 
     Args:
-        options: fields of :class:`search.options.RunOptions`.
+        options: fields of :class:`search.run_options.RunOptions`.
 
     Raises:
         Exception: the errors of :func:`run`.

@@ -447,14 +447,14 @@ class Trial:
         Raises:
             UserError: if the path is taken or cannot be written.
         """
-        from search.models import export_trial
+        from search.stored_models import export_trial
 
         study, path = self.study, to_path("folder", folder)
         export_trial(study.name, path, self.number, study.storage, study.artifacts)
         return path
 
     def _load(self) -> "SavedModel":
-        from search.models import load_trial_model
+        from search.stored_models import load_trial_model
 
         study = self.study
         return load_trial_model(study.name, self.number, study.storage, study.artifacts).model

@@ -8,8 +8,8 @@ import optuna
 from rnn.errors import UserError
 from search.contract_check import check_cells, check_tasks
 from search.derive import add_replicates, check_count, list_combinations, subtract
-from search.options import RunOptions
 from search.pruning.audited_trials import draw_audited, number_architectures
+from search.run_options import RunOptions
 from search.study_tasks import StudyTask
 from studies.attributes import (
     AUDIT_NUISANCE,

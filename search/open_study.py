@@ -109,7 +109,7 @@ class GridSampler(optuna.samplers.GridSampler):
 
     Optuna's sampler chooses a combination for a trial that already exists, so two processes may
     choose the same one. Here every combination is a waiting trial with fixed parameters
-    (:mod:`search.study`), and asking for a trial claims one: nothing is left to sample.
+    (:mod:`search.create_or_join`), and asking for a trial claims one: nothing is left to sample.
 
     When no trial is left, ``optimize`` stops and ``ask`` raises :class:`GridExhaustedError`. A
     process that asks while another claims the last trial leaves a pruned trial without parameters,

@@ -25,13 +25,13 @@ import torch
 
 from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
+from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
 from search.errors import ShutdownRequestedError, is_bug
 from search.launch.jobs import cancel_pending, run_jobs
 from search.launch.launcher import Launcher, name_worker
-from search.options import RunOptions, WorkerOptions
+from search.run_options import RunOptions, WorkerOptions
 from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
-from search.study import StudyHandle, create_or_join, open_study
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.queue import TrialQueue

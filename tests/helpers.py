@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 
-from search.options import RunOptions
-from search.study import StudyHandle, create_or_join
+from search.create_or_join import StudyHandle, create_or_join
+from search.run_options import RunOptions
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.records import TEXT as TEXT_TASK

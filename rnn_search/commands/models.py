@@ -23,7 +23,7 @@ from rnn_search.commands.options import (
 )
 from search.contract_check import check_networks, check_task, list_networks
 from search.floors import describe_floors
-from search.models import export_trial, load_trial_model
+from search.stored_models import export_trial, load_trial_model
 from search.study_cells import load_record, read_values
 from search.study_tasks import load_task_of
 from studies.loader import load_overrides

@@ -70,7 +70,7 @@ def options_of(model: type[StrictModel], names: Iterable[str]) -> Callable[[_F],
 
 
 def _create_option(model: type[StrictModel], name: str) -> Callable[[_F], _F]:
-    from search.options import flag_of  # slow; other commands do not need it
+    from search.run_options import flag_of  # slow; other commands do not need it
 
     field = model.model_fields[name]
     flag = flag_of(model, name)

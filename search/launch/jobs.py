@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from search.create_or_join import StudyHandle
 from search.errors import LaunchError
 from search.launch.launcher import (
     Job,
@@ -17,9 +18,8 @@ from search.launch.launcher import (
     require_server,
     warn_of_loopback,
 )
-from search.options import RunOptions, to_words
+from search.run_options import RunOptions, to_words
 from search.status import Status, StatusReader
-from search.study import StudyHandle
 from search.worker.shutdown import ShutdownSignal
 from studies.storage.counts import ActiveWorker
 from studies.text import format_trials

@@ -29,7 +29,7 @@ from studies.storage.open import read_study_record
 from studies.storage.storage import LeasedRDBStorage
 
 if TYPE_CHECKING:  # it warns of other versions
-    from search.study import StudyHandle
+    from search.create_or_join import StudyHandle
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""

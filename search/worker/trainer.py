@@ -24,9 +24,9 @@ from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
+from search.create_or_join import StudyHandle
 from search.errors import format_error, is_bug
 from search.pruning.scheduler import compute_rungs
-from search.study import StudyHandle
 from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget

@@ -35,8 +35,8 @@ from reports import final_report
 from reports.final_report import write_final_report
 from rnn_search.commands.reports import report
 from rnn_search.commands.searches import status
-from search.options import RunOptions
 from search.run import run_workers
+from search.run_options import RunOptions
 from search.worker.claims import SHUTDOWN_GRACE
 from studies.errors import StorageError
 

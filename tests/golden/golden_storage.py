@@ -21,8 +21,8 @@ from helpers import TEXT
 from optuna.trial import TrialState
 
 import rnn_search
-from search.options import RunOptions
-from search.study import StudyHandle, create_or_join
+from search.create_or_join import StudyHandle, create_or_join
+from search.run_options import RunOptions
 from studies.attributes import Failure
 from studies.storage.leases import LeaseMonitor, PendingWrite
 

@@ -22,8 +22,8 @@ from process_runner import query, wait_until, wait_until_running
 from test_worker import create_study
 
 from search.display import Display
-from search.options import RunOptions
 from search.run import run_workers
+from search.run_options import RunOptions
 from search.status import Status, StatusReader, format_status, read_status
 from search.worker.claims import ClaimManager
 from search.worker.queue import format_trial_end

@@ -109,7 +109,7 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
         return unreliable
 
-    monkeypatch.setattr("search.study.create_study", fail_once(edits.create_study))
+    monkeypatch.setattr("search.create_or_join.create_study", fail_once(edits.create_study))
     monkeypatch.setattr("search.extend.extend_study", fail_once(edits.extend_study))
     caplog.set_level("INFO")
 

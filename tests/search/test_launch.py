@@ -13,6 +13,7 @@ from helpers import QUICK, ROOT, TINY_OVERRIDES
 from invocation import refused
 
 from rnn.errors import DeviceError
+from search.create_or_join import create_or_join
 from search.errors import LaunchError
 from search.launch.jobs import build_worker_command, prepare_launch
 from search.launch.launcher import (
@@ -24,9 +25,8 @@ from search.launch.launcher import (
     warn_of_loopback,
 )
 from search.launch.slurm import write_script
-from search.options import RunOptions
 from search.run import find_device
-from search.study import create_or_join
+from search.run_options import RunOptions
 
 SERVER = "postgresql+psycopg://me@host/studies"
 

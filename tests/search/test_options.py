@@ -6,8 +6,8 @@ from helpers import QUICK, TINY_OVERRIDES
 
 from rnn.errors import CorpusError, UserError
 from rnn_search.commands.searches import continue_search, refine, run_search
-from search.options import RunOptions, WorkerOptions, build_options, to_words
-from search.study import create_or_join, open_study
+from search.create_or_join import create_or_join, open_study
+from search.run_options import RunOptions, WorkerOptions, build_options, to_words
 
 
 def create(url, text, *overrides, **options):

@@ -12,8 +12,8 @@ import rnn_search
 import search.extend
 from rnn.errors import UserError
 from rnn_search import export_study, import_study
-from search.models import load_trial_model
-from search.study import StudyHandle
+from search.create_or_join import StudyHandle
+from search.stored_models import load_trial_model
 from search.worker.checkpoints import BestWeights
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig

@@ -8,9 +8,9 @@ from invocation import refused
 import rnn.own_code
 import rnn_search
 from rnn.errors import TaskError, UserError
-from search.models import export_trial
-from search.options import RunOptions
-from search.study import create_or_join, open_study
+from search.create_or_join import create_or_join, open_study
+from search.run_options import RunOptions
+from search.stored_models import export_trial
 from studies.records import Floors
 
 SUM = """

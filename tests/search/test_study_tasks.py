@@ -9,11 +9,11 @@ from helpers import join_study
 from invocation import refused
 
 import rnn.own_code
-import search.study
+import search.create_or_join
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import TaskError, UserError
-from search.options import RunOptions
-from search.study import StudyHandle
+from search.create_or_join import StudyHandle
+from search.run_options import RunOptions
 from studies.config import to_trial_config
 
 TASK = """
@@ -200,7 +200,7 @@ def test_worker_of_a_task_without_files_is_found_from_another_folder(folder, mon
         monkeypatch.chdir(folder / name)
         handles.append(open_study(storage=url))
     worker = handles[1].for_worker(RunOptions(study="mine.toml", storage=url))
-    opened = search.study.open_study("mine", url, worker)
+    opened = search.create_or_join.open_study("mine", url, worker)
     opened.storage.close()
     assert np.array_equal(draw(opened), draw(handles[0]))
 
@@ -227,6 +227,6 @@ def test_file_of_a_built_in_task_is_found_again(folder, monkeypatch):
     assert np.array_equal(draw(moved), draw(handle))
     worker = moved.for_worker(RunOptions(study="mine", storage=url))
     monkeypatch.chdir(folder)
-    opened = search.study.open_study("mine", url, worker)
+    opened = search.create_or_join.open_study("mine", url, worker)
     opened.storage.close()
     assert np.array_equal(draw(opened), draw(handle))

@@ -22,11 +22,11 @@ from rnn.training.evaluation import (
     compute_eval_losses,
 )
 from rnn.training.loop import TrainLoop
+from search.create_or_join import open_study
 from search.display import Display
-from search.options import RunOptions, WorkerOptions
 from search.run import run_workers
+from search.run_options import RunOptions, WorkerOptions
 from search.status import estimate_seconds_left
-from search.study import open_study
 from search.worker.checkpoints import Checkpoints
 from search.worker.claims import Claim, ClaimManager
 from search.worker.cpu_budget import ThreadBudget
@@ -466,7 +466,7 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
 def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypatch):
     """Also if the command names no precision and so adopts that of the study."""
     with monkeypatch.context() as patch:
-        patch.setattr("search.study.check_precision", lambda precision, device: None)
+        patch.setattr("search.create_or_join.check_precision", lambda precision, device: None)
         work(sqlite_url, text, precision="tf32")
     with pytest.raises(DeviceError, match="precision tf32 is not supported on cpu"):
         work(sqlite_url, text)

@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from rnn.network import count_parameters
-from search.options import RunOptions
+from search.create_or_join import StudyHandle, create_or_join
 from search.pruning.regression import DesignMatrix, Floats, Mask
 from search.pruning.scheduler import compute_rungs
-from search.study import StudyHandle, create_or_join
+from search.run_options import RunOptions
 from studies.attributes import (
     CHECKPOINTED,
     FAILURE,

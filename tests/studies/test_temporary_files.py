@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search.models import write_folder
+from search.stored_models import write_folder
 from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.files import STALE_SECONDS, atomic_write
 from studies.storage.open import open_storage

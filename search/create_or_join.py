@@ -27,8 +27,8 @@ from search.extend import (
     no_space_error,
 )
 from search.open_study import OpenStudy, require_stored
-from search.options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.pruning.audited_trials import draw_audited
+from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.study_cells import CodeStore, check_sources, load_cells
 from search.study_tasks import (
     ONLY,
