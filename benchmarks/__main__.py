@@ -27,8 +27,7 @@ BENCHMARKS = {
 SCRIPTS = """\
 scripts with arguments of their own (--help):
   python -m benchmarks.compare_speed BEFORE AFTER   training steps of two checkouts
-  python -m benchmarks.replay_pruning FILE …        pruners on recorded curves
-  python -m tests.simulations.error_rates NAME …    error rates of statistics"""
+  python -m benchmarks.replay_pruning FILE …        pruners on recorded curves"""
 
 
 def main(arguments: list[str] | None = None) -> None:

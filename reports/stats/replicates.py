@@ -55,13 +55,12 @@ LEVEL = 0.05
 CAUTION = 0.5
 """Standard errors by which the scatter of the variances is raised before they are moderated.
 
-Chosen by ``python -m tests.simulations.error_rates replicates``: where half of ten architectures
-have four times the variance of the others, studies of five runs have 5% false differences without
-it, 4% with it."""
+Chosen by simulations: where half of ten architectures have four times the variance of the others,
+studies of five runs have 5% false differences without it, 4% with it."""
 
 MIN_ARCHITECTURES = 6
-"""Architectures needed to moderate variances: five have 5 to 7% false differences, six 3 to 5%
-(``python -m tests.simulations.error_rates replicates``, table of few architectures)."""
+"""Architectures needed to moderate variances: in simulations, five have 5 to 7% false differences,
+six 3 to 5%."""
 
 
 # ------------------------------------------------------------------ differences

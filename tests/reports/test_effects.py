@@ -23,7 +23,7 @@ from reports.trial_table import find_traits
 from rnn_search import load
 from studies.measure import TEXT
 from studies.space import REPLICATE
-from tests.simulations import grids
+from tests.simulations.grids import GRID as SIMULATED_GRID
 from tests.simulations.grids import NOISE, Scenario, simulate
 
 A = Contrast("a", False, True)
@@ -165,9 +165,8 @@ def test_fewer_than_eight_pairs_are_no_test_without_other_noise(pairs, reason):
 
 def test_error_allows_for_the_noise_of_each_trial():
     """Of 192 trials those of one state size vary twenty times as much as the others."""
-    grid = grids.GRID | {"gate_e": [False, True]}
-    (study,) = simulate(Scenario(name="by size", noise_by_size=(1, 1, 20), grid=grid), 1)
-    table = study.observed
+    grid = {**SIMULATED_GRID, "gate_e": [False, True]}
+    ((_, table),) = simulate(Scenario(noise_by_size=(1, 1, 20), grid=grid), 1)
     small, large = (table.subset({"state_size": size}) for size in (16, 64))
     contrast = Contrast("gate_a", False, True)
     for part, noise in ((small, NOISE), (large, 20 * NOISE)):
@@ -198,11 +197,13 @@ def find_sources(table):
 
 def test_replicates_give_one_variance_unless_the_noise_differs():
     """Replicates of the best nine say little of other networks, which may vary more or less."""
-    equal = Scenario(name="equal", scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
-    (study,) = simulate(equal, 1)
-    assert find_sources(study.observed) == {NoiseSource.REPLICATES}
-    (study,) = simulate(replace(equal, noise_by_size=(1, 4, 16)), 1)
-    assert find_sources(study.observed) == {NoiseSource.INTERACTIONS}
+    equal = Scenario(scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
+    for scenario, source in (
+        (equal, NoiseSource.REPLICATES),
+        (replace(equal, noise_by_size=(1, 4, 16)), NoiseSource.INTERACTIONS),
+    ):
+        ((_, observed),) = simulate(scenario, 1)
+        assert find_sources(observed) == {source}
 
 
 def replicates_of(url, **config):

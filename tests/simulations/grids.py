@@ -1,28 +1,30 @@
 """Simulated grids of known effects and noise: what intervals and significance tests get right."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from reports.stats import Floats
-from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
+from reports.analysis.refinement import UNCHANGED, SourceComparison, compute_variant_effects
+from reports.stats import Floats, Integers
+from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.effects import FactorialTable
-from reports.stats.noise import Runs, estimate_run_noise
-
-GRID: Mapping[str, Sequence[bool | int]] = {
-    **{f"gate_{letter}": [False, True] for letter in "abcd"},
-    "layers": [1, 2],
-    "state_size": [16, 32, 64],
-}
-"""96 architectures."""
+from reports.stats.judged import estimate_selected
+from reports.stats.noise import Runs, Slopes, estimate_run_noise
 
 NOISE = 0.02
 """Standard deviation between runs, in nats, as between replicates of small networks."""
 
+SWITCHES: Mapping[str, Sequence[bool | int]] = {f"gate_{name}": [False, True] for name in "abcd"}
+
+GRID: Mapping[str, Sequence[bool | int]] = {
+    **SWITCHES,
+    "layers": [1, 2],
+    "state_size": [16, 32, 64],
+}
+"""96 architectures."""
 
 SMALL_GRID: Mapping[str, Sequence[bool | int]] = {
     "gate_a": [False, True],
@@ -31,6 +33,12 @@ SMALL_GRID: Mapping[str, Sequence[bool | int]] = {
     "state_size": [8, 16],
 }
 """24 architectures, as in the example of the README."""
+
+RATES = 3
+"""Number of values of the nuisance parameter."""
+
+Tables = tuple[FactorialTable, FactorialTable]
+"""Table of the expected values, and the observed one with the estimated noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,40 +53,29 @@ class Scenario:
         joint: effect of each of the first two switches where the other one is on, and only there.
         noise_by_size: factor of the noise of each state size.
         replicates: number of replicates of the best tenth of the architectures; 0 for none.
-        grid: values of each parameter, ``state_size`` among them; :data:`GRID` by default.
+        grid: values of each parameter, ``state_size`` among them.
     """
 
-    name: str
     scales: Sequence[float] = (0.2, 0.1, 0.05)
     reversal: float = 0.0
     joint: float = 0.0
     noise_by_size: Sequence[float] = (1, 1, 1)
     replicates: int = 0
-    grid: Mapping[str, Sequence[bool | int]] | None = None
+    grid: Mapping[str, Sequence[bool | int]] = field(default_factory=lambda: GRID)
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """One simulated study."""
-
-    truth: FactorialTable
-    observed: FactorialTable
-    deviations: Floats  # between runs, of each trial
-
-
-def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulation]:
+def simulate(scenario: Scenario, count: int = 40, seed: int = 0) -> Iterator[Tables]:
     """Draw studies of a scenario; each has other effects and other noise."""
     generator = np.random.default_rng(seed)
-    grid = scenario.grid or GRID
-    parameters = list(grid)
-    rows = itertools.product(*grid.values())
+    parameters = list(scenario.grid)
+    rows = itertools.product(*scenario.grid.values())
     frame = pd.DataFrame(rows, columns=parameters).assign(value=0.0)
     empty = FactorialTable.from_frame(frame, parameters, is_grid=False)
     factors = np.array(scenario.noise_by_size)
     deviations = NOISE * factors[empty.codes[:, parameters.index("state_size")] % len(factors)]
     signs = 2 * empty.codes[:, [0, 1]] - 1
     for _ in range(count):
-        expected = draw_values(empty.codes, scenario.scales, generator)
+        expected = _draw_values(empty.codes, scenario.scales, generator)
         expected = expected + scenario.reversal / 2 * signs[:, 0] * signs[:, 1]
         expected = expected + scenario.joint * empty.codes[:, 0] * empty.codes[:, 1]
         values = expected + generator.normal(size=len(expected)) * deviations
@@ -93,12 +90,11 @@ def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulati
             drawn += generator.normal(size=len(trials)) * deviations[trials]
             runs = Runs(empty.codes[trials], replicates, drawn)
         noise = estimate_run_noise(empty.codes, values, runs)
-        truth = replace(empty, values=expected)
-        yield Simulation(truth, replace(empty, values=values, noise=noise), deviations)
+        yield replace(empty, values=expected), replace(empty, values=values, noise=noise)
 
 
-def draw_values(
-    codes: NDArray[np.int64], scales: Sequence[float], generator: np.random.Generator
+def _draw_values(
+    codes: Integers, scales: Sequence[float], generator: np.random.Generator
 ) -> Floats:
     """Draw effects of each order for every combination of levels, and add them up."""
     values = np.full(len(codes), 2.0)
@@ -110,17 +106,107 @@ def draw_values(
     return values
 
 
-def names_zero(study: Simulation) -> bool:
-    """Return whether the answer of a study names an effect that is zero."""
-    table = study.observed
-    effects = table.compute_effects()
-    ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    named = [effect.main.contrast for effect in ranked if effect.is_significant]
-    return any(abs(study.truth.compute_effect(contrast).mean) < 1e-9 for contrast in named)
-
-
 def find_flags(table: FactorialTable) -> tuple[bool, bool]:
     """Return whether any effect differs between values, and whether any has opposite signs."""
     found = compute_conditional_effects(table, table.compute_effects())
     differs = any(effect.is_significant for effect in found)
     return differs, any(effect.has_opposite_signs for effect in found)
+
+
+def cover_effects(truth: FactorialTable, observed: FactorialTable) -> Iterator[bool]:
+    """Yield whether the interval of each effect has the true mean."""
+    for effect in observed.compute_effects():
+        yield effect.low <= truth.compute_effect(effect.contrast).mean <= effect.high
+
+
+# ------------------------------------------------------------------ uneven noise
+
+
+def _build_grid(is_whole: bool, factor: float) -> tuple[FactorialTable, Floats]:
+    """Build four switches and 1 to 3 layers; the networks of three, 16 or only 4, are noisy."""
+    frame = pd.DataFrame(
+        itertools.product(*SWITCHES.values(), [1, 2, 3]), columns=[*SWITCHES, "layers"]
+    )
+    is_kept = is_whole | ~frame["gate_a"] & ~frame["gate_b"]
+    frame = frame[(frame["layers"] < 3) | is_kept].assign(value=0.0)
+    table = FactorialTable.from_frame(frame, [*SWITCHES, "layers"], is_grid=False)
+    return table, np.where(frame["layers"] == 3, factor, 1.0) * NOISE
+
+
+def simulate_few_noisy() -> Iterator[Tables]:
+    """Draw studies with main effects of which four deep networks have ten times the noise."""
+    generator = np.random.default_rng(0)
+    empty, deviations = _build_grid(is_whole=False, factor=10)
+    for _ in range(30):
+        truth = _draw_values(empty.codes, (0.1,), generator)
+        values = truth + generator.normal(size=len(truth)) * deviations
+        noise = estimate_run_noise(empty.codes, values)
+        yield replace(empty, values=truth), replace(empty, values=values, noise=noise)
+
+
+Gaps = Callable[[Integers], Floats]
+"""Excess losses (architectures, rates) of architectures with these numbers of layers."""
+
+
+def equal_rates(layers: Integers) -> Floats:
+    return np.zeros((len(layers), RATES))
+
+
+def mixed_rates(layers: Integers) -> Floats:
+    """Return equal excess losses for three layers; for others another rate is the best of each."""
+    distances = np.abs(np.arange(RATES) - layers[:, None]) * 0.6
+    return np.where(layers[:, None] == RATES - 1, 0.0, distances)
+
+
+def simulate_tuned(gaps: Gaps, factor: float) -> Iterator[Tables]:
+    """Draw studies of 48 architectures at three rates each, without any effect at the best.
+
+    What is observed of an architecture is the expected value of another run at its best rate.
+    """
+    generator = np.random.default_rng(0)
+    empty, deviations = _build_grid(True, factor)
+    size = len(deviations)
+    codes = np.hstack(
+        [np.repeat(empty.codes, RATES, axis=0), np.tile(np.arange(RATES), size)[:, None]]
+    )
+    means = 2.0 + gaps(empty.codes[:, -1])
+    for _ in range(30):
+        values = means + generator.normal(size=means.shape) * deviations[:, None]
+        noise = estimate_run_noise(codes, values.ravel())
+        assert noise is not None
+        expected, slopes = estimate_selected(
+            values.ravel(),
+            noise.deviations.of_trials,
+            np.repeat(np.arange(size), RATES),
+        )
+        groups = noise.deviations.groups[np.arange(size) * RATES + values.argmin(axis=1)]
+        noise_at_best = estimate_run_noise(empty.codes, expected)
+        assert noise_at_best is not None
+        slopes_at_best = Slopes(slopes, groups, noise.deviations.degrees)
+        yield (
+            replace(empty, values=means.min(axis=1)),
+            replace(empty, values=expected, noise=replace(noise_at_best, slopes=slopes_at_best)),
+        )
+
+
+def simulate_variants() -> Iterator[bool]:
+    """Draw derived studies of six architectures with four changes, three runs of each.
+
+    Yield whether the last change is significant: none has an effect, and it adds noise twelvefold.
+    """
+    generator = np.random.default_rng(0)
+    variants = (UNCHANGED, "a", "b", "c", "deep")
+    rows = [
+        (origin, name, f"{origin} {name}", replicate)
+        for origin, name, replicate in itertools.product(range(6), variants, (1, 2, 3))
+    ]
+    keys = ["origin", "source_value", "variant", "label"]
+    for _ in range(60):
+        runs = pd.DataFrame(rows, columns=["origin", "variant", "label", "replicate"])
+        noise = NOISE * np.where(runs["variant"] == "deep", 12, 1.0)
+        values = 2 + 0.05 * runs["origin"] + generator.normal(size=len(runs)) * noise
+        runs = runs.assign(value=values, source_value=2.0)
+        means = runs.groupby(keys)["value"].mean().reset_index()
+        comparison = SourceComparison("s", "d", means, runs[["label", "replicate", "value"]])
+        effects = {effect.variant: effect for effect in compute_variant_effects(comparison)}
+        yield effects["deep"].is_significant

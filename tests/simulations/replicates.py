@@ -1,22 +1,25 @@
-"""Error rates and power of verdicts on architectures, in simulated studies.
+"""Simulated replicates: error rates of verdicts on architectures, and of effects in unequal runs.
 
 A simulated study has the effects of a real one: of the run, common to all architectures of a
 replicate number; of the evaluation window; of each architecture with each run and each window; and
-noise. Only what differs between architectures matters, because all comparisons are paired. Studies
-are simulated many at a time.
+noise. Only what differs between architectures matters, because all comparisons are paired.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from reports.stats import Booleans, Floats
+from reports.stats.design import Contrast
+from reports.stats.effects import FactorialTable
 from reports.stats.estimate import adjust_by_holm
 from reports.stats.replicates import (
     LEVEL,
     bound_distances,
+    compare_pairwise,
     compute_moments,
     compute_p_values,
     compute_widths,
@@ -26,9 +29,6 @@ from reports.stats.replicates import (
 RUN_NOISE, TEXT_NOISE, REST = 0.02, 0.002, 0.05
 """Bits per byte: standard deviation of a run; standard error of an architecture's mean over the
 windows; standard deviation of one window of one run."""
-
-TEXT_NOISES = (0.0, TEXT_NOISE, 0.01)
-"""Standard errors over the windows of which tables are printed: none, as measured, and large."""
 
 MARGIN = 0.02
 ARCHITECTURES = 10
@@ -48,23 +48,26 @@ is said of the variance."""
 class Verdicts:
     """Verdicts on the architectures of many studies after one comparison of all runs."""
 
-    means: Floats  # (S, K)
+    gaps: Floats  # (K,), true distances from the best
     is_worse: Booleans  # (S, K, K), whether the row is significantly worse than the column
     bounds: Floats  # (S, K), upper confidence bounds of the distances from the best
 
-    @property
-    def is_as_good(self) -> Booleans:
-        """Whether each architecture (S, K) is as good as the best."""
-        return np.asarray(self.bounds < MARGIN)
+    def count_false_worse(self) -> float:
+        """Return the share of studies that call an architecture worse than one it equals."""
+        is_false = self.is_worse & (self.gaps[:, None] <= self.gaps)
+        return float(is_false.any(axis=(1, 2)).mean())
+
+    def count_false_as_good(self) -> float:
+        """Return the share of studies that call a distance of the margin or more as good."""
+        return float(((self.bounds < MARGIN) & (self.gaps >= MARGIN)).any(axis=1).mean())
+
+    def count_exceeded_bounds(self) -> float:
+        """Return the share of studies in which any distance is larger than its bound."""
+        return float((self.bounds < self.gaps).any(axis=1).mean())
 
 
-def simulate_losses(
-    generator: np.random.Generator,
-    noise: Floats,
-    runs: int,
-    studies: int,
-    windows: int = 64,
-    text_noise: float = TEXT_NOISE,
+def _simulate_losses(
+    generator: np.random.Generator, noise: Floats, runs: int, studies: int, windows: int = 64
 ) -> Floats:
     """Simulate the losses (S, K, R, W) of equal architectures, without what all have in common.
 
@@ -73,71 +76,99 @@ def simulate_losses(
     draw, size = generator.normal, len(noise)
     losses = draw(scale=REST, size=(studies, size, runs, windows))
     losses += draw(size=(studies, size, runs, 1)) * RUN_NOISE * noise[:, None, None]
-    losses += draw(scale=text_noise * windows**0.5, size=(studies, size, 1, windows))
+    losses += draw(scale=TEXT_NOISE * windows**0.5, size=(studies, size, 1, windows))
     return losses
 
 
-def compare(losses: Floats, designs: Sequence[Floats]) -> list[Verdicts]:
-    """Compare the architectures of many studies by their losses (S, K, R, W).
-
-    Args:
-        losses: losses of equal architectures.
-        designs: true distances from the best (K,) that are added, for each of the results.
-    """
+def _compare(losses: Floats, gaps: Floats) -> Verdicts:
+    """Compare architectures with losses (S, K, R, W) to which true distances (K,) are added."""
     studies, size, runs, windows = losses.shape
     pairs = np.array(list(itertools.combinations(range(size), 2))).T
     first, second = pairs
     moments = compute_moments(losses[:, first] - losses[:, second])
     parts = estimate_variances(moments, np.full(len(first), runs), windows, pairs)
     alone, widths = (compute_widths(*parts, tail) for tail in (LEVEL / 2, LEVEL / (size - 1)))
-    results = []
-    for gaps in designs:
-        mean, p = moments.mean + gaps[first] - gaps[second], np.ones(moments.mean.shape)
-        found = np.abs(mean) > alone  # the others are not significant after a correction either
-        p[found] = compute_p_values(mean[found], *(part[found] for part in parts))
-        is_different = adjust_by_holm(p) < LEVEL
-        is_worse, upper = (
-            np.zeros((studies, size, size), dtype=bool),
-            np.zeros((studies, size, size)),
-        )
-        is_worse[:, first, second] = is_different & (mean > 0)
-        is_worse[:, second, first] = is_different & (mean < 0)
-        upper[:, first, second], upper[:, second, first] = widths + mean, widths - mean
-        means = losses.mean(axis=(2, 3)) + gaps
-        results.append(Verdicts(means, is_worse, bound_distances(upper)))
-    return results
+    mean = moments.mean + gaps[first] - gaps[second]
+    p = np.ones(mean.shape)
+    found = np.abs(mean) > alone  # the others are not significant after a correction either
+    p[found] = compute_p_values(mean[found], *(part[found] for part in parts))
+    is_different = adjust_by_holm(p) < LEVEL
+    is_worse = np.zeros((studies, size, size), dtype=bool)
+    is_worse[:, first, second] = is_different & (mean > 0)
+    is_worse[:, second, first] = is_different & (mean < 0)
+    upper = np.zeros((studies, size, size))
+    upper[:, first, second] = widths + mean
+    upper[:, second, first] = widths - mean
+    return Verdicts(gaps, is_worse, bound_distances(upper))
 
 
-def simulate_verdicts(
-    designs: Sequence[Floats],
-    noise: Floats,
-    runs: int,
-    studies: int,
-    text_noise: float = TEXT_NOISE,
-) -> list[Verdicts]:
-    """Compare all runs of many studies, for each design; see :func:`compare`."""
+def simulate_verdicts(gaps: Floats, noise: str, runs: int) -> Verdicts:
+    """Compare all runs of 200 studies with one of :data:`NOISES`, some at a time."""
     generator = np.random.default_rng(1)
     chunks = [
-        compare(
-            simulate_losses(generator, noise, runs, min(CHUNK, studies - i), text_noise=text_noise),
-            designs,
-        )
-        for i in range(0, studies, CHUNK)
+        _compare(_simulate_losses(generator, NOISES[noise], runs, CHUNK), gaps)
+        for _ in range(0, 200, CHUNK)
     ]
-    return [
-        Verdicts(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]))
-        )
-        for parts in zip(*chunks, strict=True)
+    is_worse = np.concatenate([chunk.is_worse for chunk in chunks])
+    return Verdicts(gaps, is_worse, np.concatenate([chunk.bounds for chunk in chunks]))
+
+
+def simulate_lost_runs() -> Iterator[bool]:
+    """Yield whether two of ten equal architectures differ.
+
+    The first has 144 times the variance of the others, and lost three of its five runs.
+    """
+    generator = np.random.default_rng(1)
+    noise = np.where(np.arange(ARCHITECTURES) == 0, 12.0, 1.0)
+    for _ in range(100):
+        losses = _simulate_losses(generator, noise, 5, 1, windows=16)[0]
+        by_run = {
+            str(i): dict(enumerate(of_runs if i else of_runs[:2]))
+            for i, of_runs in enumerate(losses)
+        }
+        pairs = compare_pairwise(by_run).pairs.values()
+        yield any(difference.is_significant for difference in pairs)
+
+
+# ------------------------------------------------------------------ effects in unequal runs
+
+ORDER_NOISE, NOISE_OF_RUNS = 0.02, 0.01
+"""Standard deviation of the common effect of an order of the text, and of a run, in nats."""
+
+Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""Replicate numbers of the architectures of a study, without and with a switch, by context."""
+
+UNEQUAL: Runs = [(range(20), range(3))] * 4
+ONE_LOST: Runs = [(range(3), range(1, 3)), *[(range(3), range(3))] * 3]
+"""The hardest run of an architecture with the switch has no value."""
+
+
+def _draw_study(runs: Runs, effect: float, generator: np.random.Generator) -> pd.DataFrame:
+    """Draw the runs of a study: ``switch``, ``context``, ``replicate`` and ``value``.
+
+    All runs of a replicate read the text in the same order, which moves their losses by a common
+    effect. That of the first replicate is the largest of three.
+    """
+    orders = generator.normal(scale=ORDER_NOISE, size=20)
+    hardest = int(orders[:3].argmax())
+    orders[[0, hardest]] = orders[[hardest, 0]]
+    contexts = generator.normal(scale=0.1, size=len(runs))
+    rows = [
+        (switch, context, run, contexts[context] + effect * switch + orders[run])
+        for context, sides in enumerate(runs)
+        for switch, side in zip((False, True), sides, strict=True)
+        for run in side
     ]
+    frame = pd.DataFrame(rows, columns=["switch", "context", "replicate", "value"])
+    frame["value"] += generator.normal(scale=NOISE_OF_RUNS, size=len(frame))
+    return frame
 
 
-def count_false_worse(verdicts: Verdicts, gaps: Floats) -> float:
-    """Return the share of studies in which an architecture is called worse than one it equals."""
-    is_false = verdicts.is_worse & (gaps[:, None] <= gaps)
-    return float(is_false.any(axis=(1, 2)).mean())
-
-
-def count_false_as_good(verdicts: Verdicts, gaps: Floats) -> float:
-    """Return the share of studies in which a distance of the margin or more is called as good."""
-    return float((verdicts.is_as_good & (gaps >= MARGIN)).any(axis=1).mean())
+def simulate_differences(runs: Runs, effect: float = 0.0) -> Iterator[bool]:
+    """Yield whether the switch is significant in each study."""
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        table = FactorialTable.from_runs(
+            _draw_study(runs, effect, generator), ["switch", "context"]
+        )
+        yield table.compute_effect(Contrast("switch", False, True)).is_significant
