@@ -22,7 +22,8 @@ from rnn_search.study import Study, load
 from search.display import Display
 from search.launch.jobs import prepare_launch
 from search.run import RunResult, run_workers
-from search.run_options import RunOptions, build_options
+from search.run_options import RunOptions
+from studies.option_models import build_options
 from studies.storage.open import (
     ARTIFACTS_VARIABLE,
     STORAGE_VARIABLE,

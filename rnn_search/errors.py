@@ -26,10 +26,3 @@ def to_path(name: str, value: object) -> Path:
     if not isinstance(value, str | Path):
         raise UserError(f"{name} is {shorten(repr(value))}: expected a path")
     return Path(value)
-
-
-def require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """Raise UserError if an argument is not an integer from ``low`` to ``high``."""
-    if type(value) is not int or value < low or (high is not None and value > high):
-        bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name} is {shorten(repr(value))}: expected an integer {bounds}")

@@ -20,6 +20,7 @@ from studies.exchange import export_study as export_stored
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
 from studies.management import ListedStudy
+from studies.option_models import build_options
 from studies.storage.open import artifacts_or_default, read_storage, storage_or_default
 from studies.text import expect_one_of, shorten
 
@@ -106,7 +107,9 @@ def import_results(
         storage: URL of the storage to write, which is created if it does not exist.
         dry_run: whether to write nothing: ``roles`` of the result say what the columns are.
     """
-    options = ImportOptions(
+    options = build_options(
+        ImportOptions,
+        is_command=False,
         value=value,
         maximize=maximize,
         metric=metric,

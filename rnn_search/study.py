@@ -1,6 +1,5 @@
 """Stored studies: their results, and their trained networks."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna import Study as OptunaStudy
 
 from rnn.errors import TaskError, UserError
-from rnn_search.errors import require_integer, require_text, to_path
+from rnn_search.errors import require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
+from studies.option_models import build_options
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import database_path, parse_url
@@ -27,7 +27,7 @@ from studies.storage.open import (
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.text import expect_one_of, shorten, to_printable
+from studies.text import expect_one_of, shorten
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt
@@ -425,21 +425,17 @@ class Trial:
             UserError: if a number has another type or is out of range.
             TaskError: if the study's task is another one than text.
         """
-        from rnn.export import generate
+        from search.stored_models import SampleOptions
 
-        require_text(prompt=prompt)
-        require_integer("length", length)
-        require_integer("seed", seed, 0, 2**32 - 1)
-        if top_k is not None:
-            require_integer("top_k", top_k)
-        is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-        if not (is_number and temperature >= 0):
-            raise UserError(
-                f"temperature is {shorten(repr(temperature))}: expected a number of 0 or more"
-            )
-        start = os.fsencode(prompt)
-        text = generate(self._load(), start, length, temperature, top_k, seed)
-        return to_printable(start + text)
+        given = {
+            "prompt": prompt,
+            "length": length,
+            "temperature": temperature,
+            "top_k": top_k,
+            "seed": seed,
+        }
+        options = build_options(SampleOptions, is_command=False, **given)
+        return options.generate(self._load())
 
     def export(self, folder: str | Path) -> Path:
         """Export the network to a new or empty folder, as ``rnn-search export`` does; return it.

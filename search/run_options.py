@@ -5,11 +5,11 @@ need no PyTorch.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from rnn.errors import UserError
 from search.derive import MAX_UNCONFIRMED
@@ -25,18 +25,11 @@ from studies.loader import (
     load_trial_config,
     override_settings,
 )
-from studies.records import StrictModel, first_message
-from studies.text import shorten, study_name
+from studies.option_models import Options, option, to_words
+from studies.text import study_name
 
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""
-
-_Options = TypeVar("_Options", bound=StrictModel)
-
-
-def _option(default: Any, text: str, **command_line: Any) -> Any:
-    """Describe an option; what the command line has in addition is named as in ``click.option``."""
-    return Field(default=default, description=text, json_schema_extra=command_line)
 
 
 def _parse_lockstep(value: object) -> object:
@@ -56,7 +49,7 @@ def _parse_until(value: object) -> object:
     return value
 
 
-class WorkerOptions(StrictModel):
+class WorkerOptions(Options):
     """What may differ between the workers of a study.
 
     Attributes:
@@ -65,39 +58,39 @@ class WorkerOptions(StrictModel):
         until: seconds after which to stop.
     """
 
-    overrides: tuple[str, ...] = _option(
+    overrides: tuple[str, ...] = option(
         (),
         "Override a setting of the config, as in training.steps=2000; may be repeated.",
         flag="--set",
         metavar="KEY=VALUE",
     )
-    corpus: str | None = _option(
+    corpus: str | None = option(
         None,
         "Corpus to use instead of the config's: stdlib, enwik8 or a file.",
         metavar="NAME|PATH",
     )
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = _option(
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = option(
         None, "CPU threads per worker.", show_default="share of this machine's cores"
     )
     lockstep: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_lockstep)] = (
-        _option(
+        option(
             None,
             "Maximum number of networks that a worker trains in lockstep.",
             metavar="auto|K",
             show_default="auto",
         )
     )
-    device: str = _option("auto", "Device to train on.", metavar="auto|cpu|cuda[:i]")
-    wait: bool = _option(
+    device: str = option("auto", "Device to train on.", metavar="auto|cpu|cuda[:i]")
+    wait: bool = option(
         True,
         "Exit when no trial is left to claim, even if other workers still run some.",
         flag="--no-wait",
     )
-    until: Annotated[float | None, BeforeValidator(_parse_until)] = _option(
+    until: Annotated[float | None, BeforeValidator(_parse_until)] = option(
         None, "Stop cleanly after this time, as in 45m, 3h or 1h30m.", metavar="DURATION"
     )
     artifacts: str | None = None
-    report: bool = _option(
+    report: bool = option(
         True, "Do not write a report when the study is finished.", flag="--no-report"
     )
 
@@ -111,56 +104,58 @@ class RunOptions(WorkerOptions):
         settings: settings of the study, named ``study``, in place of a file; None for the file.
         by_name: whether to work on the stored study ``study`` as it is: nothing is compared.
         is_refinement: whether the study must derive from another.
-        is_command: whether the options come from a command line, which messages then name.
     """
 
     study: str
     storage: str
-    name: Annotated[str, Field(min_length=1)] | None = _option(
+    name: Annotated[str, Field(min_length=1)] | None = option(
         None, "Name of the study.", show_default="name of its config, or STUDY-trial-N"
     )
-    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = _option(
+    trial: Annotated[int, Field(ge=0, lt=2**63)] | None = option(
         None,
         "Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
         metavar="N",
     )
     settings: Mapping[str, Any] | None = None
-    precision: PrecisionSetting | None = _option(
+    precision: PrecisionSetting | None = option(
         None, "Precision of matrix products; fixed when the study is created."
     )
-    prune: bool = _option(
+    prune: bool = option(
         False,
         "Prune trials that are unlikely to finish among the best; same as --set "
         "pruning.enabled=true.",
     )
-    extend: bool = _option(
+    extend: bool = option(
         False,
         "Add trials for values that were added to the config's search space, or for more "
         "refinement.replicates; store another question, report_threshold or nuisance.",
     )
-    partial: bool = _option(False, "Accept a source study that is not finished.")
-    yes: bool = _option(
+    partial: bool = option(False, "Accept a source study that is not finished.")
+    yes: bool = option(
         False, f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise."
     )
-    is_stored: bool = _option(
+    is_stored: bool = option(
         False, "STUDY is the name of a study in the storage; no file is read.", flag="--stored"
     )
     by_name: bool = False
     is_refinement: bool = False
-    is_command: bool = True
-    workers: Annotated[int, Field(ge=1, le=10_000)] = _option(
+    workers: Annotated[int, Field(ge=1, le=10_000)] = option(
         1, "Worker processes to start on this machine, or jobs on a cluster."
     )
-    launch: str = _option(
+    launch: str = option(
         "local",
         "Where to start the workers: on this machine, or as jobs of a cluster.",
         metavar="local|slurm|ray[://HOST:PORT]",
     )
-    launch_set: tuple[str, ...] = _option(
+    launch_set: tuple[str, ...] = option(
         (),
         "Option of the cluster's jobs, as in partition=gpu or time=04:00:00; may be repeated.",
         metavar="KEY=VALUE",
     )
+
+    def model_post_init(self, _: Any) -> None:
+        """Refuse a target that is not understood."""
+        assert self.target
 
     @cached_property
     def target(self) -> LaunchTarget:
@@ -237,52 +232,3 @@ _DEFINING = (
 
 _STATED = ("trial", "name", "overrides")
 """Those that a recorded call in Python states in another way."""
-
-
-def to_words(options: WorkerOptions, names: Iterable[str] | None = None) -> list[str]:
-    """Return the words of a command line that state options, without those that are defaults.
-
-    Args:
-        options: the options.
-        names: names of those to state; None for those of a worker.
-    """
-    words: list[str] = []
-    for name in WorkerOptions.model_fields if names is None else names:
-        value, field = getattr(options, name), type(options).model_fields[name]
-        flag = flag_of(type(options), name)
-        if value == field.default:
-            continue
-        if value is False and not flag.startswith("--no-"):
-            words.append(f"--no-{flag.removeprefix('--')}")
-        elif isinstance(value, bool):
-            words.append(flag)
-        elif isinstance(value, tuple):
-            words += [word for each in value for word in (flag, each)]
-        else:
-            words += [flag, f"{value:f}s" if name == "until" else str(value)]
-    return words
-
-
-def flag_of(model: type[StrictModel], name: str) -> str:
-    """Return the option of the command line that sets a field."""
-    extra: Any = model.model_fields[name].json_schema_extra or {}
-    return str(extra.get("flag", f"--{name.replace('_', '-')}"))
-
-
-def build_options(model: type[_Options], **values: Any) -> _Options:
-    """Return options that a user gives.
-
-    Raises:
-        UserError: if one is invalid, in one line.
-    """
-    try:
-        options = model(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        shown = flag_of(model, name) if values.get("is_command", True) else name
-        message = first_message(error)
-        raise UserError(f"{shown} is {shorten(repr(first['input']))}: {message}") from error
-    if isinstance(options, RunOptions):
-        _ = options.target
-    return options

@@ -2,27 +2,55 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import click
 from optuna.trial import TrialState
+from pydantic import Field
 
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
-from rnn.export import SavedModel, SavedTask, deserialize_model, export_files
+from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
 from studies.artifacts import ArtifactFolders
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
 from studies.files import remove_temporary_files_of, temporary_path
 from studies.measure import find_measure
+from studies.option_models import Options, option
 from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import format_trials
+from studies.text import format_trials, to_printable
+
+
+class SampleOptions(Options):
+    """How text is generated."""
+
+    prompt: str = option("", "Text to continue; a line feed if empty.", metavar="TEXT")
+    length: Annotated[int, Field(ge=1)] = option(500, "Number of tokens to generate.")
+    temperature: Annotated[float, Field(ge=0)] = option(
+        0.8, "Sampling temperature; 0 always takes the most likely token.", type=float
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = option(
+        None, "Sample from the K most likely tokens only."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = option(0, "Seed of the sampling.")
+
+    def generate(self, model: SavedModel) -> str:
+        """Return the prompt and the text with which a model continues it.
+
+        Raises:
+            TaskError: if the model was trained on another task than text.
+        """
+        start = os.fsencode(self.prompt)
+        text = generate(model, start, self.length, self.temperature, self.top_k, self.seed)
+        return to_printable(start + text)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import optuna
 from optuna.distributions import (
@@ -25,11 +25,13 @@ from optuna.distributions import (
 )
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from pydantic import BeforeValidator
 
 from rnn.errors import UserError
 from studies.artifacts import new_folder
 from studies.attributes import FAILURE, IS_GRID_TRIAL, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
+from studies.option_models import Options, option, to_words
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
 from studies.storage.edits import create_study, to_note_attributes, write_note
@@ -254,20 +256,43 @@ def _read_study(study: optuna.Study, where: str = "") -> _Table:
 # ------------------------------------------------------------------ imports
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """What a user says about results, as options of ``rnn-search import``; None and "" for nothing.
+def _split_names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, Sequence) else value or ()
 
-    An import returns them with each role named.
-    """
 
-    value: str = "value"
-    maximize: bool | None = None
-    metric: str = ""
-    unit: str = ""
-    parameters: Sequence[str] = ()
-    replicate: str | None = None
-    nuisance: Sequence[str] = ()
+_Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+
+
+class ImportOptions(Options):
+    """What a user says about results. An import returns them with each role named."""
+
+    value: str = option("value", "Column of the results.", metavar="COLUMN")
+    maximize: bool | None = option(
+        None,
+        "Whether a higher value is better; by default as its name or the study says.",
+        flag="--maximize/--minimize",
+    )
+    metric: str = option("", "Name of the value, for the report.", metavar="NAME")
+    unit: str = option("", "Unit of the value, for the report.", metavar="TEXT")
+    parameters: _Names = option(
+        (),
+        "Columns that are parameters; by default a guess, which is printed.",
+        metavar="A,B,…",
+        multiple=False,
+    )
+    replicate: str | None = option(
+        None,
+        "Column that numbers repeated runs; by default replicate or seed.",
+        metavar="COLUMN",
+    )
+    nuisance: _Names = option(
+        (),
+        "Parameters at whose best values each configuration is judged.",
+        metavar="A,B,…",
+        multiple=False,
+    )
 
     @property
     def title(self) -> str:
@@ -332,7 +357,7 @@ def import_results(
     _check_repeats(table, roles, is_sure)
     command = ""
     if isinstance(source, str | Path):
-        command = shlex.join([*words, *_to_words(roles)])
+        command = shlex.join([*words, *to_words(roles)])
     trials = _read_trials(table, roles)
     config = _build_config(table, roles)
     if not dry_run:
@@ -353,19 +378,6 @@ def _open_study(url: str, study: str | None) -> tuple[_Table, str]:
             )
         name = study or names[0]
         return _read_study(load_study(opened, name), f" of {where}"), name
-
-
-def _to_words(options: ImportOptions) -> list[str]:
-    """Return the words of a command that state options."""
-    words = []
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if option.name == "maximize":
-            words.append("--maximize" if value else "--minimize")
-        elif value:
-            text = value if isinstance(value, str) else ",".join(value)
-            words += [f"--{option.name}", text]
-    return words
 
 
 # ------------------------------------------------------------------ roles of columns
@@ -402,14 +414,14 @@ def _find_roles(table: _Table, options: ImportOptions) -> ImportOptions:
             f"{table.source}: --nuisance names {', '.join(nuisance)}: expected some of "
             f"the parameters {', '.join(parameters)}, and not all"
         )
-    return replace(
-        options,
-        value=value,
-        maximize=maximize,
-        parameters=parameters,
-        replicate=replicate,
-        nuisance=nuisance,
-    )
+    found = {
+        "value": value,
+        "maximize": maximize,
+        "parameters": tuple(parameters),
+        "replicate": replicate,
+        "nuisance": tuple(nuisance),
+    }
+    return options.model_copy(update=found)
 
 
 def _find_replicate(table: _Table, taken: Sequence[str]) -> str | None:

@@ -153,9 +153,9 @@ def test_trial_is_sampled_and_exported_as_by_the_commands(study, invoke, tmp_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"length": 2.5}, "length is 2.5: expected an integer of 1 or more"),
-        ({"seed": 2**32}, "seed is 4294967296: expected an integer from 0 to 4294967295"),
-        ({"temperature": -1}, "temperature is -1: expected a number of 0 or more"),
+        ({"length": 2.5}, "length is 2.5: input should be a valid integer"),
+        ({"seed": 2**32}, "seed is 4294967296: input should be less than 4294967296"),
+        ({"temperature": -1}, "temperature is -1: input should be greater than or equal to 0"),
     ],
 )
 def test_bad_number_of_a_sample_is_an_error(study, given, message):

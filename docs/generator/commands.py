@@ -21,7 +21,7 @@ _CODE = re.compile(
 )
 """Options, settings and URLs in the text of a command's help."""
 
-_METAVARS = {"INTEGER RANGE": "N", "FLOAT RANGE": "X", "INTEGER": "N", "PATH": "FILE"}
+_METAVARS = {"INTEGER RANGE": "N", "FLOAT": "X", "INTEGER": "N", "PATH": "FILE"}
 
 
 def list_commands() -> str:

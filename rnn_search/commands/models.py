@@ -1,6 +1,5 @@
 """The commands that check a user's cell or task, and that use a trained model."""
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,25 +11,26 @@ from torch import nn
 from rnn.autograd import lockstep_obstacle
 from rnn.config import BUILT_IN_CELLS, format_value
 from rnn.errors import UserError
-from rnn.export import generate
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from rnn_search.commands.options import (
     artifacts_option,
     debug_option,
+    options_of,
     storage_options,
     study_argument,
 )
 from search.contract_check import check_networks, check_task, list_networks
 from search.floors import describe_floors
-from search.stored_models import export_trial, load_trial_model
+from search.stored_models import SampleOptions, export_trial, load_trial_model
 from search.study_cells import load_record, read_values
 from search.study_tasks import load_task_of
 from studies.loader import load_overrides
+from studies.option_models import build_options
 from studies.records import CellOption
 from studies.space import cell_name
 from studies.study_settings import EvaluationSettings
-from studies.text import format_count, shorten, to_printable
+from studies.text import format_count, shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -62,49 +62,14 @@ def _model_options(command: _F) -> _F:
 
 @click.command
 @study_argument
-@click.option("--prompt", metavar="TEXT", default="", help="Text to continue.")
-@click.option(
-    "--length",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    help="Number of tokens to generate.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.8,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the most likely token.",
-)
-@click.option(
-    "--top-k", type=click.IntRange(min=1), help="Sample from the K most likely tokens only."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the sampling.",
-)
+@options_of(SampleOptions)
 @_model_options
 def sample(
-    study: str,
-    prompt: str,
-    length: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-    trial: int | None,
-    storage: str,
-    artifacts: str | None,
+    study: str, trial: int | None, storage: str, artifacts: str | None, **options: Any
 ) -> None:
     """Generate text with the model of a trial, if the study's task is text."""
-    if math.isnan(temperature):  # click accepts NaN in any range
-        raise click.BadParameter("--temperature is nan: expected 0 or more")
-    model = load_trial_model(study, trial, storage, artifacts).model
-    start = prompt.encode()
-    text = to_printable(start + generate(model, start, length, temperature, top_k, seed))
+    checked = build_options(SampleOptions, **options)
+    text = checked.generate(load_trial_model(study, trial, storage, artifacts).model)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from studies.records import StrictModel
+from studies.option_models import Options, flag_of
 from studies.storage.open import ARTIFACTS_VARIABLE, DEFAULT_STORAGE, STORAGE_VARIABLE
 from studies.text import study_name
 
@@ -58,8 +58,10 @@ dashboard_port_option = click.option(
 )
 
 
-def options_of(model: type[StrictModel], names: Iterable[str]) -> Callable[[_F], _F]:
-    """Add an option to a command for each of these fields of a model."""
+def options_of(model: type[Options], names: Iterable[str] | None = None) -> Callable[[_F], _F]:
+    """Add an option to a command for each of these fields of a model, or for all."""
+    if names is None:
+        names = [name for name in model.model_fields if name not in Options.model_fields]
 
     def decorate(command: _F) -> _F:
         for name in reversed([*names]):
@@ -69,23 +71,20 @@ def options_of(model: type[StrictModel], names: Iterable[str]) -> Callable[[_F],
     return decorate
 
 
-def _create_option(model: type[StrictModel], name: str) -> Callable[[_F], _F]:
-    from search.run_options import flag_of  # slow; other commands do not need it
-
+def _create_option(model: type[Options], name: str) -> Callable[[_F], _F]:
     field = model.model_fields[name]
-    flag = flag_of(model, name)
     extra: Any = field.json_schema_extra or {}
     settings: dict[str, Any] = {key: value for key, value in extra.items() if key != "flag"}
     kinds = _list_types(field.annotation)
     if bool in kinds and field.default is None:
-        flag, settings["default"] = f"{flag}/--no-{flag.removeprefix('--')}", None
+        settings["default"] = None
     elif bool in kinds:
         settings |= {"is_flag": True, "flag_value": not field.default, "default": field.default}
     elif tuple in kinds:
-        settings["multiple"] = True
+        settings.setdefault("multiple", True)
     else:
         settings["default"] = field.default
-        settings.setdefault("show_default", field.default is not None)
+        settings.setdefault("show_default", field.default not in (None, ""))
         choices = [
             value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)
         ]
@@ -93,7 +92,7 @@ def _create_option(model: type[StrictModel], name: str) -> Callable[[_F], _F]:
             settings["type"] = click.Choice(choices)
         elif int in kinds and name != "lockstep":
             settings["type"] = int
-    return click.option(flag, name, help=field.description, **settings)
+    return click.option(flag_of(model, name), name, help=field.description, **settings)
 
 
 def _list_types(annotation: Any) -> list[Any]:

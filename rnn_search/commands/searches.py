@@ -16,9 +16,10 @@ from rnn_search.commands.options import (
     study_argument,
 )
 from search.launch.launcher import create_launcher
-from search.run_options import RunOptions, build_options
+from search.run_options import RunOptions
 from studies.artifacts import ArtifactFolders
 from studies.loader import PER_WORKER
+from studies.option_models import build_options
 from studies.storage.open import load_study, read_record, read_storage, read_study_record
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -12,7 +12,12 @@ import click
 from click.core import ParameterSource
 
 from rnn.errors import UserError
-from rnn_search.commands.options import artifacts_option, storage_options, study_argument
+from rnn_search.commands.options import (
+    artifacts_option,
+    options_of,
+    storage_options,
+    study_argument,
+)
 from rnn_search.management import list_studies
 from studies import management
 from studies.attributes import OBJECTIVE_NAMES
@@ -21,6 +26,7 @@ from studies.exchange import export_study, import_studies, is_exported_study
 from studies.failures import EXIT_FAILURE
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
+from studies.option_models import build_options
 from studies.storage.edits import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
@@ -141,10 +147,6 @@ def export_command(study: str, file: Path, storage: str) -> None:
 # ------------------------------------------------------------------ imports
 
 
-def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 @click.command("import")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option(
@@ -157,35 +159,7 @@ def _split(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Of an exported study: judge its trials by this loss, which each of them recorded.",
 )
 @click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one.")
-@click.option(
-    "--value", metavar="COLUMN", default="value", show_default=True, help="Column of the results."
-)
-@click.option(
-    "--maximize/--minimize",
-    default=None,
-    help="Whether a higher value is better; by default as its name or the study says.",
-)
-@click.option("--metric", metavar="NAME", default="", help="Name of the value, for the report.")
-@click.option("--unit", metavar="TEXT", default="", help="Unit of the value, for the report.")
-@click.option(
-    "--parameters",
-    metavar="A,B,…",
-    default="",
-    callback=_split,
-    help="Columns that are parameters; by default a guess, which is printed.",
-)
-@click.option(
-    "--replicate",
-    metavar="COLUMN",
-    help="Column that numbers repeated runs; by default replicate or seed.",
-)
-@click.option(
-    "--nuisance",
-    metavar="A,B,…",
-    default="",
-    callback=_split,
-    help="Parameters at whose best values each configuration is judged.",
-)
+@options_of(ImportOptions)
 @click.option("--dry-run", is_flag=True, help="Print what the columns are, and write nothing.")
 @storage_options
 def import_command(
@@ -234,7 +208,12 @@ def import_command(
             problem = "does not exist: expected a file of a table"
         raise click.UsageError(f"{others[0]} {problem}")
     imported = import_results(
-        storage, others[0], ImportOptions(**columns), study=study, name=name, dry_run=dry_run
+        storage,
+        others[0],
+        build_options(ImportOptions, **columns),
+        study=study,
+        name=name,
+        dry_run=dry_run,
     )
     for line in imported.roles:
         click.echo(line)

@@ -18,9 +18,10 @@ from search.launch.launcher import (
     require_server,
     warn_of_loopback,
 )
-from search.run_options import RunOptions, to_words
+from search.run_options import RunOptions
 from search.status import Status, StatusReader
 from search.worker.shutdown import ShutdownSignal
+from studies.option_models import to_words
 from studies.storage.counts import ActiveWorker
 from studies.text import format_trials
 

@@ -7,7 +7,8 @@ from helpers import QUICK, TINY_OVERRIDES
 from rnn.errors import CorpusError, UserError
 from rnn_search.commands.searches import continue_search, refine, run_search
 from search.create_or_join import create_or_join, open_study
-from search.run_options import RunOptions, WorkerOptions, build_options, to_words
+from search.run_options import RunOptions, WorkerOptions
+from studies.option_models import build_options, to_words
 
 
 def create(url, text, *overrides, **options):
@@ -29,7 +30,9 @@ def test_command_line_of_a_worker_states_what_differs_and_nothing_else(sqlite_ur
     words = to_words(worker)
     assert not [word for word in words if "training" in word]
     context = continue_search.make_context("continue", [handle.name, *words])
-    parsed = {name: context.params[name] for name in WorkerOptions.model_fields}
+    parsed = {
+        name: context.params[name] for name in WorkerOptions.model_fields.keys() & context.params
+    }
     assert build_options(WorkerOptions, **parsed) == worker
 
 
