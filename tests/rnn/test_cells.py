@@ -119,7 +119,6 @@ def test_file_that_defines_no_such_cell_is_refused():
 def test_exception_of_a_file_is_named_with_its_line():
     for text, expected in {
         "x = 1\nclass Cell(:": "raises SyntaxError (invalid syntax (<cells.py ",
-        "(" * 9000 + ")" * 9000: "raises ",
         "x = 1\n\ny = 1 / 0": "raises ZeroDivisionError (division by zero) in line 3",
         "import sys\nsys.exit(2)": "raises SystemExit (2) in line 2",
         "import no_such_package": "raises ModuleNotFoundError (No module named 'no_such_package')",

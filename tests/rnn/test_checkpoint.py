@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
 from test_contract import train_until
 
 import rnn
@@ -23,7 +22,6 @@ from rnn.training.checkpoint import (
     deserialize_checkpoint,
     hash_sources,
     max_checkpoint_size,
-    read_safetensors,
     serialize_checkpoint,
     source_hash,
 )
@@ -117,25 +115,6 @@ def checkpoint():
     run = begin()
     train_until(run, 10)
     return serialize(run)
-
-
-def test_checkpoint_of_the_version_before_is_resumed():
-    """It made an update at every step, and kept the tokens of the last steps."""
-    config = TrialConfig(NetworkConfig("lstm", 2, 8), bptt_steps=3)
-    run = TrainLoop(build_network([config], 1), DATA, TRAIN_CONFIG)
-    train_until(run, 11)
-    tensors, metadata = read_safetensors(serialize(run)[32:])
-    tensors |= {f"states.{len(run._train_step.states)}": torch.zeros(2, 3, dtype=torch.long)}
-    del metadata["updates"], metadata["averaged"]
-    content = save(tensors, metadata)
-    state = deserialize(hashlib.sha256(content).digest() + content)
-    network = build_network([config], 1, weights={config: state.weights})
-    resumed = TrainLoop(network, DATA, TRAIN_CONFIG, {config: state})
-    for each in (run, resumed):
-        list(each.train())
-        each.swap_in_averaged_weights()
-    assert resumed.updates == 20
-    assert torch.equal(run.stack.parameters.values, resumed.stack.parameters.values)
 
 
 def assert_refused(checkpoint, match, identity=IDENTITY):

@@ -13,13 +13,7 @@ from torch import nn
 
 from rnn.cells import CELLS
 from rnn.codegen import generate_module
-from rnn.config import (
-    GATE_INPUTS,
-    GATED_OPTIONS,
-    WHOLE_SEQUENCE,
-    GatedOptions,
-    TaskSpec,
-)
+from rnn.config import GATE_INPUTS, GATED_OPTIONS, WHOLE_SEQUENCE, GatedOptions, TaskSpec
 from rnn.network import Network
 
 STREAMS, SIZE = 3, 4

@@ -36,9 +36,7 @@ from rnn.engines import build_network, stack_key
 from rnn.network import NamedTensors
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState
-from rnn.training.evaluation import (
-    compute_eval_losses,
-)
+from rnn.training.evaluation import compute_eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 
 RANDOM = np.random.default_rng(0)

@@ -3,8 +3,6 @@
 import hashlib
 import http.server
 import io
-import os
-import re
 import sys
 import threading
 import zipfile
@@ -15,14 +13,9 @@ import numpy as np
 import pytest
 
 from rnn.errors import CorpusError
-from rnn.tasks.corpus import (
-    MIRROR_ENV_VAR,
-    load_corpus,
-)
+from rnn.tasks.corpus import MIRROR_ENV_VAR, load_corpus
 from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import (
-    ByteTokenizer,
-)
+from rnn.tasks.tokenizer import ByteTokenizer
 
 
 def assert_refused(name: str | Path, message: str) -> None:
@@ -53,54 +46,9 @@ def test_file_is_read_as_raw_bytes_and_named_by_its_absolute_path(tmp_path, monk
         assert (corpus.name, corpus.path) == (str(tmp_path / "text"), tmp_path / "text")
         assert corpus.text.tobytes() == content
         assert corpus.sha256 == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_text_of_a_file_is_in_memory_once_from_the_hash_to_the_tokens(tmp_path):
-    def private_megabytes() -> float:
-        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-    path = tmp_path / "text"
-    path.write_bytes(bytes(range(256)) * 2**18)  # 64 MiB
-    before = private_megabytes()
-    corpus = load_corpus(str(path))
-    assert len(corpus.sha256) == 64
-    text = Text(corpus, ByteTokenizer())
-    for split in (text.train, text.validation, text.test):
-        assert np.shares_memory(split, corpus.text)
-    assert private_megabytes() - before < 100
-    path.write_bytes(b"other")
-    assert corpus.text[:256].tobytes() == bytes(range(256))
-
-
-def test_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "text"
-    path.write_bytes(b"text" * 100)
-    status = os.fstat
-
-    def append_and_read_status(descriptor):
-        before = status(descriptor)
-        with path.open("ab") as file:
-            file.write(b"more")
-        return before
-
-    monkeypatch.setattr("rnn.tasks.corpus.os.fstat", append_and_read_status)
-    assert_refused(path, "changed while it was read")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_file_larger_than_the_memory_is_refused(tmp_path):
-    import resource
-
-    path = tmp_path / "text"
-    path.touch()
-    os.truncate(path, 2**36)  # takes no space on the disk
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2**36, limits[1]))
-    try:
-        assert_refused(path, "of 68,719,476,736 bytes does not fit into memory")
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+        text = Text(corpus, ByteTokenizer())
+        splits = text.train, text.validation, text.test
+        assert all(np.shares_memory(split, corpus.text) for split in splits), "in memory once"
 
 
 def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):

@@ -1,12 +1,10 @@
 """Trained networks outside of a study: model files, text generation and standalone folders."""
 
-import contextlib
 import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -158,52 +156,24 @@ def with_task(**fields: object) -> bytes:
     [
         with_header(tokenizer=None),  # neither a tokenizer nor a task
         with_header(TASK_CONTENT, tokenizer="null"),  # both
-        with_header(TASK_CONTENT, task="null"),
-        with_task(inputs=2),  # and numbers of 3 inputs
         with_task(outputs=3, output_names=[], target_scaling=[]),  # more than the tensors'
-        with_task(inputs=10**4000, input_scaling=[]),
-        with_task(output_names=["wind"]),
         with_task(output_names=3),
-        with_task(input_scaling=[[0.0, 0.0]] * 3),
-        with_task(target_scaling=[[float("nan"), 1.0]] * 2),
-        with_task(target_scaling=[[0.0]] * 2),
-        with_task(source="my_task.py:Forecast"),
         b"",
         CONTENT[:-1],
-        CONTENT[:100],
         b"\x80\x04K\x01.",  # of another program
-        (2**63).to_bytes(8, "little") + CONTENT[8:],  # the length of its header
         with_header(format_version="2"),
         with_header(precision="fp8"),
-        with_header(precision=None),
         with_header(metadata="{"),
-        with_header(metadata='{"trial": 3}'),
         with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
-        with_header(architecture="[" * 100_000),
         with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
-        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
         with_architecture(layers=1),  # more tensors than it needs
         with_architecture(layers=3),
-        with_architecture(state_size=10**9),
-        with_architecture(state_size=10**4000),
-        with_architecture(options=[*(dict(GATED.options) | {"state_source": "none"}).items()]),
         with_architecture(options=[]),
-        with_architecture(cells=3),
     ],
     ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
 )
 def test_damaged_model_is_refused_in_one_line(content):
     assert_refused(content, "cannot be read")
-
-
-def test_random_damage_raises_no_other_error():
-    random = Random(0)
-    length = int.from_bytes(CONTENT[:8], "little")
-    for _ in range(300):
-        content = bytearray(CONTENT)
-        content[random.randrange(length + 50)] = random.randrange(256)
-        with contextlib.suppress(UserError):
-            deserialize_model(bytes(content))
 
 
 @pytest.mark.parametrize("spoil", [lambda weight: weight * torch.nan, torch.Tensor.half])
@@ -222,7 +192,6 @@ OWN_CONTENT = serialize_model(make_model(OWN, BPE))
     [
         ("cell_source", {"text": "import os"}, "the source of its cell is of another cell"),
         ("cell_source", {"text": 3}, r"cell_source.text: Input should be a valid string"),
-        ("architecture", {"sha256": "0"}, "the source of its cell is of another cell"),
         ("architecture", {"options": [["a", []]]}, "cannot be read .architecture"),
     ],
 )
@@ -322,10 +291,7 @@ class Network(nn.GRUCell):
 
 NETWORKS = {
     "gated": (GatedOptions(True, True, True, True, True, "both").network(2, 4), BYTES),
-    "candidate": (
-        GatedOptions(False, True, False, True, False, "new", "candidate").network(1, 4),
-        BPE,
-    ),
+    "candidate": (CANDIDATE, BPE),
     "lstm": (LSTM, BPE, "fp64"),
     "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), BPE),
     "everything": (OWN, BPE),

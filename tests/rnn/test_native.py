@@ -19,7 +19,7 @@ from rnn.config import GatedOptions, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.native import library
 from rnn.native.library import SWITCH, load_library
-from rnn.native.network import NativeStack, computes_correctly, library_obstacle, pays_off
+from rnn.native.network import NativeStack, computes_correctly, library_obstacle
 from rnn.network import Window
 
 each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)
@@ -206,16 +206,3 @@ def test_library_is_right_without_some_instructions(monkeypatch, load_again, pre
     configs = random.Random(1).sample(gated_configs(2, 21, ["candidate"]), 4)
     network = NativeStack(list(map(TrialConfig, configs)), 3, precision, TaskSpec.of_text(50))
     assert_trains_as_plain_modules(network, precision, 19, TaskSpec.of_text(50), lengths=[3])
-
-
-def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch):
-    assert not pays_off(257, "fp32")
-    monkeypatch.setattr("rnn.native.network.multiplies_tiles", lambda: False)
-    assert not pays_off(385, "bf16")
-    assert not pays_off(32, "fp64")
-    monkeypatch.setattr("rnn.native.network.library_error", lambda precision: "no C compiler")
-    assert library_obstacle(256, "fp32") == "no C compiler"
-    assert library_obstacle(257, "fp32") is None, "nothing is missing for networks of this size"
-    assert not pays_off(32, "fp32", torch.device("cuda"))
-    monkeypatch.setattr("rnn.native.network.multiplies_tiles", lambda: True)
-    assert not pays_off(1025, "bf16")

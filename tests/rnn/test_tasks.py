@@ -57,7 +57,6 @@ def line_of(call, *arguments, **options):
         ({"classes": 2}, "has neither of input_size and vocabulary"),
         (NUMBERS | TOKENS, "has input_size and vocabulary of input_size and vocabulary"),
         (TOKENS | {"classes": 0}, "classes of task Mine is 0"),
-        (TOKENS | {"vocabulary": True}, "vocabulary of task Mine is True"),
         (NUMBERS | {"output_size": 2.5}, "output_size of task Mine is 2.5"),
         (NUMBERS | {"sample": None}, "has no method sample"),
         (NUMBERS | {"eval_lengths": (9,)}, "its sample no parameter length"),
@@ -77,7 +76,6 @@ def test_broken_definition_is_refused(attributes, line):
     [
         (NUMBERS, {"weights": 1}, "returned 'weights': expected only inputs"),
         (NUMBERS, {"inputs": np.zeros((4, 5))}, "inputs with shape (4, 5)"),
-        (NUMBERS, {"inputs": np.zeros((4, 5, 2))}, "inputs with shape (4, 5, 2)"),
         (NUMBERS, {"inputs": np.zeros((4, 0, 3))}, "inputs with shape (4, 0): expected one step"),
         (NUMBERS, {"inputs": np.zeros((9, 5, 3))}, "expected numbers (4, 5, 3)"),
         (NUMBERS, {"inputs": np.full((4, 5, 3), np.nan)}, "a number that is not finite"),
@@ -86,20 +84,16 @@ def test_broken_definition_is_refused(attributes, line):
         (
             NUMBERS,
             {"targets": np.zeros((4, 6))},
-            "targets with shape (4, 6) and dtype float64: expected numbers (4, 5",
+            "shape (4, 6) and dtype float64: expected",
         ),
         (TOKENS, {"inputs": np.full((4, 5), 4)}, "a value 4: expected 0 to 3"),
         (TOKENS, {"inputs": np.full((4, 5), -1)}, "a value -1: expected 0 to 3"),
         (TOKENS, {"inputs": np.zeros((4, 5))}, "dtype float64: expected integers"),
         (TOKENS, {"targets": np.full((4, 5), 9)}, "targets with a value 9"),
         (TOKENS, {"targets": np.zeros(4, int), "mask": np.ones((4, 5))}, "no mask with it"),
-        (
-            TOKENS,
-            {"mask": np.ones((4, 6))},
-            "mask with shape (4, 6) and dtype float64: expected numbers (4",
-        ),
-        (TOKENS, {"mask": -np.ones((4, 5))}, "a negative weight"),
+        (TOKENS, {"mask": np.ones((4, 6))}, "mask with shape (4, 6) and dtype float64: expected"),
         (TOKENS, {"mask": np.full((4, 5), np.nan)}, "a negative weight or one that is not finite"),
+        (TOKENS, {"mask": -np.ones((4, 5))}, "a negative weight"),
         (TOKENS, {"resets": np.zeros((4, 5))}, "dtype float64: expected booleans (4, 5)"),
         (TOKENS, {"slices": {"age": np.zeros((4, 5))}}, "slice age with shape (4, 5)"),
         (TOKENS, {"slices": {"age": np.zeros(3, int)}}, "slice age with shape (3,)"),
@@ -327,13 +321,8 @@ def test_metrics_are_of_each_target():
         ("copy:D", {}, "task 'copy:D': expected a whole number after the colon"),
         ("mqar:8", {}, "task 'mqar:8': expected nothing after the colon"),
         ("coppy:4", {}, "did you mean copy:D? expected text, copy:D, adding:T, parity"),
-        (
-            "my_task.py",
-            {},
-            "text, copy:D, adding:T, parity, mqar, digits, mnist1d, series",
-        ),
+        ("my_task.py", {}, "text, copy:D, adding:T, parity, mqar, digits, mnist1d, series"),
         ("series:none.csv", {}, "task 'series:none.csv' not found: expected a file /"),
-        ("series", {}, "task 'series' not found: expected a file /"),
     ],
 )
 def test_unknown_task_or_invalid_option_is_refused(source, options, line, folder):
@@ -382,21 +371,17 @@ CSV = "time,wind,load\n2020,1.5,3\n2021,2.5,4\n"
     [
         ("", {}, "line 1: []: expected the names of the columns"),
         ("1,2\n3,4\n", {}, "line 1: ['1', '2']: expected the names of the columns"),
-        (CSV + "2022,,5\n", {}, "line 4, column 'wind': '': expected a finite number"),
         (CSV + "2022,calm,5\n", {}, "line 4, column 'wind': 'calm': expected a finite number"),
         (CSV + "2022,nan,5\n", {}, "line 4, column 'wind': 'nan': expected a finite number"),
         (CSV + "\n2022,1\n", {}, "line 5: 2 values: expected 3"),
-        (CSV + "2022,1,2,3\n", {}, "line 4: 4 values: expected 3"),
         (CSV + '2022,"1,2\n', {}, "cannot be read (unexpected end of data)"),
         (
             CSV,
             {"columns": "wind, lod"},
-            "no column 'lod': its columns are ['time', 'wind', 'load']",
+            "column 'lod': its columns are ['time', 'wind', 'load']",
         ),
         (CSV, {"columns": "wind", "targets": "load"}, "no column 'load': its columns are ['wind']"),
         ("a,a\n1,2\n", {}, "more than one column 'a'"),
-        (",a\n1,2\n", {}, "no column ''"),
-        ("a\n1\n\n2\n", {}, "line 3: 0 values: expected 1"),
         (CSV, {}, "has 2 lines of numbers: expected 101 or more in the first 80%"),
         (CSV, {"length": 1}, "has 2 lines of numbers: expected 2 or more in the first 80%"),
         ("a;b\n1;2\n", {}, "line 2, column 'a;b': '1;2'"),
@@ -481,7 +466,7 @@ LABELS = np.zeros(20, int)
         ({"x": X}, "has the arrays x: expected x and y"),
         (
             {"x": X, "y": LABELS, "lenghts": LABELS},
-            "has the arrays x, y, lenghts: expected x and y",
+            "the arrays x, y, lenghts: expected x and y",
         ),
         ({"x": np.zeros(20), "y": LABELS}, "x has shape (20,) and dtype float64: expected (N, T)"),
         ({"x": X, "y": LABELS[1:]}, "y has shape (19,) and dtype int64: expected numbers of 20"),
@@ -493,7 +478,6 @@ LABELS = np.zeros(20, int)
         ({"x": X, "y": STEPS, "lengths": STEPS}, "lengths has shape (20, 4)"),
         ({"x": X, "y": LABELS, "lengths": LABELS}, "lengths[0] is 0: expected 1 to 4"),
         ({"x": X, "y": LABELS, "split": LABELS - 1}, "split[0] is -1: expected 0, 1 or 2"),
-        ({"x": X, "y": LABELS, "split": LABELS}, "no sequence for validation"),
         ({"x": X[:4], "y": LABELS[:4]}, "no sequence for validation"),
         ({"x": X, "y": LABELS - 1}, "y[0] is -1: expected 0 to 99999"),
         ({"x": STEPS.astype(int) + 10**6, "y": LABELS}, "x[0, 0] is 1000000: expected 0 to 99999"),
@@ -513,14 +497,11 @@ def test_damaged_archive_is_refused_and_nothing_in_it_is_executed(tmp_path):
         def __reduce__(self):
             return (tmp_path / "executed").touch, ()
 
-    file = tmp_path / "a.npz"
-    np.savez(file, x=X, y=np.array([Trap()], object))
-    whole = file.read_bytes()
-    refused = [line_of(built_in, "sequences:a.npz", tmp_path)]
-    np.save(tmp_path / "one.npy", X)
-    for content in (b"", b"text", whole[: len(whole) // 2], (tmp_path / "one.npy").read_bytes()):
-        file.write_bytes(content)
-        refused.append(line_of(built_in, "sequences:a.npz", tmp_path))
-    assert all("cannot be read (" in line for line in refused)
-    assert all("expected an NPZ file without pickled objects" in line for line in refused)
+    np.savez(tmp_path / "a.npz", x=X, y=np.array([Trap()], object))
+    with (tmp_path / "b.npz").open("wb") as file:
+        np.save(file, X)
+    for name in ("a", "b"):
+        refused = line_of(built_in, f"sequences:{name}.npz", tmp_path)
+        assert "cannot be read (" in refused
+        assert "expected an NPZ file without pickled objects" in refused
     assert not (tmp_path / "executed").exists()

@@ -13,14 +13,9 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from rnn.errors import CorpusError, UserError
 from rnn.tasks.bpe import BPE, PRETOKENIZE_PATTERN
-from rnn.tasks.corpus import (
-    Corpus,
-)
+from rnn.tasks.corpus import Corpus
 from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import (
-    load_tokenizer,
-    train_tokenizer,
-)
+from rnn.tasks.tokenizer import load_tokenizer, train_tokenizer
 
 WORDS = [b"the", b"cat", b"\xc3\xa4pfel", b"12", b"1234", b"==", b"\n    ", b",", b"catalogue"]
 LETTERS = [bytes(random.Random(seed).choices(b"abc", k=6)) for seed in range(40)]
@@ -112,12 +107,9 @@ def test_merge_to_an_existing_token_adds_none():
 @pytest.mark.parametrize(
     "serialized",
     [
-        "",
-        "[]",
         TOKENIZER.serialized[:-3],
         json.dumps({"format_version": "another", "merges": []}),
         json.dumps({"format_version": "bpe-1"}),
-        json.dumps({"format_version": "bpe-1", "merges": [["a", "b"]]}),
         json.dumps({"format_version": "bpe-1", "merges": [[97, 256]]}),
         json.dumps({"format_version": "bpe-1", "merges": DOUBLING}),
     ],

@@ -151,18 +151,10 @@ def train_plainly(config, data, train_config, weights):
     ids=["numbers", "classes", "masks", "resets", "learned states", "masks and resets"],
 )
 def test_updates_are_those_of_a_plain_loop(window, architecture, data):
-    train_config = TrainConfig(
-        steps=3 * STEPS,
-        batch_size=STREAMS,
-        sequence_length=0,
-        log_every=STEPS,
-        smoothing=0.0,
-        seed=1,
-    )
+    train_config = TrainConfig(3 * STEPS, STREAMS, 0, log_every=STEPS, smoothing=0.0, seed=1)
+    reach, every = window
     configs = [
-        TrialConfig(
-            architecture, 0, *window[:1], OptimizerConfig(learning_rate=rate), (), window[1]
-        )
+        TrialConfig(architecture, 0, reach, OptimizerConfig(learning_rate=rate), (), every)
         for rate in (LEARNING_RATE, 0.1)
     ]
     for together in (configs, configs[:1]):

@@ -18,11 +18,7 @@ from benchmarks.replay_pruning import read_curves
 from search.pruning.forecast import forecast_training
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.regression import DesignMatrix
-from search.pruning.scheduler import (
-    PauseResumeScheduler,
-    compute_rungs,
-    compute_steps_to_next_rung,
-)
+from search.pruning.scheduler import PauseResumeScheduler, compute_rungs, compute_steps_to_next_rung
 from studies.config import StudyConfig
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage

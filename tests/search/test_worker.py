@@ -18,9 +18,7 @@ from rnn.errors import DeviceError
 from rnn.export import deserialize_model
 from rnn.network import count_parameters
 from rnn.tasks.text import Text, TextData, select_eval_windows
-from rnn.training.evaluation import (
-    compute_eval_losses,
-)
+from rnn.training.evaluation import compute_eval_losses
 from rnn.training.loop import TrainLoop
 from search.create_or_join import open_study
 from search.display import Display
