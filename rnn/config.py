@@ -4,8 +4,8 @@ This module needs no PyTorch. It holds the only lists of cells, of the values of
 precisions and of optimizers.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
@@ -125,14 +125,6 @@ GATED_OPTIONS: dict[str, tuple[ParamValue, ...]] = {
 }
 """Values of each option of the gated cell; the last one makes the largest network."""
 
-LATER_SWITCHES: dict[str, ParamValue] = {
-    field.name: field.default
-    for field in fields(GatedOptions)
-    if field.default is not MISSING and field.name != "gate_inputs"
-}
-"""Switches that studies and models of an earlier version lack, and the value that they have there:
-off."""
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -215,16 +207,6 @@ class NetworkConfig:
         gates = (gated.input_gate, gated.forget_gate, gated.output_gate, gated.state_gate)
         switches = "".join(str(int(switch)) for switch in (*gates, gated.residual))
         return f"{switches}-{gated.state_source}-{sizes}-{gated.gate_inputs}"
-
-
-def gated_network(params: Mapping[str, Any], gate_inputs: GateInputs) -> NetworkConfig:
-    """Build the config of a gated network from values by name; other names are ignored.
-
-    A switch that is missing has its default, off.
-    """
-    known = {**LATER_SWITCHES, **params, "gate_inputs": gate_inputs}
-    options = GatedOptions(**{name: known[name] for name in GATED_OPTIONS})
-    return options.network(params["layers"], params["state_size"])
 
 
 @cache

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from typing import Any
 
 from rnn.errors import UserError
 from studies.attributes import SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
-from studies.space import CELL, REPLICATE, Params, Refinement, complete_params, param_order
+from studies.space import CELL, REPLICATE, Params, Refinement, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
@@ -28,12 +27,8 @@ def list_combinations(config: StudyConfig) -> list[Params]:
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     """Return the combinations of a grid that another does not have, in linear time."""
-    present = {_key(params) for params in other}
-    return [params for params in grid if _key(params) not in present]
-
-
-def _key(params: Params) -> frozenset[tuple[str, Any]]:
-    return frozenset(complete_params(params).items())
+    present = {frozenset(params.items()) for params in other}
+    return [params for params in grid if frozenset(params.items()) not in present]
 
 
 def derive_trials(

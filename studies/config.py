@@ -18,12 +18,12 @@ from rnn.config import (
     BASELINE_CELLS,
     BUILT_IN_CELLS,
     GATED_CELL,
+    GatedOptions,
     GateInputs,
     NetworkConfig,
     ParamValue,
     TrainingPrecision,
     TrialConfig,
-    gated_network,
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
@@ -44,6 +44,7 @@ from studies.space import (
     CELL,
     GATED_PARAMS,
     REPLICATE,
+    SWITCHES,
     TASK,
     Refinement,
     Space,
@@ -517,7 +518,9 @@ def resolve_params(
 def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:
     cell = params.get(CELL, GATED_CELL)
     if cell == GATED_CELL:
-        return gated_network(params, config.gate_inputs)
+        switches = {name: params[name] for name in SWITCHES}
+        options = GatedOptions(**switches, gate_inputs=config.gate_inputs)
+        return options.network(params["layers"], params["state_size"])
     if cell in BASELINE_CELLS:
         return NetworkConfig(cell, params["layers"], params["state_size"])
     if cell not in config.cells:

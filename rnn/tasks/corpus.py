@@ -1,9 +1,7 @@
 """Corpora as raw bytes: the running Python's standard library, enwik8, or any file."""
 
 import hashlib
-import os
 import shutil
-import stat
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -25,9 +23,6 @@ ENWIK8_URL = "https://mattmahoney.net/dc/enwik8.zip"
 
 ENWIK8_SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 """SHA-256 of the text in it."""
-
-MIRROR_ENV_VAR = "RNN_SEARCH_ENWIK8_URL"
-"""Environment variable with another URL of the archive."""
 
 _EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -81,28 +76,18 @@ def load_corpus(name: str, folder: Path = Path()) -> Corpus:
         folder: folder that a path is relative to.
 
     Raises:
-        CorpusError: if the file is missing, empty, unreadable, not a regular file, larger than the
-            memory or changed while it is read, or the download fails.
+        CorpusError: if the file is missing, empty or unreadable, or the download fails.
     """
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
         return Corpus(name, _read_file(_fetch_enwik8()))
-    path = folder.absolute() / name
-    try:
-        path = folder.absolute() / Path(name).expanduser()
-        mode = path.stat().st_mode
-        resolved = path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
+    path = (folder.absolute() / Path(name).expanduser()).resolve()
+    if not path.is_file():
         raise CorpusError(
             f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a file {path}"
-        ) from error
-    # Checked before the file is opened: a pipe would block, a device might never end.
-    if not stat.S_ISREG(mode):
-        raise CorpusError(
-            f"corpus {path} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
         )
-    return Corpus(str(resolved), _read_file(path), resolved)
+    return Corpus(str(path), _read_file(path), path)
 
 
 def _fetch_enwik8() -> Path:
@@ -116,16 +101,15 @@ def _fetch_enwik8() -> Path:
             with ZipFile(archive).open("enwik8") as packed, Path(output_file).open("wb") as text:
                 shutil.copyfileobj(packed, text)
 
-    url = os.environ.get(MIRROR_ENV_VAR, ENWIK8_URL)
     folder = pooch.os_cache("rnn-search")
     pooch.get_logger().setLevel("WARNING")
     try:
-        path = pooch.retrieve(url, ENWIK8_SHA256, "enwik8", folder, downloader=download_text)
+        path = pooch.retrieve(ENWIK8_URL, ENWIK8_SHA256, "enwik8", folder, downloader=download_text)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         reason = str(error).partition(":")[0]  # what follows are long addresses and hashes
         raise CorpusError(
-            f"enwik8 cannot be downloaded from {url} ({type(error).__name__}: {reason}); try "
-            f"again, or set {MIRROR_ENV_VAR} to a mirror, or pass the file's path as the corpus"
+            f"enwik8 cannot be downloaded from {ENWIK8_URL} ({type(error).__name__}: {reason}); "
+            "try again, or pass the file's path as the corpus"
         ) from error
     return Path(path)
 
@@ -133,17 +117,9 @@ def _fetch_enwik8() -> Path:
 def _read_file(path: Path) -> ByteArray:
     """Read a file into memory, so that the text that is hashed is the one trained on."""
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read()
+        content = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"corpus {path} cannot be read ({error.strerror})") from error
-    except MemoryError as error:
-        raise CorpusError(
-            f"corpus {path} of {size:,} bytes does not fit into memory: use a shorter text"
-        ) from error
-    if len(content) != size:
-        raise CorpusError(f"corpus {path} changed while it was read: wait until it is complete")
     if not content:
         raise CorpusError(f"corpus {path} is empty")
     return np.frombuffer(content, dtype=np.uint8)

@@ -44,9 +44,9 @@ class TrainState:
         curve: smoothed loss at each log point so far, by step.
         average: average of the weights so far; None before averaging starts.
         source_hashes: hashes of the code that trained the network, the latest last.
-        torch_versions: versions of PyTorch that trained it, the latest last; empty if unknown.
+        torch_versions: versions of PyTorch that trained it, the latest last.
         updates: number of updates done.
-        averaged: number of updates whose weights the average has; None if unknown.
+        averaged: number of updates whose weights the average has.
     """
 
     step: int
@@ -56,11 +56,11 @@ class TrainState:
     states: list[Tensor]
     ema_loss: Tensor
     curve: dict[int, float]
-    average: NamedTensors | None = None
-    source_hashes: tuple[str, ...] = ()
-    torch_versions: tuple[str, ...] = ()
-    updates: int = 0
-    averaged: int | None = 0
+    average: NamedTensors | None
+    source_hashes: tuple[str, ...]
+    torch_versions: tuple[str, ...]
+    updates: int
+    averaged: int
 
 
 def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
@@ -91,7 +91,7 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
         "source_hashes": " ".join(train_state.source_hashes),
         "torch_versions": " ".join(train_state.torch_versions),
         "updates": str(train_state.updates),
-        "averaged": str(train_state.averaged or 0),
+        "averaged": str(train_state.averaged),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
@@ -143,9 +143,8 @@ def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
         average=read_group("average.") or None,
         source_hashes=tuple(metadata["source_hashes"].split()),
         torch_versions=tuple(metadata["torch_versions"].split()),
-        # Checkpoints of the version before, which made an update at every step, lack both.
-        updates=int(metadata.get("updates", metadata["step"])),
-        averaged=int(metadata["averaged"]) if "averaged" in metadata else None,
+        updates=int(metadata["updates"]),
+        averaged=int(metadata["averaged"]),
     )
 
 
@@ -190,16 +189,11 @@ def torch_version() -> str:
 
 
 @cache
-def source_hash() -> str:
+def source_hash(package: Path = Path(__file__).parents[1]) -> str:
     """Return twelve hexadecimal digits that change with any source file of the package ``rnn``.
 
-    The files are read at the first call.
+    The files, those of subpackages included, are read at the first call.
     """
-    return hash_sources(Path(__file__).parents[1])
-
-
-def hash_sources(package: Path) -> str:
-    """Hash the paths and contents of a package's source files, subpackages included."""
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".c", ".h")):
         source = path.read_bytes()

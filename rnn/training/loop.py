@@ -216,18 +216,13 @@ class TrainLoop:
             if (saved := train_states.get(config)) is None:
                 continue
             self.step, train_step.updates = saved.step, saved.updates
-            averaged = saved.averaged
-            if averaged is None:  # by a version with an update at every step
-                averaged = max(0, saved.step - self._averaging_start_step)
-            self._averaged = averaged
+            self._averaged = saved.averaged
             self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
             self._source_hashes[k] = _append_latest(saved.source_hashes, code)
             self._torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
                 stack.parameters.load(k, flat, moments)
-            # The version before also kept the tokens of the last steps, behind the states.
-            kept = saved.states[: len(train_step.states)]
-            for state, saved_state in zip(train_step.states, kept, strict=True):
+            for state, saved_state in zip(train_step.states, saved.states, strict=True):
                 state[k].copy_(saved_state)
             train_step.ema_losses[k].copy_(saved.ema_loss)
             if saved.average is not None:

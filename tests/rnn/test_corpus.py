@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rnn.errors import CorpusError
-from rnn.tasks.corpus import MIRROR_ENV_VAR, load_corpus
+from rnn.tasks.corpus import load_corpus
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import ByteTokenizer
 
@@ -54,7 +54,7 @@ def test_file_is_read_as_raw_bytes_and_named_by_its_absolute_path(tmp_path, monk
 def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"text")
     error = PermissionError(13, "Permission denied")
-    monkeypatch.setattr("rnn.tasks.corpus.Path.open", Mock(side_effect=error))
+    monkeypatch.setattr("rnn.tasks.corpus.Path.read_bytes", Mock(side_effect=error))
     assert_refused(tmp_path / "text", r"text cannot be read \(Permission denied\)")
 
 
@@ -63,9 +63,7 @@ def test_missing_or_empty_file_is_refused_in_one_line(tmp_path):
     for name, message in (
         ("missing", "not found"),
         ("empty", "empty"),
-        ("", "is not a regular file"),
-        ("a" * 999, "not found"),
-        ("\0", "not found"),
+        ("", "not found"),  # a folder
     ):
         assert_refused(tmp_path / name, message)
 
@@ -103,7 +101,8 @@ def serve(tmp_path, monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(MIRROR_ENV_VAR, f"http://127.0.0.1:{server.server_port}/enwik8.zip")
+    url = f"http://127.0.0.1:{server.server_port}/enwik8.zip"
+    monkeypatch.setattr("rnn.tasks.corpus.ENWIK8_URL", url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("rnn.tasks.corpus.ENWIK8_SHA256", hashlib.sha256(TEXT).hexdigest())
     yield served

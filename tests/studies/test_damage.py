@@ -9,16 +9,12 @@ import sqlalchemy as sa
 from helpers import create_small_study, study_attributes
 from optuna.trial import TrialState
 
-from rnn.config import LATER_SWITCHES
 from studies.attributes import AUDIT_LOOKS, SCHEMA_VERSION
 from studies.config import ImportedResults, StudyConfig
 from studies.errors import StudyFormatError
-from studies.space import distributions
 from studies.storage.counts import count_trials, read_active_workers
-from studies.storage.edits import create_study
 from studies.storage.open import open_storage, parse_record
 from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
-from studies.storage.trials import StoredStudy, StoredTrial
 
 ATTRIBUTE = "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'seconds'"
 LEASED = "UPDATE trial_system_attributes SET value_json = '{}' WHERE key = 'lease'"
@@ -143,14 +139,3 @@ def test_study_of_another_version_or_with_a_folder_that_leads_elsewhere_is_refus
     parse_record("small", attributes)
     with pytest.raises(StudyFormatError, match=message):
         parse_record("small", attributes | changes)
-
-
-def test_trial_that_was_stored_without_a_switch_has_it_off(sqlite_url, monkeypatch):
-    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
-    trials = [StoredTrial({"layers": 1, "state_size": 4})]
-    with closing(open_storage(sqlite_url)) as storage:
-        choices = distributions({"layers": [1], "state_size": [4]})
-        create_study(storage, StoredStudy("earlier", "loss", {}, choices, trials))
-        (trial,) = read_trials(storage, 1)
-        assert trial.params == {"layers": 1, "state_size": 4, "input_gate": False}
-        optuna.create_study().add_trials(storage.get_all_trials(1))  # refuses contradictions
