@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -53,12 +53,16 @@ class Display(logging.Handler):
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._bugs: list[list[str]] = []  # that were printed
         self._reader: StatusReader | None = None
-        self._view: _LogView | _BarView | None = None
+        self._bar: _Bar | None = None
+        self._best = ""  # that was named last, in a log
+        self._logged_at = 0.0
         self._drawing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="display", daemon=True)
 
     def __enter__(self) -> Self:
-        self._replaced = [(each, each.handlers, each.level, each.propagate) for each in _LOGGERS]
+        self._replaced = [
+            (logger, logger.handlers, logger.level, logger.propagate) for logger in _LOGGERS
+        ]
         for logger in _LOGGERS:
             logger.handlers = [self]
             logger.setLevel(logging.INFO)
@@ -77,17 +81,17 @@ class Display(logging.Handler):
     @contextlib.contextmanager
     def show_progress(self, reader: StatusReader) -> Iterator[None]:
         """Show the progress of a study while the context is active."""
-        view = self._create_view()
         with self._drawing:
-            view.start(reader.recent_status())
+            self._bar = self._start_bar(reader.recent_status())
+            self._logged_at = time.monotonic()
             self._reader = reader
-            self._view = view
         try:
             yield
         finally:
             with self._drawing, contextlib.suppress(OSError):  # the terminal was closed
-                self._view = None
-                view.stop()
+                self._reader = None
+                if self._bar is not None:
+                    self._bar.stop()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message as a line, and the traceback of a bug once."""
@@ -127,8 +131,8 @@ class Display(logging.Handler):
             with self._drawing:
                 if line:
                     self._print(line)
-                if self._view is not None and self._reader is not None:
-                    self._view.update(self._reader.recent_status())
+                if self._reader is not None:
+                    self._show_progress(self._reader.recent_status())
 
     def _print(self, line: str) -> None:
         try:
@@ -138,54 +142,41 @@ class Display(logging.Handler):
                 self._stop.request(signal.SIGPIPE)
             sys.stdout = io.StringIO()  # otherwise the interpreter would fail again at exit
 
-    def _create_view(self) -> "_LogView | _BarView":
+    def _show_progress(self, status: Status) -> None:
+        if self._bar is None:
+            self._log_progress(status)
+        else:
+            self._bar.update(status)
+
+    def _start_bar(self, status: Status) -> "_Bar | None":
         console = Console()
         # Not console.is_terminal, which Jupyter's FORCE_COLOR sets everywhere.
         is_terminal = sys.stdout.isatty() and not console.is_dumb_terminal
         if console.is_jupyter or is_terminal:
-            return _BarView(console.is_jupyter)
-        return _LogView(self._print)
+            return _Bar(status, console.is_jupyter)
+        return None
 
-
-class _LogView:
-    """Lines of progress for a log, which name the best only when it has changed."""
-
-    def __init__(self, print_line: Callable[[str], None]) -> None:
-        self._print_line = print_line
-        self._best = ""
-        self._printed_at = time.monotonic()
-
-    def start(self, status: Status) -> None:
-        """Print nothing yet."""
-
-    def update(self, status: Status) -> None:
-        """Print a line if one is due."""
+    def _log_progress(self, status: Status) -> None:
+        """Print a line of progress if one is due; it names the best only when it has changed."""
         now = time.monotonic()
-        if now - self._printed_at < PROGRESS_SECONDS:
+        if now - self._logged_at < PROGRESS_SECONDS:
             return
         best = format_best(status)
-        self._print_line(format_progress(status, with_best=best != self._best))
+        self._print(format_progress(status, with_best=best != self._best))
         self._best = best
-        self._printed_at = now
-
-    def stop(self) -> None:
-        """Print nothing: the last line is that of the run."""
+        self._logged_at = now
 
 
-class _BarView:
+class _Bar:
     """Bar of rich, in a terminal or a notebook."""
 
-    def __init__(self, is_notebook: bool) -> None:
+    def __init__(self, status: Status, is_notebook: bool) -> None:
         text = TextColumn("{task.description}", markup=False)
         self._progress = Progress(BarColumn(BAR_WIDTH), text, transient=True, refresh_per_second=2)
         self._task = self._progress.add_task("")
-        self._is_notebook = is_notebook
         self._output: Any = None
-
-    def start(self, status: Status) -> None:
-        """Draw the bar."""
         self.update(status)
-        if self._is_notebook:
+        if is_notebook:
             display = import_module("IPython.display").display
             self._output = display(self._progress, display_id=True)
         else:
@@ -206,5 +197,5 @@ class _BarView:
 
     def stop(self) -> None:
         """Remove the bar; that of a notebook stays."""
-        if not self._is_notebook:
+        if self._output is None:
             self._progress.stop()

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from rnn.errors import DeviceError
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
-from search.errors import ShutdownRequestedError, is_bug
+from search.errors import ShutdownRequestedError
 from search.launch.jobs import cancel_pending, run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.run_options import RunOptions, WorkerOptions
@@ -48,8 +48,8 @@ from studies.text import shorten
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
 
-POLL_SECONDS = 1.0
-"""Interval between checks of worker processes."""
+POLL_SECONDS = 0.2
+"""Interval between looks at whether worker processes should stop."""
 
 OUTPUT_SECONDS = 2.0
 """Time to wait for the last lines of a worker process that has exited."""
@@ -149,13 +149,13 @@ def _run(
         handle, reader = wait_for_storage(
             lambda: _open(options, device), lambda: _find_outage_seconds(options), stop
         )
-    except ShutdownRequestedError:
-        _logger.info(_describe_early_stop(stop))
+    except ShutdownRequestedError as error:
+        _logger.info(str(error))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
     with closing(storage), while_open:
         _log_study(handle, device)
-        before = reader.recent_status()
+        was_finished = reader.recent_status().is_finished
         failed_workers, failure = 0, ""
         with (
             _start_session(handle, device, stop, reader) as session,
@@ -174,12 +174,12 @@ def _run(
             _remove_leftovers(handle)
             if launcher is not None:
                 cancel_pending(launcher, handle.artifact_folder)
-        failure = failure or _conclude(session, before, status, launcher)
+        failure = failure or _conclude(session, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
         status.name,
         status.counts.finished,
-        before.is_finished,
+        was_finished,
         stop.signal,
         failed_workers,
         failure,
@@ -208,11 +208,10 @@ def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, Statu
 
 def _with_reader(handle: StudyHandle, workers: int = 0) -> tuple[StudyHandle, StatusReader]:
     """Read the status of an open study, which is closed if that fails."""
-    try:
+    with ExitStack() as on_error:
+        on_error.enter_context(closing(handle.storage))
         reader = StatusReader(handle.study, handle.storage, handle.config, workers)
-    except BaseException:
-        handle.storage.close()
-        raise
+        on_error.pop_all()
     return handle, reader
 
 
@@ -220,8 +219,8 @@ def _find_outage_seconds(options: RunOptions) -> float:
     """Return how long to wait for the storage, as far as that is known without it."""
     try:
         return options.load_file().outage_seconds
-    except Exception as error:  # reported once the storage is available
-        if is_bug(error):
+    except Exception as error:  # which Optuna, SQLAlchemy or the disk may raise
+        if not is_outage(error):
             raise
         return load_overrides(options.overrides).outage_seconds
 
@@ -247,10 +246,11 @@ def wait_for_storage(
     while True:
         try:
             result = operation()
-        except Exception as error:
+        except Exception as error:  # as above
             if not is_outage(error):
                 raise
-            reason, limit = error_message(database_error(error)), outage_seconds()
+            reason = error_message(database_error(error))
+            limit = outage_seconds()
             now = time.monotonic()
             if unavailable_since is None:
                 unavailable_since = now
@@ -271,7 +271,9 @@ def wait_for_storage(
         with stop:
             stop.wait(min(seconds_to_next * random.uniform(0.5, 1), limit - elapsed))
         if stop.requested:
-            raise ShutdownRequestedError("stopped while waiting for the storage")
+            raise ShutdownRequestedError(
+                "stopped while waiting for the storage: run the same command again"
+            )
         seconds_to_next = min(2 * seconds_to_next, RETRY_SECONDS)
 
 
@@ -330,31 +332,15 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
         _logger.warning(handle.warning)
 
 
-def _conclude(
-    session: _Session,
-    before: Status,
-    status: Status,
-    launcher: Launcher | None,
-) -> str:
+def _conclude(session: _Session, status: Status, launcher: Launcher | None) -> str:
     """Print the outcome of a run; return why a finished study has no complete trial, or ""."""
     _logger.info(shorten(f"study {status.name}: {format_progress(status)}", MAX_LINE))
     if session.stop.requested and not status.is_finished and launcher is None:
-        is_same = (status.counts, status.retries) == (before.counts, before.retries)
-        if is_same and status is not before:  # which it is if the storage does not answer
-            _logger.info(_describe_early_stop(session.stop))
-        else:
-            _logger.info("stopped; progress is saved: run the same command to resume")
+        _logger.info("stopped; progress is saved: run the same command to resume")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         return explain_failure(status.name, trials, status.counts)
     return ""
-
-
-def _describe_early_stop(stop: ShutdownSignal) -> str:
-    """Describe the end of a run that has nothing to resume."""
-    if stop.signal is None:
-        return "--until ended before training began: expected a longer time"
-    return "stopped before training began: run the same command to start"
 
 
 def _remove_leftovers(handle: StudyHandle) -> None:
@@ -428,33 +414,20 @@ def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) 
 
 def _run_processes(session: _Session, options: RunOptions, display: Display) -> int:
     """Start worker processes and wait for them; return the number of those that failed."""
-    reader, stop = session.reader, session.stop
+    stop = session.stop
     worker = session.handle.for_worker(options).model_copy(update={"until": None})
-    # Torch's threads and the storage's connections do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    name = session.handle.name
-    options_of_each = [
-        worker.model_copy(update={"device": device})
-        for device in assign_devices(options.device, options.workers)
-    ]
     processes: list[BaseProcess] = []
     readers: list[threading.Thread] = []
     warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), _blocked_interrupts():
-            for worker_options in options_of_each:
-                lines, output = context.Pipe(duplex=False)
-                with output:
-                    started = context.Process(
-                        target=run_worker_process,
-                        args=(name, options.storage, worker_options, output),
-                    )
-                    started.start()
-                processes.append(started)
-                readers.append(display.print_output(lines))
-        while any(process.is_alive() for process in processes) and not stop.requested:
-            _warn_of_killed(processes, warned)
-            _wait_for_exit(processes, stop)
+            for device in assign_devices(options.device, options.workers):
+                on_device = worker.model_copy(update={"device": device})
+                arguments = (session.handle.name, options.storage, on_device)
+                processes.append(_start_process(arguments, display, readers))
+        while not stop.requested and (alive := [p for p in processes if p.is_alive()]):
+            connection.wait([process.sentinel for process in alive], POLL_SECONDS)
+            _warn_of_failed([process for process in processes if _was_killed(process)], warned)
     finally:
         for process in processes:
             if process.is_alive():
@@ -468,24 +441,40 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
         clean = clean | {-signal.SIGTERM}
     failed = [process for process in processes if process.exitcode not in clean]
     if failed:
-        reader.read_status()  # raises the error for all of them if the study is gone
-    for process in failed:
-        if process not in warned:
-            _logger.warning(f"a worker exited with code {process.exitcode}")
+        session.reader.read_status()  # raises the error for all of them if the study is gone
+        _warn_of_failed(failed, warned)
     return len(failed)
 
 
-def _warn_of_killed(processes: Sequence[BaseProcess], warned: set[BaseProcess]) -> None:
-    """Warn once of each worker that a signal has killed, while others continue the search."""
-    for process in processes:
-        if process in warned or process.exitcode is None or process.exitcode >= 0:
+def _start_process(
+    arguments: tuple[str, str, WorkerOptions], display: Display, readers: list[threading.Thread]
+) -> BaseProcess:
+    """Start a worker with arguments of :func:`run_worker_process`, and show what it prints."""
+    # Torch's threads and the storage's connections do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    lines, output = context.Pipe(duplex=False)
+    with output:
+        process = context.Process(target=run_worker_process, args=(*arguments, output))
+        process.start()
+    readers.append(display.print_output(lines))
+    return process
+
+
+def _was_killed(process: BaseProcess) -> bool:
+    return process.exitcode is not None and process.exitcode < 0
+
+
+def _warn_of_failed(failed: Iterable[BaseProcess], warned: set[BaseProcess]) -> None:
+    """Warn once of each worker that failed, or that a signal has killed."""
+    for process in failed:
+        if process in warned:
             continue
         warned.add(process)
-        name = signal.strsignal(-process.exitcode) or f"signal {-process.exitcode}"
-        _logger.warning(
-            f"a worker was killed ({name}): the other workers continue the search; the same "
-            "command in another terminal adds a worker"
-        )
+        code = process.exitcode or 0
+        reason = f"exited with code {code}"
+        if code < 0:
+            reason = f"was killed ({signal.strsignal(-code) or f'signal {-code}'})"
+        _logger.warning(f"a worker {reason}: the same command in another terminal adds a worker")
 
 
 @contextmanager
@@ -505,12 +494,3 @@ def _hidden_main_program() -> Iterator[None]:
             yield
         finally:
             main.update(hidden)
-
-
-def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:
-    """Wait until all processes have exited or a stop is requested, up to POLL_SECONDS."""
-    end = time.monotonic() + POLL_SECONDS
-    while time.monotonic() < end and not stop.requested:
-        if not any(process.is_alive() for process in processes):
-            return
-        time.sleep(0.1)

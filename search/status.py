@@ -1,13 +1,11 @@
 """Progress of a study, read from its storage, and as text."""
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -33,7 +31,7 @@ from studies.storage.reads import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import has_system_attr
 from studies.storage.trials import StoredTrial
-from studies.text import format_bytes, format_duration, shorten, to_line
+from studies.text import format_duration, shorten, to_line
 
 READ_TIMEOUT = 2.0
 """Seconds that a worker waits for the storage before it takes the last known status."""
@@ -50,8 +48,6 @@ MAX_LINE = 120
 MAX_WORKERS = 20
 """Number of workers that a status lists."""
 
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True)
 class Status:
@@ -67,7 +63,6 @@ class Status:
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
         workers: workers that hold trials.
-        checkpoint_bytes: size of the checkpoints; None if it is not measured.
         best_by_task: what is best so far in each of several tasks, by name.
     """
 
@@ -79,7 +74,6 @@ class Status:
     audited: int = 0
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
     workers: Sequence[ActiveWorker] = ()
-    checkpoint_bytes: int | None = None
     best_by_task: Mapping[str, Best] = field(default_factory=dict)
     seconds_range: tuple[float, float] | None = None
 
@@ -98,7 +92,6 @@ class Status:
             "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
             "seconds_range": self.seconds_range,
-            "checkpoint_bytes": self.checkpoint_bytes,
             "retries": dict(self.retries),
             "audit": {
                 "trials": self.audited,
@@ -114,10 +107,9 @@ def read_status(
     config: StudyConfig,
     workers: int = 0,
     best_reader: BestReader | None = None,
-    checkpoints: Path | None = None,
     forecaster: Forecaster | None = None,
 ) -> Status:
-    """Read the progress of a study, and measure the folder of its checkpoints, if one is given.
+    """Read the progress of a study.
 
     There are at least so many ``workers``, including those that hold no trial just now. A caller
     keeps the reader of the best and the forecaster for further calls.
@@ -132,8 +124,8 @@ def read_status(
         best, best_by_task = best_reader.read(), best_reader.read_tasks()
         holders = read_active_workers(connection, study_id)
         # Of programs without a lease, each is taken to run one trial.
-        alive = [each for each in holders if not each.is_expired]
-        active = sum(1 if each.name else len(each.trials) for each in alive)
+        alive = [worker for worker in holders if not worker.is_expired]
+        active = sum(1 if worker.name else len(worker.trials) for worker in alive)
         active = max(active, workers)
         is_pruned = config.pruning.enabled
         seconds_left = seconds_range = None
@@ -159,7 +151,6 @@ def read_status(
         audited,
         looks,
         holders,
-        None if checkpoints is None else measure_folder(checkpoints),
         best_by_task,
         seconds_range,
     )
@@ -169,16 +160,6 @@ def _list_cost_params(config: StudyConfig) -> Sequence[str]:
     """Return the parameters in which trials of different cost can differ."""
     grid = config.grid
     return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
-
-
-def measure_folder(folder: Path) -> int:
-    """Return the bytes of the files in a folder; 0 if it cannot be read."""
-    size = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):  # removed meanwhile
-                size += entry.stat().st_size
-    return size
 
 
 class StatusReader:
@@ -210,7 +191,10 @@ class StatusReader:
 
     def read_status(self) -> Status:
         """Return the status, waiting up to :data:`READ_TIMEOUT`."""
-        self._status = self._query(self._read, self._status)
+        if self._claims is not None:
+            self._status = self._claims.ask(
+                self._verify_and_read, timeout=READ_TIMEOUT, default=self._status
+            )
         return self._status
 
     def recent_status(self) -> Status:
@@ -238,16 +222,10 @@ class StatusReader:
             forecaster=self._forecaster,
         )
 
-    def _query(self, query: Callable[[], _T], last: _T) -> _T:
-        if self._claims is None:
-            return last
-
-        def verify_and_query() -> _T:
-            with self._storage.reading():  # one connection for both
-                self._storage.verify()
-                return query()
-
-        return self._claims.ask(verify_and_query, timeout=READ_TIMEOUT, default=last)
+    def _verify_and_read(self) -> Status:
+        with self._storage.reading():  # one connection for both
+            self._storage.verify()
+            return self._read()
 
 
 def estimate_seconds_left(
@@ -319,8 +297,6 @@ def format_status(status: Status, config: StudyConfig) -> str:
         rows.append(("audit", _format_audit(status)))
     if config.results is None:
         rows.append(("time left", _format_time_left(status, config)))
-    if disk := _format_disk(status):
-        rows.append(("disk", disk))
     if status.retries:
         retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
         rows.append(("requeued", retries))
@@ -358,11 +334,6 @@ def _name_trial(best: Best) -> str:
     if best.runs is None:
         return f"trial {best.number}, {best.architecture}"
     return f"{best.architecture}, best run trial {best.number}"
-
-
-def _format_disk(status: Status) -> str:
-    size = status.checkpoint_bytes
-    return f"{format_bytes(size)} of checkpoints" if size else ""
 
 
 def _list_lines(name: str, lines: Iterable[str]) -> list[tuple[str, str]]:

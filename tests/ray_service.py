@@ -166,6 +166,11 @@ class RayCluster:
 
         return wait_until(submit)
 
+    def stop(self, job: str) -> None:
+        environment = {**os.environ, **self.environment}
+        command = [COMMAND, "job", "stop", "--no-wait", job]
+        subprocess.run(command, env=environment, check=True, timeout=HANG_TIMEOUT)
+
     def add_node(self) -> RayNode:
         return self._add(
             f"--address={self.address}", "--num-cpus=1", f"--resources={json.dumps(NOT_HEAD)}"

@@ -36,7 +36,7 @@ INVALID = {
     "run quick --trial -1": "--trial is -1: input should be greater than or equal to 0",
     "run quick --launch moon": "--launch has the value 'moon': expected local, slurm, ray or",
     "run quick --launch-set a=1": "--launch-set requires --launch slurm or ray",
-    "run quick --cancel": "--cancel requires --launch slurm or ray",
+    "run quick --cancel": "--cancel requires --launch slurm;",
     "status quick --launch elsewhere": "elsewhere",
     "run quick --frobnicate": "--frobnicate",
     f"run quick --lockstep {NINES}": "expected auto or a positive integer",

@@ -1,5 +1,6 @@
 """The console command ``rnn-search``: one subcommand for each of the project's commands."""
 
+import signal
 import sys
 from importlib import import_module
 
@@ -66,7 +67,10 @@ def main(*words: str) -> None:
     Args:
         words: words before those of the command line, such as the name of a subcommand.
     """
-    from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code  # imports Optuna
+    try:
+        from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code  # imports Optuna
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
     def run() -> int | None:
         arguments = [*words, *sys.argv[1:]]

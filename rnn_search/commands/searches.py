@@ -16,8 +16,8 @@ from rnn_search.commands.options import (
     study_argument,
 )
 from search.launch.launcher import create_launcher
+from search.launch.slurm import SlurmLauncher
 from search.run_options import RunOptions
-from studies.artifacts import ArtifactFolders
 from studies.loader import PER_WORKER
 from studies.option_models import build_options
 from studies.storage.open import load_study, read_record, read_storage, read_study_record
@@ -39,7 +39,7 @@ _RUN = (
 _cancel_option = click.option(
     "--cancel",
     is_flag=True,
-    help="End the study's jobs on the cluster; their trials are requeued with checkpoints.",
+    help="End the study's jobs on SLURM; their trials are requeued with checkpoints.",
 )
 
 _dashboard_option = click.option(
@@ -70,11 +70,14 @@ def _run(*, cancel: bool, dashboard: bool, port: int, **options: Any) -> int:
     """Run a search with fields of :class:`RunOptions`, or cancel its jobs; return the exit code."""
     run_options = build_options(RunOptions, **options)
     if cancel:
-        if run_options.target.is_local:
-            raise click.UsageError("--cancel requires --launch slurm or ray")
+        if run_options.target.kind != "slurm":
+            raise click.UsageError(
+                "--cancel requires --launch slurm; workers on Ray end with the command that "
+                "submitted them: press Ctrl-C there, or use ray job stop"
+            )
         with closing(read_storage(run_options.storage)) as storage:
             record = read_study_record(load_study(storage, run_options.stored_name))
-        click.echo(create_launcher(run_options.target).cancel(record.artifact_folder))
+        click.echo(SlurmLauncher({}).cancel(record.artifact_folder))
         return 0
     from rnn_search.api import run_search_and_report  # slow to import
 
@@ -132,9 +135,8 @@ def continue_search(**options: Any) -> int:
     default="local",
     help="List the study's jobs on a cluster as well.",
 )
-@artifacts_option
 @storage_options
-def status(study: str, as_json: bool, launch: str, artifacts: str | None, storage: str) -> None:
+def status(study: str, as_json: bool, launch: str, storage: str) -> None:
     """Print the progress of a study without changing anything."""
     from search.launch.jobs import format_jobs, read_jobs
     from search.status import format_status, read_status
@@ -143,9 +145,7 @@ def status(study: str, as_json: bool, launch: str, artifacts: str | None, storag
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
-        folders = ArtifactFolders(artifacts, storage, read_only=True)
-        folder = folders.root("checkpoints") / record.artifact_folder
-        found = read_status(loaded, opened, record.config, checkpoints=folder)
+        found = read_status(loaded, opened, record.config)
         jobs = None
         if not target.is_local:
             jobs = read_jobs(create_launcher(target), record.artifact_folder, found.workers)

@@ -16,7 +16,6 @@ from search.launch.launcher import (
     mark_folder,
     parse_job,
     require_server,
-    warn_of_loopback,
 )
 from search.run_options import RunOptions
 from search.status import Status, StatusReader
@@ -84,8 +83,6 @@ def run_jobs(
     if existing:
         _logger.info(f"jobs of this study already: {count_states(existing)}")
     if (missing := options.workers - len(existing)) > 0:
-        if warning := warn_of_loopback(options.storage):
-            _logger.warning(warning)
         command = build_worker_command(options, handle)
         for line in launcher.submit(name, command, missing):
             _logger.info(line)

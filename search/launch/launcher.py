@@ -154,16 +154,13 @@ class Launcher(Protocol):
             workers: workers that hold its trials, for a cluster whose own list is not needed.
         """
 
-    def cancel(self, name: str) -> str:
-        """End all jobs: workers get SIGTERM and time to requeue their trials. Describe it."""
-
     def cancel_pending(self, name: str) -> str:
         """End the jobs that have not started, of a finished study; describe that, "" for none."""
 
     def leave(self, name: str) -> str:
         """Prepare the early end of the command; describe what becomes of the jobs.
 
-        Jobs that end with the command are ended as by :meth:`cancel`.
+        Workers whose jobs end with the command get SIGTERM and time to requeue their trials.
         """
 
 
@@ -226,16 +223,6 @@ def require_server(storage: str) -> None:
             f"storage {redact(url)} has a password, which command lines of workers would show: "
             "expected it in PGPASSWORD or ~/.pgpass"
         )
-
-
-def warn_of_loopback(storage: str) -> str:
-    """Return a warning if a storage's address means another machine on each machine, or ""."""
-    url = parse_url(storage)
-    host = url.host or url.query.get("host") or os.environ.get("PGHOST", "")
-    is_socket = not host or str(host).startswith("/")
-    if not is_socket and host not in ("localhost", "127.0.0.1", "::1"):
-        return ""
-    return f"storage {redact(url)} is reached by workers on this machine only: name its host"
 
 
 def mark_folder(folder: Path) -> Path:

@@ -19,15 +19,12 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from search.errors import LaunchError
 from search.launch.launcher import PROJECT, Job, WorkerCommand, parse_job
-from search.launch.ray_node import WorkerStoppedError, run_worker, stop_jobs
+from search.launch.ray_node import WorkerStoppedError, run_worker
 from studies.storage.counts import ActiveWorker
 from studies.text import shorten
 
 STOP_SECONDS = 60.0
 """How long workers may take to stop; this command's end would stop them as well."""
-
-ANSWER_SECONDS = 60.0
-"""How long the cluster may take to end its jobs; the first call starts a process."""
 
 CLIENT_PORT = 10001
 """Port of ``ray://`` addresses without one."""
@@ -111,9 +108,6 @@ class RayLauncher:
         ]
         if self._dashboard:
             lines.append(f"Ray's dashboard: {self._dashboard}; the log of a task shows its trials")
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        if not any(node["Alive"] and fits(request, node["Resources"]) for node in nodes):
-            lines.append("warning: no node has these resources: the tasks wait until one joins")
         return lines
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
@@ -127,28 +121,6 @@ class RayLauncher:
                 jobs[job] = Job(job, "running", worker.host or "")
         self._taken = {*jobs}
         return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
-
-    def cancel(self, name: str) -> str:
-        # Without a core, so that it does not wait for the workers.
-        head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-        try:
-            call = ray.remote(stop_jobs).options(**head).remote(self._dashboard, f"{name} worker ")
-            drivers = ray.get(call, timeout=ANSWER_SECONDS)
-        except Exception as error:
-            raise LaunchError(
-                f"Ray's dashboard, which --cancel needs, does not answer ({_describe(error)}): "
-                "press Ctrl-C in the command that submitted the workers, or send it SIGINT"
-            ) from error
-        for submission, process in drivers:
-            if not submission:
-                raise LaunchError(
-                    f"the workers belong to a command that is not a job of Ray, process {process}: "
-                    "press Ctrl-C there, or send it SIGINT"
-                )
-        if not drivers:
-            return "no worker to cancel"
-        stopped = ", ".join(submission for submission, _ in drivers)
-        return f"stopped {stopped}: running workers write checkpoints and requeue their trials"
 
     def cancel_pending(self, name: str) -> str:
         return ""  # Ray ends the tasks with this command
@@ -208,17 +180,6 @@ def _describe(error: Exception) -> str:
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1]
     return shorten(" ".join(text.split()), 400)
-
-
-def fits(request: Mapping[str, Any], node: Mapping[str, float]) -> bool:
-    """Return whether a node of these resources, by Ray's names, can run a task."""
-    amounts = {
-        "CPU": request["num_cpus"],
-        "GPU": request.get("num_gpus", 0),
-        "memory": request.get("memory", 0),
-        **request.get("resources", {}),
-    }
-    return all(amount <= node.get(name, 0) for name, amount in amounts.items())
 
 
 def join_cluster(address: str) -> str:

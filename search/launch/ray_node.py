@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from search.launch.launcher import JOB_VARIABLE, WorkerCommand, describe_missing
@@ -21,9 +21,6 @@ from studies.text import shorten
 
 POLL_SECONDS = 0.2
 """Interval between checks of the worker: Ray cancels a task between two statements of Python."""
-
-MAX_TASKS = 10_000
-"""The most tasks that Ray lists."""
 
 _PR_SET_PDEATHSIG = 1
 """Option of Linux's ``prctl``: the signal that a process gets when its parent ends."""
@@ -81,39 +78,6 @@ def _last_error(start: int) -> str:
         lines = log.read().decode(errors="replace").split("\n")
     lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks
     return f": {shorten(lines[-1], 300)}" if lines else ""
-
-
-def stop_jobs(dashboard: str, prefix: str) -> Sequence[tuple[str, str]]:
-    """Stop the submitted jobs of Ray whose tasks have names that begin with a prefix.
-
-    Runs on the head node, from where the dashboard can always be reached.
-
-    Returns:
-        For each command that submitted such tasks the id of its job, "" if it is none, and its
-        process.
-    """
-    from ray.job_submission import JobSubmissionClient
-    from ray.util.state import list_jobs, list_tasks
-
-    tasks = list_tasks(
-        address=dashboard,
-        filters=[
-            ("func_or_class_name", "=", "run_worker"),
-            ("state", "!=", "FINISHED"),
-            ("state", "!=", "FAILED"),
-        ],
-        limit=MAX_TASKS,
-        raise_on_missing_output=False,
-    )
-    ids = {task.job_id for task in tasks if task.name.startswith(prefix)}
-    jobs = [job for job in list_jobs(address=dashboard, limit=MAX_TASKS) if job.job_id in ids]
-    for job in jobs:
-        if job.submission_id:
-            JobSubmissionClient(dashboard).stop_job(job.submission_id)
-    return [
-        (job.submission_id or "", f"{job.driver_info.pid} on {job.driver_info.node_ip_address}")
-        for job in jobs
-    ]
 
 
 def main() -> None:

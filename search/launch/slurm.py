@@ -86,6 +86,7 @@ class SlurmLauncher:
         return sorted(jobs, key=lambda job: list(map(int, re.findall(r"\d+", job.id))))
 
     def cancel(self, name: str) -> str:
+        """End all jobs: workers get SIGTERM and time to requeue their trials. Describe it."""
         if not (jobs := self.list_jobs(name, ())):
             return "no job to cancel"
         _run("scancel", *_select(name))

@@ -42,7 +42,7 @@ def test_interrupt_of_workers_that_start_prints_no_traceback(search, tmp_path):
     interrupt_all(command)
     assert command.wait() == 130
     assert command.stderr == ""
-    assert command.stdout.endswith("stopped before training began: run the same command to start\n")
+    assert command.stdout.endswith("stopped; progress is saved: run the same command to resume\n")
 
 
 @pytest.mark.extended

@@ -314,7 +314,7 @@ def test_start_exits_after_the_outage_limit_at_its_time_limit_or_by_a_signal(
     assert line.endswith("longer than 0.5 s; restore it and run the same command again")
     assert "s3cret" not in line
     output = finish(search("--until=1s", url=guarded_url, **ONE))
-    assert output.endswith("--until ended before training began: expected a longer time\n")
+    assert output.endswith("stopped while waiting for the storage: run the same command again\n")
     command = search(url=guarded_url, **ONE)
     wait_for_message("storage unavailable", command)
     command.send(signal.SIGTERM)

@@ -17,7 +17,6 @@ from small_searches import (
     RETRIES,
     STATES,
     assert_all_complete,
-    error_of,
     finish,
     list_checkpoints,
 )
@@ -60,7 +59,6 @@ def test_tasks_on_two_nodes_finish_each_trial_once(runner, cluster, search, gate
     )
     shown = ("quick", "--storage", postgresql_url, "--launch=ray", "--json")
     jobs = json.loads(finish(runner.start("status", *shown, **cluster.environment)))["jobs"]
-    assert "which --cancel needs, does not answer" in error_of(search("--cancel"), code=2)
     follower = search("--workers=2", gate=gate)
     wait_until_running([follower], lambda: "jobs of this study already: 2" in follower.stdout)
     gate.open()
@@ -115,19 +113,15 @@ def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
     assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
 
 
-def test_killed_command_leaves_no_worker_behind(
-    search, cluster_with_dashboard, gate, postgresql_url
-):
-    command = search(on=cluster_with_dashboard, gate=gate)
+def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
+    command = search(gate=gate)
     (pid,) = wait_until_running([command], lambda: gate.held)
-    line = error_of(search("--cancel", on=cluster_with_dashboard), code=2)
-    assert f"process {command.pid} on " in line, "press Ctrl-C there"
     command.send(signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
-def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
+def test_documented_script_runs_without_a_terminal_until_its_job_is_stopped(
     cluster_with_dashboard, search, gate, postgresql_url, text, tmp_path
 ):
     cluster = cluster_with_dashboard
@@ -148,15 +142,15 @@ def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
 
     job = cluster.submit(folder, "bash", "search.sh")
     (pid,) = wait_until(lambda: gate.held)
-    assert f"stopped {job}" in finish(search("--cancel", "--name=stage-one", on=cluster))
+    cluster.stop(job)
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 
 
-def test_tasks_that_wait_for_resources_are_warned_about_and_counted(search):
+def test_tasks_that_wait_for_resources_are_counted(search):
     command = search("--launch-set=num_gpus=8", "--launch-set=memory=1e12")
-    wait_until_running([command], lambda: "no node has these resources" in command.stdout)
-    assert "num_cpus=1, num_gpus=8, memory=1000000000000.0" in command.stdout
+    resources = "num_cpus=1, num_gpus=8, memory=1000000000000.0"
+    wait_until_running([command], lambda: resources in command.stdout)
     other = search("--workers=2")
     wait_until_running([other], lambda: "submitted 1 task " in other.stdout)
     assert "jobs of this study already: 1 pending" in other.stdout

@@ -8,14 +8,13 @@ import signal
 import sys
 import termios
 import threading
-from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import optuna
 import pytest
-from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, TINY, TINY_OVERRIDES
+from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until, wait_until_running
@@ -24,13 +23,12 @@ from test_worker import create_study
 from search.display import Display
 from search.run import run_workers
 from search.run_options import RunOptions
-from search.status import Status, StatusReader, format_status, read_status
+from search.status import Status, StatusReader, format_status
 from search.worker.claims import ClaimManager
 from search.worker.queue import format_trial_end
 from search.worker.shutdown import ShutdownSignal
 from studies.config import StudyConfig
 from studies.storage.counts import ActiveWorker, TrialCounts
-from tests.simulations.large_study import create_large_study
 
 END = r"trial \d+  \d×\S.*  complete \d\.\d{4} nats  [\d.]+ s"
 FOUR_TRIALS = (*ONE_TRIAL, "--set=space.layers=[1, 2, 3, 4]")
@@ -227,16 +225,6 @@ def test_each_trial_is_a_line_and_a_notebook_has_one_bar(
         shown = display.call_args.args[0]._repr_mimebundle_([], [])
         assert "of 2 finished" in shown["text/html"]
         assert display.return_value.update.called
-
-
-def test_status_measures_the_checkpoints_of_a_study(sqlite_url, text, tmp_path):
-    (files := tmp_path / "files").mkdir()
-    (files / "trial-0.ckpt").write_bytes(bytes(3_000_000))
-    of_96 = {"pruning": True, "progress": 0.25, "corpus": str(text), "overrides": TINY_OVERRIDES}
-    with closing((made := create_large_study(sqlite_url, 96, 40, **of_96)).storage):
-        status = read_status(made.study, made.storage, made.config, 8, checkpoints=files)
-    assert "disk      3.0 MB of checkpoints" in format_status(status, made.config)
-    assert status.as_json()["checkpoint_bytes"] == 3_000_000
 
 
 def test_status_says_why_the_time_left_is_not_known():

@@ -22,7 +22,6 @@ from search.launch.launcher import (
     create_launcher,
     mark_folder,
     parse_target,
-    warn_of_loopback,
 )
 from search.launch.slurm import write_script
 from search.run import find_device
@@ -67,19 +66,6 @@ def test_study_is_created_for_gpus_that_only_the_workers_have(device, monkeypatc
         find_device(RunOptions(**given, device=device))
     with pytest.raises(DeviceError, match="device 'cuda:x' not found"):
         find_device(RunOptions(**given, device="cuda:x", launch="slurm"))
-
-
-@pytest.mark.parametrize(
-    ("url", "is_warned"),
-    [
-        ("postgresql+psycopg://me@database.example/studies", False),
-        ("postgresql+psycopg://me@/studies?host=/run/postgresql", True),
-        ("postgresql+psycopg://me@/studies?host=database.example", False),
-    ],
-)
-def test_storage_that_is_another_on_each_machine_is_warned_of(url, is_warned, monkeypatch):
-    monkeypatch.delenv("PGHOST", raising=False)
-    assert bool(warn_of_loopback(url)) == is_warned
 
 
 @pytest.mark.parametrize(
