@@ -55,7 +55,7 @@ from studies.attributes import (
     TrialResults,
     is_result,
 )
-from studies.config import Objective, StudyConfig, to_trial_config
+from studies.config import Objective
 from studies.errors import RowError, StudyFileError, StudyFormatError
 from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes
@@ -209,12 +209,7 @@ def _format_trial(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
         "datetime_start": trial.started and trial.started.isoformat(),
         "datetime_complete": trial.completed and trial.completed.isoformat(),
         "params": {
-            name: trial.params[name] for name in study.distributions if name in trial.distributions
-        },
-        "distributions": {
-            name: json.loads(distribution_to_json(distribution))
-            for name, distribution in trial.distributions.items()
-            if distribution is not study.distributions[name]
+            name: trial.params[name] for name in study.distributions if name in trial.params
         },
         "user_attrs": _select_attributes(trial.attributes),
         "system_attrs": _select_results(trial),
@@ -301,13 +296,13 @@ class ImportResult:
     Attributes:
         name: name of the study.
         storage: URL of its storage, without the password.
-        rows: number of rows by table of the database.
+        trials: number of its trials.
         missing_source: name of the study that it derives from, if the storage lacks that.
     """
 
     name: str
     storage: str
-    rows: dict[str, int]
+    trials: int
     missing_source: str | None = None
 
 
@@ -336,31 +331,29 @@ def import_studies(
         if len(paths) > 1:
             raise UserError(f"one name for {len(paths)} files: expected one file, or no --name")
         check_study_name(name)
-    sources = []
+    where = redact(parse_url(storage).set(password=None))
+    results = []
     for path in paths:  # all are checked before the storage is opened, which may create it
         with open_study_file(path, objective) as study:
-            for _ in study.trials:
-                pass
+            count = sum(1 for _ in study.trials)
         refinement = study.attributes[CONFIG]["refinement"] or {}
-        sources.append(refinement.get("source"))
+        source = refinement.get("source")
+        results.append(ImportResult(name or study.name, where, count, source))
     with closing(open_storage(storage)) as opened:
-        stored = []
         try:
             with opened.transaction() as connection:
-                for path in paths:
+                for path, result in zip(paths, results, strict=True):
+                    _require_free(connection, result.name)
                     with open_study_file(path, objective) as study:
-                        named = _complete(study, name or study.name)
-                        _require_free(connection, named.name)
-                        stored.append((named.name, insert_study(connection, named)))
+                        insert_study(connection, _complete(study, result.name))
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(str(path) for path in paths)
             raise UserError(f"a study of {taken} exists: expected another name") from error
         opened.merge_log()
         names = list_study_names(opened)
-    where = redact(parse_url(storage).set(password=None))
     return [
-        ImportResult(each, where, rows, source if source not in names else None)
-        for (each, rows), source in zip(stored, sources, strict=True)
+        replace(result, missing_source=None) if result.missing_source in names else result
+        for result in results
     ]
 
 
@@ -474,7 +467,6 @@ _Number = Annotated[
 ]
 _Count = Annotated[int, Field(ge=0, lt=1_000_000)]
 _Step = Annotated[int, Field(ge=0, lt=2**31)]
-_Distributions = dict[str, dict[str, Any]]
 
 
 class _StudyLine(BaseModel):
@@ -490,7 +482,7 @@ class _StudyLine(BaseModel):
     trials: _Count
     user_attrs: dict[str, Any]
     system_attrs: StudyResults
-    distributions: _Distributions
+    distributions: dict[str, dict[str, Any]]
 
 
 class _TrialLine(BaseModel):
@@ -504,7 +496,6 @@ class _TrialLine(BaseModel):
     datetime_start: NaiveDatetime | None = None
     datetime_complete: NaiveDatetime | None = None
     params: dict[str, ParamValue] = {}
-    distributions: _Distributions = {}
     user_attrs: TrialAttributes = TrialAttributes()
     system_attrs: TrialResults
     intermediate_values: dict[_Step, _Number] = {}
@@ -533,7 +524,13 @@ class _FileReader:
             self._reject(shorten(str(error), 200), error)
         if record.config.direction != header.direction:
             self._reject(f"direction {header.direction}, expected {record.config.direction}")
-        self._distributions = self._parse_distributions(header.distributions)
+        try:
+            self._distributions = {
+                name: decode_distribution(json.dumps(stored))
+                for name, stored in header.distributions.items()
+            }
+        except RowError as error:
+            self._reject(f"distributions: {shorten(str(error), 200)}", error)
         attributes = record.attributes()
         del attributes["artifact_folder"]
         return StoredStudy(
@@ -541,14 +538,12 @@ class _FileReader:
             header.metric,
             attributes,
             self._distributions,
-            self._read_trials(record.config, header.trials, lines),
+            self._read_trials(header.trials, lines),
             StudyDirection[header.direction.upper()],
             header.system_attrs.model_dump(mode="json", by_alias=True, exclude_unset=True),
         )
 
-    def _read_trials(
-        self, config: StudyConfig, count: int, lines: Iterator[str]
-    ) -> Iterator[StoredTrial]:
+    def _read_trials(self, count: int, lines: Iterator[str]) -> Iterator[StoredTrial]:
         last = -1
         for line in lines:
             self._line += 1
@@ -556,25 +551,22 @@ class _FileReader:
             if parsed.number <= last:
                 self._reject(f"number: {parsed.number}, expected one above {last}")
             last = parsed.number
-            yield self._read_trial(parsed, config)
+            yield self._read_trial(parsed)
         if self._line != 1 + count:
             self._reject(f"the file ends with {self._line - 1:,} trials, expected {count:,}")
 
-    def _read_trial(self, line: _TrialLine, config: StudyConfig) -> StoredTrial:
+    def _read_trial(self, line: _TrialLine) -> StoredTrial:
         """Return the trial of a line, whose parameters its study may have."""
         if line.state == TrialState.COMPLETE.name and (
             line.value is None or math.isnan(line.value)
         ):
             self._reject("value: expected a number because the trial is complete")
-        own = self._distributions | self._parse_distributions(line.distributions)
-        if unknown := line.params.keys() - own.keys():
+        if unknown := line.params.keys() - self._distributions.keys():
             self._reject(f"params: {shorten(repr(min(unknown)))} has no distribution, expected one")
         try:
             for name, value in line.params.items():
-                own[name].to_internal_repr(value)
-            if config.is_trained:
-                to_trial_config(line.params, config)
-        except (StudyFormatError, ValueError) as error:
+                self._distributions[name].to_internal_repr(value)
+        except ValueError as error:
             self._reject(f"params: {shorten(str(error), 200)}", error)
         return StoredTrial(
             line.params,
@@ -589,7 +581,6 @@ class _FileReader:
                 mode="json", exclude_unset=True, exclude={IS_GRID_TRIAL}
             ),
             curve=line.intermediate_values,
-            distributions=own,
         )
 
     def _parse(self, model: Any, text: str) -> Any:
@@ -597,12 +588,6 @@ class _FileReader:
             return model.model_validate_json(text)
         except ValidationError as error:
             self._reject(shorten(describe_mistakes(error), 200), error)
-
-    def _parse_distributions(self, stored: _Distributions) -> dict[str, BaseDistribution]:
-        try:
-            return {name: decode_distribution(json.dumps(each)) for name, each in stored.items()}
-        except RowError as error:
-            self._reject(f"distributions: {shorten(str(error), 200)}", error)
 
     def _reject(self, message: str, cause: BaseException | None = None) -> NoReturn:
         """Reject the last line that was read.

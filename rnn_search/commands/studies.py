@@ -190,7 +190,8 @@ def import_command(
                 )
         files = [Path(source) for source in sources]
         for result in import_studies(storage, files, name, objective):
-            click.echo(f"imported study {result.name!r} to {result.storage}: {_count(result.rows)}")
+            trials = format_count(result.trials, "trial")
+            click.echo(f"imported study {result.name!r} to {result.storage}: {trials}")
             if result.missing_source:
                 click.echo(
                     f"it derives from {result.missing_source!r}, which is not there: import that "
@@ -222,11 +223,6 @@ def import_command(
     click.echo(f"{done} study {imported.name!r}: {imported.counts}")
     if not dry_run:
         click.echo(f"see it with {shlex.join(['rnn-search', 'report', imported.name])}")
-
-
-def _count(rows: dict[str, int]) -> str:
-    trials, values = rows["trials"], rows["trial_intermediate_values"]
-    return f"{format_count(trials, 'trial')}, {format_count(values, 'intermediate value')}"
 
 
 def _is_url(source: str) -> bool:

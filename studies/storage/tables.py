@@ -241,8 +241,8 @@ def _list_points(curves: Mapping[int, Mapping[int, float]]) -> Iterator[tuple[An
 # ------------------------------------------------------------------ studies and trials
 
 
-def insert_study(connection: Connection, study: StoredStudy) -> dict[str, int]:
-    """Store a study with its trials; return the number of rows by table of those of its trials.
+def insert_study(connection: Connection, study: StoredStudy) -> None:
+    """Store a study with its trials.
 
     A number that no trial has becomes a failed trial that is not of the grid: Optuna numbers the
     trials of a study without gaps.
@@ -257,7 +257,7 @@ def insert_study(connection: Connection, study: StoredStudy) -> dict[str, int]:
     write_attrs(connection, STUDY_USER_ATTRS, {study_id: study.attributes})
     metric = {METRIC_NAMES: [study.metric]} if study.metric else {}
     write_attrs(connection, STUDY_SYSTEM_ATTRS, {study_id: {**study.system_attributes, **metric}})
-    return insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
+    insert_trials(connection, study_id, study.distributions, _fill_gaps(study.trials))
 
 
 def _fill_gaps(trials: Iterable[StoredTrial]) -> Iterator[StoredTrial]:
@@ -274,18 +274,12 @@ def insert_trials(
     study_id: int,
     distributions: Mapping[str, BaseDistribution],
     trials: Iterable[StoredTrial],
-) -> dict[str, int]:
+) -> None:
     """Append trials to a study, with everything that they have, in the order of their new numbers.
-
-    They have the given distributions of parameters unless they have others of their own.
-
-    Returns:
-        The number of rows by table.
 
     Raises:
         StorageError: if the database refuses one.
     """
-    counts = dict.fromkeys((table.name for table in (TRIALS, *TRIAL_TABLES)), 0)
     query = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
     first = connection.scalar(query) or 0
     texts = {name: distribution_to_json(each) for name, each in distributions.items()}
@@ -302,17 +296,13 @@ def insert_trials(
             for number, trial in enumerate(batch, first)
         ]
         insert(connection, TRIALS, rows)
-        counts[TRIALS.name] += len(rows)
         ids = select_trial_ids(study_id).where(TRIALS.c.number >= first).order_by(TRIALS.c.number)
         created: dict[int, StoredTrial] = dict(zip(connection.scalars(ids), batch, strict=True))
         written: dict[sa.Table, list[tuple[Any, ...]]] = {table: [] for table in TRIAL_TABLES}
         for trial_id, trial in created.items():
             for name, value in trial.params.items():
-                distribution = trial.distributions.get(name) or distributions[name]
-                is_common = distribution is distributions.get(name)
-                text = texts[name] if is_common else distribution_to_json(distribution)
-                internal = float(distribution.to_internal_repr(value))
-                written[TRIAL_PARAMS].append((trial_id, name, internal, text))
+                internal = float(distributions[name].to_internal_repr(value))
+                written[TRIAL_PARAMS].append((trial_id, name, internal, texts[name]))
             for key, value in trial.attributes.items():
                 written[TRIAL_USER_ATTRS].append((trial_id, key, json.dumps(value)))
             for key, value in _list_system_attrs(trial).items():
@@ -323,9 +313,8 @@ def insert_trials(
                 written[TRIAL_VALUES].append((trial_id, objective, stored, kind.name))
         points = _list_points({trial_id: trial.curve for trial_id, trial in created.items()})
         for table, values in (written | {INTERMEDIATE_VALUES: points}).items():
-            counts[table.name] += _insert_rows(connection, table, values)
+            _insert_rows(connection, table, values)
         first += len(batch)
-    return counts
 
 
 def _list_system_attrs(trial: StoredTrial) -> dict[str, Any]:
@@ -335,23 +324,21 @@ def _list_system_attrs(trial: StoredTrial) -> dict[str, Any]:
     return {**mark, **audit, **trial.system_attributes}
 
 
-def _insert_rows(target: Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> int:
-    """Insert values of :func:`list_columns`, and return how many rows they were.
+def _insert_rows(target: Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Insert values of :func:`list_columns`.
 
     This uses ``COPY`` on PostgreSQL, and one prepared statement on SQLite.
     """
     columns = ", ".join(column.name for column in list_columns(table))
     places = ", ".join("?" * len(list_columns(table)))
-    counter = itertools.count()
-    counted = (row for row, _ in zip(rows, counter, strict=False))
     cursor: Any = target.connection.cursor()
     try:
         if target.dialect.name == "sqlite":
             statement = f"INSERT INTO {table.name} ({columns}) VALUES ({places})"
-            cursor.executemany(statement, counted)
+            cursor.executemany(statement, rows)
         else:
             with cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
-                for row in counted:
+                for row in rows:
                     copy.write_row(row)
     except target.dialect.loaded_dbapi.Error as error:
         summary = str(error).partition("\n")[0]
@@ -359,4 +346,3 @@ def _insert_rows(target: Connection, table: sa.Table, rows: Iterable[Sequence[An
             f"rows of {table.name} cannot be written to {redact(target.engine.url)} ({summary}): "
             "nothing was written"
         ) from error
-    return next(counter)

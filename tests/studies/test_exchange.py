@@ -196,7 +196,6 @@ FIELDS = [
     ({"datetime_start": "today"}, "line 4: datetime_start is 'today': input should be a val"),
     ({"params": {"layers": 9}}, "line 4: params: '9' not in (1,)"),
     ({"params": {"width": 9}}, "line 4: params: 'width' has no distribution"),
-    ({"params": {"layers": 1}}, "line 4: params: a trial has no parameter "),
     ({"user_attrs": {"seconds": -1}}, "line 4: user_attrs.seconds is -1: input should be gre"),
     ({"user_attrs": {"mine": 1}}, "line 4: user_attrs.mine is 1: extra inputs are not"),
     ({"system_attrs": {"grid_trial": True, "audit": 3}}, "line 4: system_attrs.audit is 3: "),
