@@ -456,7 +456,7 @@ def _join(
     record = read_study_record(study)
     storage.require_study(StudyIdentity(study._study_id, wanted.name, record.artifact_folder))
     wanted = _follow_study(wanted, record)
-    notices = [wanted.file.left_out, created, _check_settings(wanted, record, options)]
+    notices = [created, _check_settings(wanted, record, options)]
     if options.extend:
         extended = extend(study, storage, record, wanted.config, wanted.tasks, options)
         if extended is None:

@@ -46,11 +46,10 @@ def load_cells(file: ConfigFile) -> ConfigFile:
             name = cell_name(spec)
         except ValueError:  # reported with the other settings
             continue
-        if (
-            name not in records and name not in file.stored_cells
-        ):  # two of a name are reported as well
+        # Two of a name are reported as well.
+        if name not in records and name not in file.stored_cells:
             records[name] = load_record(spec, file.folder_of("space.cell"))
-    return file.with_cells(records)
+    return file.model_copy(update={"cells": records})
 
 
 def load_record(spec: str, folder: Path) -> CellRecord:

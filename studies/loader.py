@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from studies.errors import StorageNotFoundError
 from studies.records import CellRecord, TaskRecord, message_of
 from studies.space import (
     CELL,
-    SWITCHES,
     TASK,
     Space,
     cell_name,
@@ -52,7 +51,6 @@ class ConfigFile(BaseModel):
         cells: records of the users' cells that the settings name.
         task: record of the task; None before it is loaded.
         tasks: records of several tasks, by name.
-        left_out: what :meth:`with_cells` has left out, for the user; "" for nothing.
     """
 
     name: str
@@ -64,65 +62,12 @@ class ConfigFile(BaseModel):
     cells: dict[str, CellRecord] = {}
     task: TaskRecord | None = None
     tasks: dict[str, TaskRecord] = {}
-    left_out: str = ""
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
         """Return a copy with nested settings merged into its own."""
         keys = [*self.overridden, *(key for key, _ in flatten(overrides))]
         settings = _merge(self.settings, overrides)
         return self.model_copy(update={"settings": settings, "overridden": keys})
-
-    def with_cells(self, cells: Mapping[str, CellRecord]) -> "ConfigFile":
-        """Return a copy that knows users' cells by name.
-
-        If an override states the cells, what the source states for others is left out.
-        """
-        file = self.model_copy(update={"cells": dict(cells)})
-        if "space.cell" not in self.overridden:
-            return file
-        kept = [spec.rpartition(":")[2] for spec in file._list_cells()]
-        known = {*Space.model_fields}
-        if GATED_CELL not in kept:
-            known -= {*SWITCHES}
-        stored = {name: cell for name, cell in self.stored_cells.items() if name in kept}
-        for cell in (*stored.values(), *cells.values()):
-            known |= {*cell.options}
-        if self.is_stored:
-            file = file.model_copy(update={"settings": {**self.settings, "cells": stored}})
-        return file._leave_out_others(kept, known)
-
-    def _leave_out_others(self, cells: Sequence[str], known: Container[str]) -> "ConfigFile":
-        """Return a copy without the settings of other cells than some.
-
-        Args:
-            cells: names of these cells.
-            known: keys that a table ``[space]`` of these cells can have.
-        """
-        stated = dict.fromkeys(name for table in self._list_tables() for name in table)
-        names = [name for name in stated if name not in known]
-        names = [name for name in names if f"space.{name}" not in self.overridden]
-        left_out = dict.fromkeys(f"space.{name}" for name in names)
-        tables: list[dict[str, Any]] = [
-            {name: values for name, values in table.items() if name not in names}
-            for table in self._list_tables()
-        ]
-        is_union = isinstance(self.settings["space"], list)
-        settings = {**self.settings, "space": tables if is_union else tables[0]}
-        foreign = {*names, *(name for name in SWITCHES if name not in known)}
-        lists = [("space.exclude", table) for table in tables] + [("nuisance", settings)]
-        for key, table in lists:
-            name = key.rpartition(".")[2]
-            entries = table.get(name)
-            if key in self.overridden or not isinstance(entries, list):
-                continue
-            kept = [entry for entry in entries if not _concerns(entry, foreign, cells)]
-            if len(kept) < len(entries):
-                table[name] = kept
-                left_out[f"entries of {key}"] = None
-        notice = f"left out what other cells than {', '.join(cells)} have: {', '.join(left_out)}"
-        return self.model_copy(
-            update={"settings": settings, "left_out": notice if left_out else ""}
-        )
 
     def folder_of(self, key: str) -> Path:
         """Return the folder that paths under a dotted key are relative to: that of the file.
@@ -238,14 +183,6 @@ class ConfigFile(BaseModel):
             named = table.get(CELL, [GATED_CELL])
             cells += named if isinstance(named, list) else [GATED_CELL]
         return [cell for cell in cells if isinstance(cell, str)]
-
-
-def _concerns(entry: Any, names: Container[str], cells: Container[str]) -> bool:
-    """Return whether an entry of exclude or nuisance is about some names or about other cells."""
-    if isinstance(entry, Mapping):
-        has_name = any(name in names for name in entry)
-        return has_name or (CELL in entry and entry[CELL] not in cells)
-    return entry in names
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -459,7 +396,10 @@ def _describe(key: str, alternatives: Sequence[ErrorDetails], model: Any) -> str
     message = ", or ".join(dict.fromkeys(map(message_of, alternatives)))
     if isinstance(first["input"], Mapping):
         return f"{key}: {message}" if key else message
-    return f"{key} is {shorten(repr(first['input']))}: {message}"
+    similar = ""
+    if re.fullmatch(r"space\.[0-9]+\.\w+", key):  # a key that is no field may be that of a cell
+        similar = did_you_mean(str(first["loc"][-1]), Space.model_fields)
+    return f"{key} is {shorten(repr(first['input']))}: {similar}{message}"
 
 
 def _known_keys(model: Any, location: Sequence[int | str] = ()) -> list[str]:

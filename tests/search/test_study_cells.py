@@ -157,31 +157,6 @@ def test_option_with_the_name_of_a_parameter_setting_or_result_is_rejected(folde
             load_cells(config_file(folder))
 
 
-def test_override_of_the_cells_leaves_out_what_only_the_others_have(folder, few_checks):
-    path, url = folder / "mine.toml", f"sqlite:///{folder}/studies.db"
-    more = "tanh = [false]\ndepth = [1, 2]\nexclude = [{ cell = 'lstm' }, { depth = 2 }]\n"
-    config_file(folder, more, cells=', "lstm", "gru"')
-    path.write_text(f"nuisance = ['depth']\n{path.read_text()}")
-    gru = [*TINY_OVERRIDES, "space.cell=['gru']"]
-    left_out = "left out what other cells than gru have: space.tanh, space.depth, entries of "
-    joined = open_study(folder, None, overrides=gru, name="gru")
-    assert joined.notice.startswith(f"{left_out}space.exclude, entries of nuisance; created with")
-    (trial,) = joined.study.trials
-    assert trial.params == {"cell": "gru", "layers": 1, "state_size": 4}
-    assert (joined.config.nuisance, joined.config.cells) == ([], {})
-    stated = load_cells(load_config_file(str(path), [*gru, "space.tanh=[true]"]))
-    with pytest.raises(UserError, match="space has the unknown key tanh: "):
-        stated.resolve()
-    path.write_text(path.read_text().replace("tanh", "tanhh"))
-    with pytest.raises(UserError, match=f"^{path}: space has the unknown key tanhh: did you"):
-        load_cells(load_config_file(str(path), ["space.layers=[2]"])).resolve()
-    open_study(folder, "tanh = [true]", ', "lstm"')
-    stored = load_cells(load_config_file("mine", ["space.cell=['lstm']"], url)).resolve()
-    assert (stored.grid.count(), stored.cells) == (1, {})
-    union = load_cells(load_config_file("cells", ["space.cell=['lstm']"]))
-    assert union.resolve().grid.count() == 3, "the switches of the gated cell are left out"
-
-
 def test_changed_source_of_a_study_is_rejected(folder, create):
     create()
     path = folder / "cells" / "mine.py"

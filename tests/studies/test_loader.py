@@ -84,7 +84,11 @@ def test_derived_config_inherits_unspecified_settings_but_not_the_test_split():
 def test_mistake_in_a_union_names_its_table(path):
     for old, new, message in (
         ("[1, 2]", "[1, 'two']", "space.2.layers.2 is 'two': input should be a valid int"),
-        ("[1, 2]", "[1]\nlayer = 3", "space.2.layer is 3: input should be a valid list"),
+        (
+            "[1, 2]",
+            "[1]\nlayer = 3",
+            "space.2.layer is 3: did you mean 'layers'? input should be a valid list",
+        ),
         ("[1, 2]", "[1]\ntraining.learning_rate = ['x']", "space.2.training.learning_rate.1 is"),
         ("state_size = [8]\n\n", "\n", "space.1.state_size: field required"),
     ):
