@@ -64,7 +64,6 @@ from studies.study_settings import (
     check_updates,
     check_window,
     used_params,
-    uses_setting,
 )
 from studies.text import expect_one_of, shorten
 
@@ -350,24 +349,11 @@ class StudyConfig(StrictModel):
             if len(grid.search_space[name]) > 1:
                 raise ValueError(
                     f"nuisance names {name!r}, which has one value for each architecture: expected "
-                    f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
+                    f"several values for the same other parameters"
                 )
         if self.task_record is not None and self.task_record.steps is None:
             self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
         return self
-
-    def _nuisance_hint(self, grid: Grid, name: str) -> str:
-        """Say how an optimizer can be a nuisance although others have further settings; or ""."""
-        settings = [
-            setting
-            for setting in TRAINING_PARAMS
-            if name == "optimizer" and setting in grid.search_space
-            if setting not in self.nuisance
-            if not all(uses_setting(str(each), setting) for each in grid.search_space[name])
-        ]
-        if not settings or name in grid.find_constant([*self.nuisance, *settings]):
-            return ""
-        return f"; name {', '.join(settings)} as well"
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":
@@ -434,11 +420,7 @@ class StudyConfig(StrictModel):
                 ``training.sequence_length`` decides.
         """
         settings = [(training_settings(params, self), length) for params, length in trials]
-        has_own_length = any(length is not None for _, length in settings)
-        check_updates(
-            [(each, length or each.sequence_length - 1) for each, length in settings],
-            not has_own_length,
-        )
+        check_updates([(each, length or each.sequence_length - 1) for each, length in settings])
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:

@@ -145,14 +145,11 @@ def check_window(settings: TrainingSettings) -> None:
         )
 
 
-def check_updates(
-    trials: Collection[tuple[TrainingSettings, int]], sets_length: bool = False
-) -> None:
+def check_updates(trials: Collection[tuple[TrainingSettings, int]]) -> None:
     """Check that the updates of trials suit each other and the log points.
 
     Args:
         trials: training settings of each trial, and T, the number of steps of its sequences.
-        sets_length: whether T is ``sequence_length`` less 1.
 
     Raises:
         ValueError: if the losses of an update lie further back than its gradient goes, a log point
@@ -166,7 +163,7 @@ def check_updates(
             updates = "at the end of each sequence" if every == length else f"every {every} steps"
             raise ValueError(
                 f"training.steps is {settings.steps} and training.log_every {settings.log_every}: "
-                f"expected multiples of {_suggest_multiple(trials, sets_length)}, because the "
+                f"expected multiples of {_find_multiple(trials)}, because the "
                 f"weights are updated {updates}, counted from the start of each sequence of "
                 f"{length} steps"
             )
@@ -179,17 +176,10 @@ def check_updates(
             )
 
 
-def _suggest_multiple(trials: Collection[tuple[TrainingSettings, int]], sets_length: bool) -> str:
-    """Describe numbers of steps after which every trial has an update."""
+def _find_multiple(trials: Collection[tuple[TrainingSettings, int]]) -> int:
+    """Return the least number of steps after multiples of which every trial has an update."""
     windows = {(min(each.gradient_window[1], length), length) for each, length in trials}
-    least = math.lcm(*(length if length % every else every for every, length in windows))
-    shorter = math.lcm(*(every for every, _ in windows))
-    lengths = {length for _, length in windows}
-    if not sets_length or shorter == least or len(lengths) > 1:
-        return str(least)
-    (length,) = lengths
-    suitable = -(-length // shorter) * shorter + 1  # its last token is a target only
-    return f"{least}, or of {shorter} with training.sequence_length = {suitable}"
+    return math.lcm(*(length if length % every else every for every, length in windows))
 
 
 def _has_updates_at_log_points(settings: TrainingSettings, length: int) -> bool:
