@@ -46,9 +46,6 @@ SCHEMA_VERSION: Final = 1
 CONFIG = "config"
 """Study attribute: the resolved :class:`studies.config.StudyConfig`."""
 
-IMPORTED = "imported"
-"""Value of the system attribute :data:`IS_GRID_TRIAL` of a trial that another program recorded."""
-
 FOLDER_NAME = "[A-Za-z0-9_-]+"
 """Pattern of the study attribute ``artifact_folder``."""
 
@@ -405,7 +402,7 @@ class TrialResults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    grid_trial: Literal[True, "imported"]
+    grid_trial: Literal[True]
     audit: AuditState | None = None
     paused: datetime | None = None
     validation_windows: list[float] = []

@@ -41,7 +41,6 @@ from studies.attributes import (
     CONFIG,
     ERROR,
     HYPOTHESES,
-    IMPORTED,
     IS_GRID_TRIAL,
     OBJECTIVE_ATTRIBUTES,
     OBJECTIVE_NAMES,
@@ -222,7 +221,7 @@ def _to_json(number: float) -> float | str:
 
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial that a file has, in a fixed order."""
-    results: dict[str, Any] = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True}
+    results: dict[str, Any] = {IS_GRID_TRIAL: True}
     for name in sorted(filter(is_result, trial.system_attributes)):
         results[name] = trial.system_attributes[name]
     return results
@@ -562,7 +561,6 @@ class _FileReader:
             number=line.number,
             started=line.datetime_start,
             completed=line.datetime_complete,
-            is_imported=line.system_attrs.grid_trial == IMPORTED,
             system_attributes=line.system_attrs.model_dump(
                 mode="json", exclude_unset=True, exclude={IS_GRID_TRIAL}
             ),

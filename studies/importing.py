@@ -540,7 +540,7 @@ def _read_trials(table: _Table, roles: ImportOptions) -> list[StoredTrial]:
         params[REPLICATE] = list(range(len(values)))
     trials = []
     for row, (state, value) in enumerate(zip(table.states, values, strict=True)):
-        trial = StoredTrial(attributes={}, state=state, is_imported=True)
+        trial = StoredTrial(attributes={}, state=state)
         if state is TrialState.COMPLETE and value is not None and math.isfinite(value):
             trial.value = value
         elif state is TrialState.COMPLETE:

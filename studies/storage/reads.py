@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
-    IMPORTED,
     IS_GRID_TRIAL,
     LONG_RESULTS,
     PAUSED,
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
 RESULTS = (TRIAL_PARAMS, TRIAL_USER_ATTRS, TRIAL_VALUES)
 """What is read of trials: parameters, the user attributes that this program defines, and values."""
 
-_MARKS = (IS_GRID_TRIAL, PAUSED, AUDIT)
+_MARKS = (PAUSED, AUDIT)
 """System attributes that are always read."""
 
 _BATCH = 200
@@ -129,9 +128,7 @@ def read_whole_trials(
     for table, fill in _WHOLE_FILLERS.items():
         _fill(connection, trials, table, ids, fill)
     for trial in trials.values():
-        mark = trial.system_attributes.get(IS_GRID_TRIAL)
-        trial.is_grid = mark is not None
-        trial.is_imported = mark == IMPORTED
+        trial.is_grid = IS_GRID_TRIAL in trial.system_attributes
     return list(trials.values())
 
 
@@ -194,9 +191,7 @@ def _set_attribute(trial: StoredTrial, key: str, stored: Any) -> None:
 
 
 def _set_mark(trial: StoredTrial, key: str, stored: Any) -> None:
-    if key == IS_GRID_TRIAL:
-        trial.is_imported = decode_json(stored, key) == IMPORTED
-    elif key == PAUSED:
+    if key == PAUSED:
         trial.is_paused = trial.state is TrialState.WAITING
     else:
         trial.audit = parse_trial_system_attribute(key, stored)

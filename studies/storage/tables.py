@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import AUDIT, IMPORTED, IS_GRID_TRIAL, LONG_RESULTS
+from studies.attributes import AUDIT, IS_GRID_TRIAL, LONG_RESULTS
 from studies.errors import StorageError
 from studies.storage.engine import redact
 from studies.storage.optuna_tables import (
@@ -319,7 +319,7 @@ def insert_trials(
 
 def _list_system_attrs(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial, among them what marks it as a grid trial."""
-    mark = {IS_GRID_TRIAL: IMPORTED if trial.is_imported else True} if trial.is_grid else {}
+    mark = {IS_GRID_TRIAL: True} if trial.is_grid else {}
     audit = {} if trial.audit is None else {AUDIT: trial.audit.model_dump()}
     return {**mark, **audit, **trial.system_attributes}
 

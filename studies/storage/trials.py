@@ -75,7 +75,6 @@ class StoredTrial:
         started: time of the last claim, UTC.
         completed: time at which it finished, UTC.
         is_grid: whether it belongs to the study's grid.
-        is_imported: whether another program has recorded it.
         is_paused: whether it waits for the pruner to resume it.
         system_attributes: system attributes but the lease.
         losses: loss at each of the rungs that a reader was asked for; NaN if it has not reached it.
@@ -92,7 +91,6 @@ class StoredTrial:
     started: datetime | None = None
     completed: datetime | None = None
     is_grid: bool = True
-    is_imported: bool = False
     is_paused: bool = False
     system_attributes: dict[str, Any] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)

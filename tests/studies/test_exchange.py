@@ -149,7 +149,7 @@ def test_imported_results_and_values_that_are_not_finite_are_kept(sqlite_url, tm
     attributes = study_attributes(config)
     ranges = {"rate": FloatDistribution(0.0, 1.0)}
     trials = [
-        StoredTrial({"rate": rate}, state=TrialState.COMPLETE, values={0: value}, is_imported=True)
+        StoredTrial({"rate": rate}, state=TrialState.COMPLETE, values={0: value})
         for rate, value in ((0.25, float("inf")), (0.1, 0.5))
     ]
     trials[1].curve = {1: float("-inf"), 2: float("nan")}

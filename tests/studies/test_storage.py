@@ -419,4 +419,4 @@ def test_statements_and_rows_of_a_worker_do_not_depend_on_the_number_of_trials(s
     """Curves that have not changed are not read again."""
     few, many = ([*measure_worker(sqlite_url, trials)] for trials in (20, 100))
     assert few == many
-    assert few[2][1] == 4, "state, mark, parameter and loss of the running trial"
+    assert few[2][1] == 3, "state, parameter and loss of the running trial"
