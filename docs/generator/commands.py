@@ -35,7 +35,7 @@ def list_commands() -> str:
 
 def describe_shared_options() -> str:
     """Return the options that many commands have."""
-    return _tabulate(BASE, [each for each in _options(BASE) if each.opts[0] in SHARED])
+    return _tabulate(BASE, [option for option in _options(BASE) if option.opts[0] in SHARED])
 
 
 def describe_commands() -> str:
@@ -53,9 +53,9 @@ def read_commands() -> dict[str, click.Command]:
 
 def _describe_command(name: str) -> str:
     command = read_commands()[name]
-    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
     context = click.Context(command)
-    usage = " ".join([PROGRAM, name, *(each.make_metavar(context) for each in arguments)])
+    usage = " ".join([PROGRAM, name, *(argument.make_metavar(context) for argument in arguments)])
     text = (
         f"### `{PROGRAM} {name}`\n\n```text\n{usage}\n```\n\n{_format_help(command.help or '')}\n"
     )
@@ -63,9 +63,9 @@ def _describe_command(name: str) -> str:
     own = [option for option in options if option.opts[0] not in SHARED]
     shared = [option.opts[0] for option in options if option.opts[0] in SHARED]
     base = {option.opts[0]: option.help for option in _options(BASE)} if name != BASE else {}
-    inherited = [each for each in own if base.get(each.opts[0]) == each.help]
+    inherited = [option for option in own if base.get(option.opts[0]) == option.help]
     if len(inherited) > 10:
-        absent = [each for each in base if each not in {option.opts[0] for option in options}]
+        absent = [flag for flag in base if flag not in {option.opts[0] for option in options}]
         but = f" but {_list_code(absent)}" if absent else ""
         text += f"\nIt has all options of [`{PROGRAM} {BASE}`](#{PROGRAM}-{BASE}){but}.\n"
         own = [option for option in own if option not in inherited]
@@ -78,7 +78,8 @@ def _describe_command(name: str) -> str:
 
 
 def _options(name: str) -> list[click.Option]:
-    options = (each for each in read_commands()[name].params if isinstance(each, click.Option))
+    params = read_commands()[name].params
+    options = [param for param in params if isinstance(param, click.Option)]
     return [option for option in options if not option.hidden]
 
 
@@ -118,7 +119,7 @@ def _format_meaning(option: click.Option) -> str:
 def _format_help(text: str) -> str:
     """Write what a reader could type as code."""
     paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
-    return "\n\n".join(_CODE.sub(r"`\1`", each) for each in paragraphs)
+    return "\n\n".join(_CODE.sub(r"`\1`", paragraph) for paragraph in paragraphs)
 
 
 def _first_sentence(command: click.Command) -> str:

@@ -146,7 +146,7 @@ def _describe_bounds(field: dict[str, Any], is_integer: bool) -> str:
         for word, bound in (("from", low), ("above", above), ("to", high))
         if bound is not None
     ]
-    text = "".join(f" {each}" for each in words)
+    text = "".join(f" {word}" for word in words)
     if below is None:
         return text
     return f"{text}{',' if words else ''} below {below:,}"

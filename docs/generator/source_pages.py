@@ -75,7 +75,7 @@ def make_page(path: str) -> str:
         return full.read_text(encoding="utf-8")
     head = f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     if full.is_dir():
-        names = sorted(each.name for each in full.iterdir() if each.suffix in LANGUAGES)
+        names = sorted(path.name for path in full.iterdir() if path.suffix in LANGUAGES)
         return head + "".join(f"- [{name}]({name})\n" for name in names)
     text = full.read_text(encoding="utf-8")
     return f"{head}````{LANGUAGES[full.suffix]}\n{text}````\n"

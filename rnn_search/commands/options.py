@@ -101,5 +101,5 @@ def _list_types(annotation: Any) -> list[Any]:
     if origin is Annotated:
         return _list_types(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return [kind for each in get_args(annotation) for kind in _list_types(each)]
+        return [kind for inner in get_args(annotation) for kind in _list_types(inner)]
     return [tuple if origin is tuple else annotation]
