@@ -445,7 +445,8 @@ class Trial:
         """
         from search.stored_models import export_trial
 
-        study, path = self.study, to_path("folder", folder)
+        path = to_path("folder", folder)
+        study = self.study
         export_trial(study.name, path, self.number, study.storage, study.artifacts)
         return path
 
