@@ -14,7 +14,7 @@ from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConf
 from rnn.engines import build_network
 from rnn.tasks.task import SequenceTask
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.study_tasks import load_task_of
+from search.cells_tasks import load_task_of
 
 NETWORKS, LOCKSTEP, LAYERS, STATE_SIZE, STREAMS = 24, 8, 2, 64, 64
 

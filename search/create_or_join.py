@@ -17,7 +17,21 @@ from rnn.config import TaskSpec
 from rnn.errors import UserError
 from rnn.tasks.task import Task
 from rnn.training.devices import check_precision, supports_bf16
-from search.contract_check import check_cells, check_tasks
+from search.cell_check import check_cells
+from search.cells_tasks import (
+    ONLY,
+    CodeStore,
+    StudyTask,
+    TaskOptions,
+    check_sources,
+    learn_tokenizer,
+    load_cells,
+    load_recorded,
+    load_tasks,
+    locate_task,
+    with_held_out,
+    with_records,
+)
 from search.derive import check_count, derive_trials, list_combinations
 from search.extend import (
     describe_trials,
@@ -29,22 +43,7 @@ from search.extend import (
 from search.open_study import OpenStudy, require_stored
 from search.pruning.audited_trials import draw_audited
 from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
-from search.study_cells import CodeStore, check_sources, load_cells
-from search.study_tasks import (
-    ONLY,
-    StudyTask,
-    TaskOptions,
-    check_held_out,
-    check_length,
-    check_trials,
-    describe_unsuitable,
-    learn_tokenizer,
-    load_recorded,
-    load_tasks,
-    locate_task,
-    with_held_out,
-    with_records,
-)
+from search.task_check import check_held_out, check_length, check_tasks, check_trials
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import StudyRecord
@@ -92,10 +91,9 @@ class StudyHandle(OpenStudy):
     """An open study with the data that its networks are trained on.
 
     Attributes:
-        tasks: tasks of the study by name, as :func:`search.study_tasks.load_tasks` returns them.
+        tasks: tasks of the study by name, as :func:`search.cells_tasks.load_tasks` returns them.
         notice: message for the user about how the study was created or joined, or "".
-        warning: warning that other versions of the code or of PyTorch trained the study, or that
-            the text of a new one is hardly meant as such, or "".
+        warning: warning that other versions of the code or of PyTorch trained the study, or "".
     """
 
     tasks: Mapping[str, StudyTask]
@@ -303,7 +301,6 @@ def _open(
     wanted: _Wanted,
     record: StudyRecord,
     notice: str = "",
-    warning: str = "",
 ) -> StudyHandle:
     """Open a stored study whose data this process has loaded."""
     wanted.check_precision(record.config.precision)
@@ -321,7 +318,7 @@ def _open(
             if task in wanted.tasks
         },
         notice,
-        warning or describe_mixing(study, storage),
+        describe_mixing(study, storage),
     )
 
 
@@ -468,11 +465,7 @@ def _join(
         notices.append(_describe_kept(wanted, record))
     wanted = _add_tasks(wanted, record)
     _keep_sources(wanted, record)
-    warning = ""
-    if created:
-        texts = (task.text for task in wanted.tasks.values())
-        warning = "; ".join(describe_unsuitable(text.corpus) for text in texts if text is not None)
-    return _open(study, storage, wanted, record, "; ".join(filter(None, notices)), warning)
+    return _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
 
 
 def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:

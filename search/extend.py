@@ -1,16 +1,19 @@
 """Extension of a study: further values or replicates, and other descriptions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 
 from rnn.errors import UserError
-from search.contract_check import check_cells, check_tasks
+from search.cell_check import check_cells
+from search.cells_tasks import StudyTask
 from search.derive import add_replicates, check_count, list_combinations, subtract
 from search.pruning.audited_trials import draw_audited, number_architectures
 from search.run_options import RunOptions
-from search.study_tasks import StudyTask
+from search.task_check import check_tasks
 from studies.attributes import (
     AUDIT_NUISANCE,
     COMMANDS,
@@ -55,58 +58,97 @@ def extend(
         UserError: if the config is not an extension of the study's.
         UserError: if the study cannot be extended now.
     """
-    name = study.study_name
+    study_id = study._study_id
     stored = record.config
-    trials = read_trials(storage, study._study_id)
-    replicates = _find_more_replicates(name, record, config)
-    new_hypotheses = [new for new in config.hypothesis if new not in stored.hypothesis]
-    changed = list_descriptive_changes(stored, config)
-    _check_nuisance(name, stored, config)
-    is_same = not (replicates or changed or new_hypotheses or record.earlier_replicates)
-    if stored.space is None and (config.space is not None or is_same):
-        raise no_space_error(name)
-    if len(record.commands) > 1 and has_earlier_grid(stored, config):
-        names = ("space", "cells", "task_records")
-        config = config.model_copy(update={name: getattr(stored, name) for name in names})
-    has_more_points = config.space != stored.space
-    nuisance = _choose_audit_nuisance(record, config, trials)
-    if replicates is None:
-        added = _plan_added(name, stored, config, nuisance, trials)
-    else:
-        added = add_replicates(trials, replicates)
-    check_count(len(added), config.training.steps, options.yes)
-    check_cells(config, stored)
-    new_tasks = {name: tasks[name] for name in config.task_names if name not in stored.task_records}
-    floors = record.task_floors | check_tasks(new_tasks, config.evaluation.windows)
-    is_larger = bool(has_more_points or replicates)
-    if not (is_larger or changed or new_hypotheses):
+    plan = _plan(study.study_name, record, config, read_trials(storage, study_id))
+    extended = plan.config
+    check_count(len(plan.added), extended.training.steps, options.yes)
+    check_cells(extended, stored)
+    new_tasks = {
+        name: tasks[name] for name in extended.task_names if name not in stored.task_records
+    }
+    floors = check_tasks(new_tasks, extended.evaluation.windows)
+    if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
-    extended = _redescribe(stored, config, changed)
-    if is_larger:
-        extended = _enlarge(extended, config, replicates)
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
-    if new_hypotheses or "nuisance" in changed:
-        written[HYPOTHESES] = _update_hypotheses(storage, study._study_id, record, extended)
-    if new_tasks:
-        written[TASK_FLOORS] = {name: each.model_dump() for name, each in floors.items()}
-    choices = {}
-    grid_size = None
-    if is_larger:
-        written |= {COMMANDS: [*record.commands, options.command], AUDIT_NUISANCE: nuisance}
-    if has_more_points and extended.grid is not None:
-        choices = distributions(extended.grid.search_space)
-        grid_size = extended.grid.count()
-    if replicates is not None:
+    if plan.is_larger:
+        commands = [*record.commands, options.command]
+        written |= {COMMANDS: commands, AUDIT_NUISANCE: plan.nuisance}
+    if plan.replicates is not None:
         written[EARLIER_REPLICATES] = record.replicates[::-1]
-        choices = distributions(observed_search_space(trial.params for trial in added))
-    raw = study.user_attrs[CONFIG]  # lacks the switches that were added to the program since
+    if extended.hypothesis != stored.hypothesis or extended.nuisance != stored.nuisance:
+        written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
+    if new_tasks:
+        all_floors = record.task_floors | floors
+        written[TASK_FLOORS] = {name: found.model_dump() for name, found in all_floors.items()}
+    choices, grid_size = plan.find_choices(stored)
+    raw = study.user_attrs[CONFIG]
     if StudyConfig.model_validate(raw) != stored:
         return None
     expected = {CONFIG: raw}
-    if not extend_study(storage, study._study_id, expected, written, choices, added, grid_size):
+    if not extend_study(storage, study_id, expected, written, choices, plan.added, grid_size):
         return None
-    return _describe_extension(study, record, extended, len(added), changed)
+    return _describe_extension(study, record, plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an extension changes.
+
+    Attributes:
+        config: config of the extended study.
+        changed: names of the descriptive settings that change.
+        added: further trials.
+        nuisance: nuisance parameters over which audited architectures are drawn.
+        replicates: further number of replicates; None if it stays.
+        is_larger: whether the space or the number of replicates changes.
+    """
+
+    config: StudyConfig
+    changed: Sequence[str]
+    added: Sequence[StoredTrial]
+    nuisance: Sequence[str]
+    replicates: int | None
+    is_larger: bool
+
+    def find_choices(
+        self, stored: StudyConfig
+    ) -> tuple[Mapping[str, CategoricalDistribution], int | None]:
+        """Return the choices of parameters that are to be stored, and the new size of the grid."""
+        choices = {}
+        grid_size = None
+        if self.config.space != stored.space and self.config.grid is not None:
+            choices = distributions(self.config.grid.search_space)
+            grid_size = self.config.grid.count()
+        if self.replicates is not None:
+            choices = distributions(observed_search_space(trial.params for trial in self.added))
+        return choices, grid_size
+
+
+def _plan(
+    name: str, record: StudyRecord, config: StudyConfig, trials: Sequence[StoredTrial]
+) -> _Plan:
+    """Plan the extension of a study to a config."""
+    stored = record.config
+    replicates = _find_more_replicates(name, record, config)
+    _check_nuisance(name, stored, config)
+    changed = list_descriptive_changes(stored, config)
+    extended = _redescribe(stored, config, changed)
+    is_same = replicates is None and extended == stored and not record.earlier_replicates
+    if stored.space is None and (config.space is not None or is_same):
+        raise no_space_error(name)
+    if len(record.commands) > 1 and has_earlier_grid(stored, config):
+        config = stored  # whose space is as large
+    is_larger = replicates is not None or config.space != stored.space
+    if is_larger:
+        extended = _enlarge(extended, config, replicates)
+    nuisance = _choose_audit_nuisance(record, extended, trials)
+    if replicates is None:
+        added = _plan_added(name, stored, extended, nuisance, trials)
+    else:
+        added = add_replicates(trials, replicates)
+    return _Plan(extended, changed, added, nuisance, replicates, is_larger)
 
 
 def _redescribe(stored: StudyConfig, config: StudyConfig, changed: Sequence[str]) -> StudyConfig:
@@ -153,21 +195,16 @@ def format_setting(config: StudyConfig, setting: str) -> str:
     return "none" if value is None else shorten(repr(value))
 
 
-def _describe_extension(
-    study: optuna.Study,
-    before: StudyRecord,
-    extended: StudyConfig,
-    count: int,
-    changed: Sequence[str],
-) -> list[str]:
+def _describe_extension(study: optuna.Study, before: StudyRecord, plan: _Plan) -> list[str]:
     """Return a notice for each thing that an extension has changed."""
-    record, notices = read_study_record(study), []
-    if count:
-        notices.append(describe_trials("extended", count, extended))
-    for setting in changed:
-        old, new = format_setting(before.config, setting), format_setting(extended, setting)
+    notices = []
+    if plan.added:
+        notices.append(describe_trials("extended", len(plan.added), plan.config))
+    for setting in plan.changed:
+        old = format_setting(before.config, setting)
+        new = format_setting(plan.config, setting)
         notices.append(f"changed {setting} from {old} to {new}")
-    for stored in record.hypotheses:
+    for stored in read_study_record(study).hypotheses:
         if stored not in before.hypotheses:
             statement = shorten(stored.hypothesis.statement)
             notices.append(f"hypothesis {statement!r}: registered {stored.mark}")
@@ -259,9 +296,9 @@ def _plan_added(
         return []
     if conflict := _find_conflict(stored, extended):
         raise UserError(f"study {name!r} {conflict}")
-    old, new = stored.grid, list_combinations(extended)
-    assert old is not None
-    planned = [StoredTrial(params) for params in subtract(new, old.combinations())]
+    assert stored.grid is not None
+    new = subtract(list_combinations(extended), stored.grid.combinations())
+    planned = [StoredTrial(params) for params in new]
     return draw_audited(planned, stored, nuisance, trials)
 
 
@@ -279,7 +316,10 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     tables are new. Trials have the parameters that their combinations have, so every stored
     combination must be one of the extended grid.
     """
-    old, new, old_tables, new_tables = stored.grid, extended.grid, stored.space, extended.space
+    old = stored.grid
+    new = extended.grid
+    old_tables = stored.space
+    new_tables = extended.space
     assert old is not None
     assert new is not None
     assert old_tables is not None
@@ -292,7 +332,8 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     for number, (old_table, new_table) in enumerate(zip(old_tables, new_tables, strict=False), 1):
         table = "space." if len(old_tables) == 1 else f"space {number}: "
         for parameter in old.search_space:
-            old_values, new_values = old_table.values(parameter), new_table.values(parameter)
+            old_values = old_table.values(parameter)
+            new_values = new_table.values(parameter)
             if old_values is None or new_values is None:
                 continue
             if list(new_values[: len(old_values)]) != list(old_values):
@@ -307,7 +348,7 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
 def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
     """Say why a grid does not have some combinations of a study."""
     first = removed[0]
-    wider = next((each for each in grid.combinations() if first.items() <= each.items()), first)
+    wider = next((new for new in grid.combinations() if first.items() <= new.items()), first)
     change = ""
     if added := wider.keys() - first.keys():
         change = f"without {', '.join(param_order(added))}, which they would have"

@@ -130,7 +130,7 @@ def install() -> None:
     if not settings["report"]:
         importlib.import_module("reports.final_report").finalize_search = lambda *study: None
     # No test looks at the floors that a command measures.
-    importlib.import_module("search.floors")._MAX_UPDATES = 20
+    importlib.import_module("search.task_check")._MAX_UPDATES = 20
     if settings["half_report"]:
         _hold_half_reports()
     for name, apply in (

@@ -77,22 +77,6 @@ def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, creat
     assert optuna.get_all_study_names(sqlite_url) == ["quick", "quick-refined"]
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("a" * 9000, "repeats itself ("),
-        ("".join(f"{i},{i**0.5},{-i / 7:.3e}\n" for i in range(900)), "looks like a table"),
-        ("".join(f"{i} + {i % 7} = {i + i % 7}\n" for i in range(900)), ""),
-    ],
-)
-def test_text_that_is_hardly_one_is_warned_of_once(sqlite_url, text, content, expected):
-    text.write_text(content)
-    made, again = (join_study(QUICK, sqlite_url, ONE_TRIAL_OVERRIDES, text) for _ in range(2))
-    assert made.warning.startswith(f"corpus {text} {expected}" if expected else "")
-    assert bool(made.warning) == bool(expected)
-    assert again.warning == ""
-
-
 def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(search, sqlite_url):
     chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")

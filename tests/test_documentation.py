@@ -22,8 +22,7 @@ from docs.generator import pictures
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field
 from rnn_search.commands import rnn_search_command
-from search.study_cells import load_cells
-from search.study_tasks import load_tasks
+from search.cells_tasks import load_cells, load_tasks
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.loader import ConfigFile

@@ -20,11 +20,10 @@ from rnn_search.commands.options import (
     storage_options,
     study_argument,
 )
-from search.contract_check import check_networks, check_task, list_networks
-from search.floors import describe_floors
+from search.cell_check import check_networks, list_networks
+from search.cells_tasks import load_record, load_task_of, read_values
 from search.stored_models import SampleOptions, export_trial, load_trial_model
-from search.study_cells import load_record, read_values
-from search.study_tasks import load_task_of
+from search.task_check import check_task, describe_floors
 from studies.loader import load_overrides
 from studies.option_models import build_options
 from studies.records import CellOption

@@ -22,8 +22,8 @@ from rnn.network import estimate_memory
 from rnn.stacked.network import can_stack
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
+from search.cells_tasks import TaskOptions
 from search.pruning.policy import ALWAYS_CONTINUE
-from search.study_tasks import TaskOptions
 from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES
 from studies.study_settings import OPTIMIZER_PARAMS

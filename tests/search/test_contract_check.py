@@ -9,9 +9,9 @@ from invocation import refused
 from user_cells import EXAMPLES
 
 from rnn.errors import CellError, TaskError
-from search.contract_check import CHECKS, check_export, check_networks, check_task, list_networks
-from search.study_cells import load_record
-from search.study_tasks import load_task_of
+from search.cell_check import CHECKS, check_export, check_networks, list_networks
+from search.cells_tasks import load_record, load_task_of
+from search.task_check import check_task
 
 CELL = """
 import torch
@@ -233,22 +233,22 @@ def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
 
 
 def test_fault_of_the_program_is_not_blamed_on_the_task(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.contract_check._require_same_in_new_process", lambda *_: None)
-    monkeypatch.setattr("search.contract_check.measure_floors", lambda *_: {}["fault"])
+    monkeypatch.setattr("search.task_check._require_same_in_new_process", lambda *_: None)
+    monkeypatch.setattr("search.task_check.measure_floors", lambda *_: {}["fault"])
     with pytest.raises(KeyError):
         check_task(load(tmp_path), 16)
 
 
 def test_built_in_task_is_checked_in_this_process_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.floors._MAX_UPDATES", 1)
-    monkeypatch.setattr("search.contract_check._run_new_process", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr("search.task_check._MAX_UPDATES", 1)
+    monkeypatch.setattr("search.task_check.run_new_process", lambda *_: pytest.fail("called"))
     check_task(load_task_of("adding:5", {}, tmp_path), 16)
 
 
 def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     """The sum so far needs memory, the input itself does not and is its last value."""
-    monkeypatch.setattr("search.floors._MAX_UPDATES", 60)
-    monkeypatch.setattr("search.contract_check._require_same_in_new_process", lambda *_: None)
+    monkeypatch.setattr("search.task_check._MAX_UPDATES", 60)
+    monkeypatch.setattr("search.task_check._require_same_in_new_process", lambda *_: None)
     passed = []
     floors, memory = check_task(load(tmp_path), 64, passed.append)
     assert memory.startswith("the task needs memory")

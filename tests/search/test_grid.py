@@ -210,7 +210,7 @@ state_size = [4]
 
 
 def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union, monkeypatch):
-    monkeypatch.setattr("search.contract_check.check_export", lambda network: None)  # takes long
+    monkeypatch.setattr("search.cell_check.check_export", lambda network: None)  # takes long
     before = [(trial.number, trial.params) for trial in union().trials]
     longer = ("layers = [2]", "layers = [2, 5]")
     values = (longer, ("momentum = [0.0, 0.9]", "momentum = [0.0, 0.9, 0.5]"))

@@ -50,7 +50,7 @@ FLOORS = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"lo
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a study file and a task; tasks are not checked."""
-    monkeypatch.setattr("search.contract_check.check_task", lambda *_: (FLOORS, ""))
+    monkeypatch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
     (tmp_path / "my_tasks.py").write_text(SUM)
     (tmp_path / "mine.toml").write_text(STUDY)
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
     """A folder with the finished study."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.contract_check.check_task", lambda *_: (FLOORS, ""))
+        patch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
         patch.chdir(folder)
         (folder / "my_tasks.py").write_text(SUM)
         (folder / "mine.toml").write_text(STUDY)

@@ -17,8 +17,8 @@ from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.commands.models import sample
+from search.cells_tasks import StudyTask, load_task_of
 from search.stored_models import load_trial_model, write_folder
-from search.study_tasks import StudyTask, load_task_of
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyNotFoundError

@@ -68,7 +68,7 @@ noise = [0, 0.5]
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with a study file, and its task and data in another; tasks are not checked."""
-    monkeypatch.setattr("search.contract_check.check_task", lambda *_: (None, ""))
+    monkeypatch.setattr("search.task_check.check_task", lambda *_: (None, ""))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "mine.py").write_text(TASK)
     np.save(tmp_path / "tasks" / "offset.npy", 1.0)

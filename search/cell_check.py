@@ -1,10 +1,9 @@
-"""Checks of users' cells and tasks against their contracts, before networks are trained.
+"""Checks of users' cells against their contract, before networks are trained.
 
-A cell is checked on tiny networks of it, a task on batches of it and on small networks. V is the
-number of byte tokens, B the number of streams, T the number of time steps.
+A cell is checked on tiny networks of it. V is the number of byte tokens, B the number of streams, T
+the number of time steps.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -31,7 +30,7 @@ from rnn.config import (
     format_value,
 )
 from rnn.engines import build_network
-from rnn.errors import CellError, TaskError
+from rnn.errors import CellError
 from rnn.export import SavedModel, export_files
 from rnn.network import (
     Network,
@@ -41,19 +40,13 @@ from rnn.network import (
     network_shapes,
     split_tensors,
 )
-from rnn.own_code import CellSource, CodeSource, TaskSource, describe_error, loaded_source
-from rnn.tasks.task import SequenceTask
+from rnn.own_code import CellSource, CodeSource, describe_error
 from rnn.tasks.text import TextData
-from rnn.tasks.tokenizer import (
-    ByteTokenizer,
-)
+from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.floors import measure_floors, name_floors
-from search.study_tasks import StudyTask, load_task_of
-from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.records import CellRecord, Floors, TaskRecord
+from studies.records import CellRecord
 from studies.space import CELL, Params
 
 _STATE_SIZE = 16
@@ -64,15 +57,6 @@ _MAX_STATE_SIZE = 64
 
 _LAYERS = 2
 _STREAMS = 3
-
-_TASK_STREAMS = 32
-_TASK_BATCHES = 8
-"""Training batches whose sequences are compared with those of the other splits."""
-
-_TIMEOUT = 600
-"""Seconds after which a new process counts as hanging; it takes a few."""
-
-# ------------------------------------------------------------------ cells
 
 
 def _build(config: NetworkConfig) -> Network:
@@ -260,7 +244,7 @@ def check_export(config: NetworkConfig) -> None:
         for file, content in export_files(model).items():
             Path(folder, file).write_bytes(content)
         given = json.dumps(tokens.tolist())
-        printed = _run_new_process(CellSource, config.cell, _EXPORT, given, folder)
+        printed = run_new_process(CellSource, config.cell, _EXPORT, given, folder)
     expected = _read(module, tokens)[0]
     for logits in json.loads(printed):
         if not torch.allclose(torch.tensor(logits), expected, 1e-3, 1e-4):
@@ -384,158 +368,7 @@ def _to_network(
     return NetworkConfig(name, layers, size, options, record.sha256)
 
 
-# ------------------------------------------------------------------ tasks
-
-
-def check_task(
-    task: StudyTask, count: int, on_passed: Callable[[str], None] = lambda _: None
-) -> tuple[Floors, str]:
-    """Run every check on a task, with a number of held-out sequences.
-
-    ``on_passed`` is called after each check, with what holds.
-
-    Returns:
-        Its floors, and whether it needs memory, in a sentence.
-
-    Raises:
-        TaskError: if a check fails, naming the task and what to do.
-    """
-    built = task.rebuild()
-    first = _digest(built, count)
-    on_passed("sample returns sequences of the stated sizes for each split")
-    _require_pure(built, first, count)
-    on_passed("the same sequences are drawn again, after others")
-    _require_disjoint(built, count)
-    on_passed("no sequence of the training is among those of validation or test")
-    _require_loss_by_target(built, count)
-    if task.record.sha256 is not None:  # the class is the user's
-        _require_same_in_new_process(task.record, first, count)
-        on_passed("the same sequences are drawn in a new process")
-    floors, memory = measure_floors(built, count)
-    _require_finite(task.record.name, floors)
-    on_passed("losses and metrics of small networks are finite")
-    return floors, memory
-
-
-def check_tasks(
-    tasks: Mapping[str, StudyTask], count: int, origin: StudyRecord | None = None
-) -> dict[str, Floors]:
-    """Check tasks, as :func:`check_task`, but those that another study has as well.
-
-    Returns:
-        Their floors by name.
-    """
-    known = origin.config.list_tasks() if origin is not None else {}
-    floors: dict[str, Floors] = {}
-    for name, task in tasks.items():
-        if task.text is not None:  # nothing of the user's runs, and no floor is known
-            continue
-        if origin is None or name not in known or known[name].identity() != task.record.identity():
-            floors[name], _ = check_task(task, count)
-        elif (found := origin.task_floors.get(name, origin.floors)) is not None:
-            floors[name] = found
-    return floors
-
-
-def _digest(task: SequenceTask, count: int) -> str:
-    """Return a hash of batches of all splits."""
-    drawn = [task.train_batch(0, index, 0, _TASK_STREAMS, 0) for index in (2, 0, 1)]
-    for split in ("validation", "test"):
-        drawn += [task.held_out(split, count, length) for length in (None, *task.eval_lengths)]
-    digest = hashlib.sha256()
-    for batch in drawn:
-        slices = [batch.slices[name] for name in sorted(batch.slices)]
-        for part in (*batch[:4], *slices):
-            if part is not None:
-                digest.update(f"{part.dtype} {part.shape}".encode() + part.tobytes())
-    return digest.hexdigest()
-
-
-def _require_pure(task: SequenceTask, expected: str, count: int) -> None:
-    task.train_batch(1, 7, 0, _TASK_STREAMS + 1, 0)
-    if _digest(task, count) != expected:
-        raise TaskError(
-            f"task {task.name} draws other sequences when it is asked again: expected sequences "
-            "that depend on the arguments of sample alone; take all random numbers from rng, not "
-            "from np.random, random or torch, and keep nothing between two calls"
-        )
-
-
-def _require_same_in_new_process(record: TaskRecord, expected: str, count: int) -> None:
-    assert record.sha256 is not None
-    text = loaded_source(record.name, record.sha256, TaskSource).text
-    given = json.dumps([record.source, record.name, text, record.values, record.folder, count])
-    program = "from search.contract_check import print_digest; print_digest()"
-    if _run_new_process(TaskSource, record.name, program, given) != expected:
-        raise TaskError(
-            f"task {record.name} draws other sequences in a new process: expected random numbers "
-            "from rng alone, and nothing that depends on hash(), the order of a set or the time"
-        )
-
-
-def print_digest() -> None:
-    """Print the digest of the batches of the task in standard input: the new process's program."""
-    source, name, text, values, folder, count = json.load(sys.stdin)
-    task = load_task_of(source, values, Path(folder), TaskSource(source, name, text))
-    print(_digest(task.build_sequences(), count))
-
-
-def _require_disjoint(task: SequenceTask, count: int) -> None:
-    indices = range(_TASK_BATCHES)
-    drawn = {
-        "train": [task.train_batch(0, index, 0, _TASK_STREAMS, 0) for index in indices],
-        "validation": [task.held_out("validation", count)],
-        "test": [task.held_out("test", count)],
-    }
-    seen: dict[bytes, str] = {}
-    for split, batches in drawn.items():
-        for batch in batches:
-            for column in range(batch.inputs.shape[1]):
-                part = batch.inputs[:, column].tobytes() + batch.targets[:, column].tobytes()
-                other = seen.setdefault(part, split)
-                if other != split:
-                    raise TaskError(
-                        f"task {task.name}: the splits {other} and {split} share a sequence: "
-                        "expected different sequences in each split, by split in sample"
-                    )
-
-
-def _require_loss_by_target(task: SequenceTask, count: int) -> None:
-    """Require that a task's own loss is a finite number for each target, by this target alone."""
-    spec = task.spec
-    if spec.loss is None:
-        return
-    batch = task.held_out("validation", count)
-    counted = torch.from_numpy(batch.weights > 0)
-    targets = torch.from_numpy(batch.targets)[counted][:_TASK_STREAMS]
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(len(targets), spec.outputs, generator=generator, requires_grad=True)
-    losses = spec.loss(outputs, targets)
-    expected = f"expected a finite differentiable number for each of {len(targets)} targets"
-    if not (losses.isfinite().all() and losses.requires_grad):
-        raise TaskError(f"loss of task {task.name} is not finite or not differentiable: {expected}")
-    half = len(targets) // 2
-    if half and not torch.allclose(spec.loss(outputs[:half], targets[:half]), losses[:half], 1e-4):
-        raise TaskError(
-            f"loss of task {task.name} depends on the other targets of a batch: {expected}, by its "
-            "own output and target alone"
-        )
-
-
-def _require_finite(name: str, floors: Floors) -> None:
-    for values in name_floors(floors).values():
-        for key, value in values.items():
-            if not np.isfinite(value):
-                raise TaskError(
-                    f"task {name}: {key} of a small network is {value}: expected a finite number; "
-                    "scale inputs and targets, or set standardize"
-                )
-
-
-# ------------------------------------------------------------------ in a new process
-
-
-def _run_new_process(
+def run_new_process(
     kind: type[CodeSource], name: str, program: str, given: str, folder: str | None = None
 ) -> str:
     """Run a program that uses a cell or a task in a new process, with another hash seed.
@@ -551,23 +384,16 @@ def _run_new_process(
         The last line that it prints.
 
     Raises:
-        CellError, TaskError: if the process hangs or fails.
+        CellError, TaskError: if the process fails.
     """
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=folder,
-            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-            input=given.encode(),
-            capture_output=True,
-            timeout=_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise kind.error(
-            f"{kind.kind} {name}: a new process did not end in {_TIMEOUT} s: expected a "
-            f"{kind.kind} that waits for nothing"
-        ) from error
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+        input=given.encode(),
+        capture_output=True,
+    )
     printed = done.stdout.decode(errors="replace").splitlines()
     if done.returncode or not printed:
         lines = done.stderr.decode(errors="replace").strip().splitlines()

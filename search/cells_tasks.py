@@ -1,53 +1,55 @@
-"""The task or tasks of a study, each with its class and its options, or its text.
+"""The cells of a study and its task or tasks: loaded, kept, and compared with those of a worker.
 
-As with cells, the file of a task that the user names is executed, and otherwise the copy that the
-study keeps.
+A file that the user names is executed by every process that trains a study. Its copy, next to the
+study's weights, is executed where there is no such file: in a refinement, and in a study that is
+opened by its stored name. A copy is executed only if its SHA-256 is the one in the study's record.
 """
 
+import contextlib
 import hashlib
-import json
-import os
-import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import ValidationError
 
 from rnn.config import ParamValue
-from rnn.errors import CorpusError, TaskError, UserError
+from rnn.errors import CellError, CorpusError, TaskError, UserError
 from rnn.own_code import (
+    CellSource,
     CodeSource,
     TaskSource,
     describe_error,
     load_class,
+    loaded_source,
     locate_source,
     read_source,
 )
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.corpus import Corpus, load_corpus
+from rnn.tasks.corpus import load_corpus
 from rnn.tasks.task import SequenceTask, Task, is_built_in
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
-from search.study_cells import CodeStore, check_option_names, read_values
-from studies.attributes import StudyRecord
+from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
+from studies.errors import ArtifactsError
+from studies.files import atomic_write
 from studies.loader import ConfigFile
 from studies.records import (
     TEXT,
+    CellOption,
+    CellRecord,
     TaskLoss,
     TaskRecord,
     TaskSettings,
     TextRecord,
     first_message,
+    read_options,
     read_task_options,
 )
-from studies.space import TASK, Params
-from studies.study_settings import WINDOW_PARAMS
+from studies.space import cell_name
+from studies.text import expect_one_of
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
 """Names and values of the options of the task in which the trials of a study differ; of several
@@ -56,22 +58,149 @@ tasks the name of one, as the parameter ``task``."""
 ONLY = ""
 """Name of the task of a study that has one."""
 
-_ROUNDING = 1e-5
-"""Relative difference between sums over the same data that other processors may compute."""
+CORPUS = "task.corpus"
 
-_LOSSES = 64
-"""Number of targets of which losses are compared."""
 
-CORPUS, SEQUENCE_LENGTH = "task.corpus", "sequence_length"
+def load_cells(file: ConfigFile) -> ConfigFile:
+    """Load the users' cells that a config file names; return the file with their records.
 
-_SLICE = 2**14
-"""Bytes of each of the four slices of a text that are looked at."""
+    A cell of a stored study whose settings are opened by name is not loaded here.
 
-_REPEATED = 0.02
-"""Share that compression leaves of a text that repeats itself; of English it leaves 0.3."""
+    Raises:
+        CellError: if a source cannot be read, or does not define a cell.
+    """
+    records: dict[str, CellRecord] = {}
+    for spec in file.cell_specs:
+        try:
+            name = cell_name(spec)
+        except ValueError:  # reported with the other settings
+            continue
+        # Two of a name are reported as well.
+        if name not in records and name not in file.stored_cells:
+            records[name] = load_record(spec, file.folder_of("space.cell"))
+    return file.model_copy(update={"cells": records})
 
-_NUMERIC = 0.75
-"""Share of numbers among the fields of a table; in sums such as ``1 + 2 = 3`` it is 0.6."""
+
+def load_record(spec: str, folder: Path) -> CellRecord:
+    """Load a cell, as :func:`rnn.own_code.read_source` finds it; return what is stored.
+
+    Raises:
+        CellError: if its source cannot be read, or does not define a cell that can be searched.
+    """
+    source = read_source(spec, folder, CellSource)
+    try:
+        options = read_options(load_class(source))
+        check_option_names(f"cell {source.name}", options)
+    except ValueError as error:
+        raise CellError(str(error)) from error
+    return CellRecord(spec=spec, sha256=source.sha256, options=options)
+
+
+def check_option_names(subject: str, options: Iterable[str]) -> None:
+    """Require that no option of a cell or a task is named like another parameter or a result.
+
+    Raises:
+        ValueError: if one is; the message begins with the subject.
+    """
+    for name in options:
+        if name in RESERVED_OPTION_NAMES:
+            raise ValueError(
+                f"{subject} has an option {name}, which is the name of another parameter or "
+                "result of a trial: rename the option"
+            )
+
+
+def read_values(
+    subject: str, options: Mapping[str, CellOption], given: Mapping[str, Any]
+) -> dict[str, ParamValue]:
+    """Return the values that are given for options of a cell or a task, each in its option's type.
+
+    Raises:
+        UserError: if an option is unknown, or a value invalid; the message begins with the
+            subject.
+    """
+    values: dict[str, ParamValue] = {}
+    for name, value in given.items():
+        if name not in options:
+            expected = expect_one_of(options, name) if options else "it has no options"
+            raise UserError(f"{subject} has no option {name}: {expected}")
+        try:
+            options[name].check(f"{subject} has {name}", [value])
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        values[name] = options[name].convert(value)
+    return values
+
+
+# ------------------------------------------------------------------ copies of sources
+
+
+class CodeStore:
+    """Copies of the source files of a study's cells and its task, in a folder of the study."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, cells: Mapping[str, CellRecord], tasks: Iterable[TaskRecord]) -> None:
+        """Write the sources of cells, and of the classes of tasks, which are loaded.
+
+        Raises:
+            ArtifactsError: if one cannot be written.
+        """
+        sources: list[CodeSource] = [
+            loaded_source(name, record.sha256) for name, record in cells.items()
+        ]
+        for task in tasks:
+            if task.sha256 is not None:
+                sources.append(loaded_source(task.name, task.sha256, TaskSource))
+        for source in sources:
+            try:
+                atomic_write(self._path(source.kind, source.name), [source.text.encode()])
+            except OSError as error:
+                raise ArtifactsError(
+                    f"the source of {source.kind} {source.name} cannot be written to "
+                    f"{self._folder} ({error}): check --artifacts"
+                ) from error
+
+    def load(self, cells: Mapping[str, CellRecord]) -> None:
+        """Load cells from their copies, unless they are loaded.
+
+        Raises:
+            CellError: if there is no copy, or it is not the file that the study was created with.
+        """
+        for name, record in cells.items():
+            load_class(self.read_source(CellSource, name, record.spec, record.sha256))
+
+    def read_source(self, kind: type[CodeSource], name: str, spec: str, sha256: str) -> CodeSource:
+        """Return the source of a class that is loaded, or else its copy.
+
+        Raises:
+            CellError, TaskError: if there is no copy, or it is not the file that the study was
+                created with.
+        """
+        with contextlib.suppress(kind.error):
+            return loaded_source(name, sha256, kind)
+        where = f"the source of {kind.kind} {name} in {self._folder}"
+        try:
+            content = self._path(kind.kind, name).read_bytes()
+        except OSError as error:
+            raise kind.error(
+                f"{where} cannot be read ({error.strerror}): check --artifacts, or use the study's "
+                "own file"
+            ) from error
+        source = kind(spec, name, content.decode(errors="replace"))
+        if source.sha256 != sha256:
+            raise kind.error(
+                f"{where} is not the file that the study was created with (SHA-256 "
+                f"{sha256[:8]}…): restore it"
+            )
+        return source
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self._folder / f"{kind}-{name}.py"
+
+
+# ------------------------------------------------------------------ tasks
 
 
 @dataclass(frozen=True)
@@ -157,7 +286,8 @@ def load_tasks(
     They are those of :meth:`studies.loader.ConfigFile.task_specs` by name, or the study's only
     one, as :data:`ONLY`. Arguments and errors are those of :func:`load_task`.
     """
-    specs, records = file.task_specs, stored.config.task_records if stored else {}
+    specs = file.task_specs
+    records = stored.config.task_records if stored else {}
     if not specs and file.source is not None:  # a trial of one of them is run once more
         specs = {name: record.source for name, record in records.items()}
     if not specs:
@@ -174,7 +304,8 @@ def load_tasks(
     tasks = {
         name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
     }
-    return file.model_copy(update={"tasks": {n: each.record for n, each in tasks.items()}}), tasks
+    found_records = {name: task.record for name, task in tasks.items()}
+    return file.model_copy(update={"tasks": found_records}), tasks
 
 
 def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict[str, StudyTask]:
@@ -264,37 +395,49 @@ def load_task_of(
     built_in = find_built_in(source, folder) if code is None else None
     fixed: dict[str, Any] = {}
     if built_in is not None:
-        (definition, given), sha256, name = built_in, None, source
+        definition, given = built_in
         fixed |= given
+        name = source
     else:
         if code is None:
             code = read_source(source, folder, TaskSource)
             folder = locate_source(source, folder, TaskSource).parent
-        definition, sha256, name = load_class(code), code.sha256, code.name
+        definition = load_class(code)
+        name = code.name
     try:
         options, takes_folder = read_task_options(definition)
         check_option_names(f"task {name}", options)
     except ValueError as error:
         raise TaskError(str(error)) from error
-    options = {each: option for each, option in options.items() if each not in fixed}
+    options = {option: found for option, found in options.items() if option not in fixed}
     values = read_values(f"task {name}", options, settings.options)
     if takes_folder:
         fixed["folder"] = folder
     task = _build(definition, fixed | values, name)
-    paths, spec = _list_files(task, folder), task.spec
+    record = _describe(
+        task,
+        folder,
+        source=settings.source,
+        sha256=None if code is None else code.sha256,
+        options=options,
+        values=values,
+    )
+    return StudyTask(definition, record, fixed, {(): task})
+
+
+def _describe(task: SequenceTask, folder: Path, **stated: Any) -> TaskRecord:
+    """Return the record of a task, with what is stated about its source and its options."""
+    spec = task.spec
+    files = [folder / path for path in getattr(task.definition, "files", ())]
     loss: TaskLoss = "cross-entropy" if spec.predicts_classes else "squared error"
     if spec.loss is not None:
         loss = "own"
     elif task.target_scaling is not None:
         loss = "standardized squared error"
     try:
-        record = TaskRecord(
-            source=settings.source,
-            sha256=sha256,
-            data_sha256=_hash_files(paths) if paths else None,
+        return TaskRecord(
+            data_sha256=_hash_files(files) if files else None,
             version=getattr(task.definition, "version", 0),
-            options=options,
-            values=values,
             inputs=spec.inputs,
             outputs=spec.outputs,
             reads_tokens=spec.reads_tokens,
@@ -306,14 +449,14 @@ def load_task_of(
             solved=task.solved,
             unit=task.loss_unit,
             folder=str(folder),
+            **stated,
         )
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise TaskError(
-            f"task {name}: {place} is {first['input']!r}: {first_message(error)}"
+            f"task {task.name}: {place} is {first['input']!r}: {first_message(error)}"
         ) from error
-    return StudyTask(definition, record, fixed, {(): task})
 
 
 def locate_task(task: TaskRecord) -> str:
@@ -341,10 +484,6 @@ def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> Se
     return SequenceTask(built, name)
 
 
-def _list_files(task: SequenceTask, folder: str | Path) -> list[Path]:
-    return [Path(folder) / path for path in getattr(task.definition, "files", ())]
-
-
 def _hash_files(paths: Iterable[Path]) -> str:
     """Return one SHA-256 of the contents of files, in hexadecimal digits."""
     digest = hashlib.sha256()
@@ -357,144 +496,28 @@ def _hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_trials(
-    config: StudyConfig, tasks: Mapping[str, StudyTask], trials: Iterable[Params]
-) -> None:
-    """Check the updates of trials, and the options of the task in which they differ.
-
-    Raises:
-        UserError: if an option changes more than the data of the training, or the updates of a
-            trial contradict its log points.
-        TaskError: if the task cannot be built with the options of a trial.
-    """
-    by_task: dict[str, list[Params]] = {name: [] for name in tasks}
-    for params in trials:
-        by_task[str(params[TASK]) if config.task_records else ONLY].append(params)
-    windows: list[tuple[Params, int | None]] = []
-    for name, each in by_task.items():
-        windows += _list_windows(config, tasks[name], each)
-    try:
-        config.check_updates(windows)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _list_windows(
-    config: StudyConfig, task: StudyTask, trials: Iterable[Params]
-) -> list[tuple[Params, int | None]]:
-    """Check the options of a task; return what determines the updates of its trials."""
-    groups: dict[TaskOptions, list[Params]] = {}
-    for params in trials:
-        options = tuple((name, params[name]) for name in task.record.options if name in params)
-        settings = {name: params[name] for name in WINDOW_PARAMS if name in params}
-        group = groups.setdefault(options, [])
-        if settings not in group:
-            group.append(settings)
-    if any(groups):
-        # One after another first, so that the message names the one that is wrong.
-        single = dict.fromkeys((option,) for options in groups for option in options)
-        expected = _list_common(config, task.build_sequences())
-        for options in dict.fromkeys((*single, *groups)):
-            if _list_common(config, task.build_sequences(options)) != expected:
-                stated = " and ".join(f"{name} = {value!r}" for name, value in options)
-                raise UserError(
-                    f"{stated} changes the held-out data, the sizes or the loss of task "
-                    f"{task.record.name}: expected options in space.task that change the data of "
-                    "the training alone; set others in [task], in a study for each value"
-                )
-    windows: list[tuple[Params, int | None]] = []
-    for options, group in groups.items():
-        steps = task.build_sequences(options).steps if options else task.record.steps
-        windows += [(settings, steps) for settings in group]
-    return windows
-
-
-def _list_common(config: StudyConfig, task: SequenceTask) -> list[Any]:
-    """Return what all trials of a study must have in common."""
-    spec, count = task.spec, config.evaluation.windows
-    common: list[Any] = [
-        (spec.inputs, spec.outputs, spec.reads_tokens, spec.predicts_classes, spec.is_dense),
-        (task.metrics, task.eval_lengths, task.is_standardized, task.output_names),
-        task.summarize_held_out(count),
-        spec.loss is not None,
-    ]
-    if spec.loss is not None:
-        targets = torch.from_numpy(task.held_out("validation", count).targets).flatten(0, 1)
-        targets = targets[:_LOSSES]
-        outputs = torch.linspace(-1, 1, len(targets) * spec.outputs).view(-1, spec.outputs)
-        common.append(spec.loss(outputs, targets).tolist())
-    return common
-
-
-def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
-    """Require the held-out data of a worker to be those of its study.
-
-    Raises:
-        UserError: if they differ by more than rounding.
-    """
-    known = local.list_tasks()
-    for name, record in stored.list_tasks().items():
-        if name not in known:
-            continue
-        old, new = record.held_out, known[name].held_out
-        if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
-            raise UserError(
-                f"study {study!r} was created with other held-out data of task {record.name}, "
-                "although its source and files are the same: expected data that depend on the "
-                "arguments of sample alone, and the study's version of NumPy"
-            )
-
-
 # ------------------------------------------------------------------ text
 
 
 def _load_text(file: ConfigFile, settings: TaskSettings) -> StudyTask:
     """Load the text of a config file, before a tokenizer is learned from it."""
-    folder = file.folder_of(CORPUS)
     try:
-        corpus = load_corpus(settings.corpus, folder)
+        corpus = load_corpus(settings.corpus, file.folder_of(CORPUS))
     except CorpusError as error:
         if CORPUS in file.overridden:
             raise
-        hint = ""
-        if file.is_stored or "corpus" not in file.settings.get("task", {}):
-            origin = file.origin if file.is_stored else f"study {file.source!r}"
-            hint = f"; {origin} was trained on it: give its current path with --corpus"
-        elif isinstance(error.__cause__, FileNotFoundError) and Path(settings.corpus).is_file():
-            written = json.dumps(os.path.relpath(settings.corpus, folder), ensure_ascii=False)
-            place = f"[task] of {file.origin}"
-            hint = f"; the working directory has it: write corpus = {written} in {place}"
-        raise CorpusError(f"{error}{hint}") from error
+        if "corpus" in file.settings.get("task", {}) and not file.is_stored:
+            raise
+        origin = file.origin if file.is_stored else f"study {file.source!r}"
+        raise CorpusError(
+            f"{error}; {origin} was trained on it: give its current path with --corpus"
+        ) from error
     text = TextRecord(
         corpus=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
     # A corpus has at most as many tokens as bytes, so that it is long enough if those suffice.
     tokens = Text(corpus, ByteTokenizer())
     return StudyTask.of_text(tokens, TaskRecord.of_text(settings.tokenizer, text))
-
-
-def describe_unsuitable(corpus: Corpus) -> str:
-    """Return a warning if a file is hardly meant as a text, judged by a sample of it, or ""."""
-    if corpus.path is None:
-        return ""
-    starts = np.linspace(0, max(0, len(corpus.text) - _SLICE), 4, dtype=int)
-    slices = [corpus.text[start : start + _SLICE].tobytes() for start in starts]
-    sample = b"".join(slices)
-    compressed = len(zlib.compress(sample))
-    if compressed < _REPEATED * len(sample):
-        return (
-            f"corpus {corpus.name} repeats itself ({len(sample):,} bytes of it compress to "
-            f"{compressed:,}): every network can predict it, so that their losses say little"
-        )
-    lines = slices[0].split(b"\n")[1:-1]  # without a header, and the line that is cut
-    fields = re.split(rb'[,;\s"]+', b" ".join(lines).strip())
-    numbers = [field for field in fields if re.fullmatch(rb"[-+]?[\d.]+(e[-+]?\d+)?", field, re.I)]
-    if len(numbers) > _NUMERIC * len(fields):
-        return (
-            f"corpus {corpus.name} looks like a table of numbers: it is read as text, character by "
-            "character"
-        )
-    return ""
 
 
 def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | None) -> StudyTask:
@@ -531,19 +554,28 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | 
     return StudyTask.of_text(tokens, TaskRecord.of_text(config.task.tokenizer, learned, size))
 
 
-def check_length(
-    tasks: Mapping[str, StudyTask], config: StudyConfig, trials: Iterable[Params] = ()
-) -> None:
-    """Check that each split of a text is as long as a config and, if given, each trial needs.
+# ------------------------------------------------------------------ data of a worker
+
+
+def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
+    """Require the source files of a worker's cells and task to be those of its study.
 
     Raises:
-        CorpusError: if one is too short.
+        UserError: if one is another version.
     """
-    grid, study_length = config.grid, config.training.sequence_length
-    values = grid.search_space.get(SEQUENCE_LENGTH) if grid else None
-    lengths = [int(value) for value in values or [study_length]]
-    lengths += [int(params.get(SEQUENCE_LENGTH, study_length)) for params in trials]
-    for task in tasks.values():
-        if task.text is not None:
-            window = config.evaluation.window_length
-            task.text.check_min_length(max(lengths), window, config.eval_split)
+    pairs: list[tuple[str, str, str | None, str | None]] = [
+        (name, cell.spec, cell.sha256, local.cells[name].sha256)
+        for name, cell in stored.cells.items()
+        if name in local.cells
+    ]
+    known = local.list_tasks()
+    for name, task in stored.list_tasks().items():
+        if name in known and task.name == known[name].name:
+            pairs.append((task.name, task.source, task.sha256, known[name].sha256))
+    for name, spec, old, new in pairs:
+        if old and new and old != new:
+            raise UserError(
+                f"study {study!r} was created with another version of {name} "
+                f"({spec.rpartition(':')[0]}, SHA-256 {old[:8]}…, here {new[:8]}…): restore the "
+                "file, or choose another --name"
+            )
