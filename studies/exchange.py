@@ -59,7 +59,7 @@ from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes
 from studies.storage.counts import count_where, find_study
 from studies.storage.edits import to_note_attributes, write_note
-from studies.storage.engine import parse_url, redact
+from studies.storage.engine import redact
 from studies.storage.open import list_study_names, open_storage, parse_record, read_storage
 from studies.storage.reads import read_study
 from studies.storage.tables import STUDIES, insert_study
@@ -316,29 +316,28 @@ def import_studies(
         if len(paths) > 1:
             raise UserError(f"one name for {len(paths)} files: expected one file, or no --name")
         check_study_name(name)
-    where = redact(parse_url(storage).set(password=None))
-    results = []
+    checked = []
     for path in paths:  # all are checked before the storage is opened, which may create it
         with open_study_file(path, objective) as study:
             count = sum(1 for _ in study.trials)
         refinement = study.attributes[CONFIG]["refinement"] or {}
-        source = refinement.get("source")
-        results.append(ImportResult(name or study.name, where, count, source))
+        checked.append((name or study.name, count, refinement.get("source")))
     with closing(open_storage(storage)) as opened:
         try:
             with opened.transaction() as connection:
-                for path, result in zip(paths, results, strict=True):
-                    _require_free(connection, result.name)
+                for path, (stored_name, _, _) in zip(paths, checked, strict=True):
+                    _require_free(connection, stored_name)
                     with open_study_file(path, objective) as study:
-                        insert_study(connection, _complete(study, result.name))
+                        insert_study(connection, _complete(study, stored_name))
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(str(path) for path in paths)
             raise UserError(f"a study of {taken} exists: expected another name") from error
         opened.merge_log()
         names = list_study_names(opened)
+        where = redact(opened.engine.url.set(password=None))
     return [
-        replace(result, missing_source=None) if result.missing_source in names else result
-        for result in results
+        ImportResult(stored_name, where, count, source if source not in names else None)
+        for stored_name, count, source in checked
     ]
 
 

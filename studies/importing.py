@@ -12,7 +12,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +35,7 @@ from studies.option_models import Options, option, to_words
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
 from studies.storage.edits import create_study, to_note_attributes, write_note
-from studies.storage.engine import parse_url, redact
+from studies.storage.engine import redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import ImportedResults
@@ -99,14 +99,14 @@ class _Table:
         source: file or study that it is of, for a reader.
         states: how each run ended, as a column ``state`` or ``status`` says; else it is complete.
         columns: cells of each other column as Python's values of one type; None where missing.
-        maximize: whether a higher value is better, of the columns of which the source says it.
+        maximize: whether a higher value is better; None if the source does not say it.
         is_adaptive: whether a sampler may have chosen rows by the results of earlier ones.
     """
 
     source: str
     states: list[TrialState]
     columns: dict[str, list[Any]]
-    maximize: dict[str, bool] = field(default_factory=dict)
+    maximize: bool | None = None
     is_adaptive: bool = False
 
     def find(self, name: str, option: str) -> str:
@@ -224,7 +224,7 @@ def _read_study(study: optuna.Study, where: str = "") -> _Table:
         where: where it is stored, for a reader: `` of sqlite:///optuna.db``.
 
     Raises:
-        UserError: if it is a study of this program, or has no trials.
+        UserError: if it is a study of this program, has several objectives, or no trials.
     """
     import pandas as pd
 
@@ -235,20 +235,18 @@ def _read_study(study: optuna.Study, where: str = "") -> _Table:
             f"{source} is one of this program: write it to a file with rnn-search export-study, "
             "and import the file"
         )
-    count = len(study.directions)
-    objectives = ["value"] if count == 1 else [f"values_{place}" for place in range(count)]
+    if len(study.directions) > 1:
+        raise UserError(f"{source} has {len(study.directions)} objectives: expected one")
     rows = []
     for trial in trials:
-        row = {"state": trial.state.name, **dict.fromkeys(objectives)}
-        row |= dict(zip(objectives, trial.values or (), strict=False))
+        row: dict[str, Any] = {"state": trial.state.name, "value": trial.value}
         for name, value in trial.params.items():
             row[f"params_{name}"] = "None" if value is None else value
         for step, loss in trial.intermediate_values.items():
             row[f"value_{step}"] = loss
         rows.append(row)
     table = _read_frame(pd.DataFrame(rows), source)
-    for name, direction in zip(objectives, study.directions, strict=True):
-        table.maximize[name] = direction == StudyDirection.MAXIMIZE
+    table.maximize = study.direction == StudyDirection.MAXIMIZE
     table.is_adaptive = not all("grid_id" in trial.system_attrs for trial in trials)
     return table
 
@@ -332,9 +330,8 @@ def import_results(
     """
     words = ["rnn-search", "import", str(source)]
     if isinstance(source, str) and "://" in source:
-        table, study = _open_study(source, study)
-        words = [*words[:2], redact(parse_url(source).set(password=None)), "--study", study]
-        default_name = study
+        table, url, default_name = _open_study(source, study)
+        words = [*words[:2], url, "--study", default_name]
     elif study is not None:
         raise UserError(f"study={study!r} is for the URL of a storage, and the source is none")
     elif isinstance(source, str | Path):
@@ -366,18 +363,22 @@ def import_results(
     return ImportedStudy(name, counts, _describe(table, roles), command)
 
 
-def _open_study(url: str, study: str | None) -> tuple[_Table, str]:
-    """Read a study of a storage, which need not be named if it is the only one."""
-    where = redact(parse_url(url))
-    with closing(read_storage(url)) as opened:
+def _open_study(storage: str, study: str | None) -> tuple[_Table, str, str]:
+    """Read a study of a storage, which need not be named if it is the only one.
+
+    Returns:
+        The table, the URL of the storage without a password, and the name of the study.
+    """
+    with closing(read_storage(storage)) as opened:
+        url = redact(opened.engine.url.set(password=None))
         names = list_study_names(opened)
         if study is None and len(names) != 1:
             raise UserError(
-                f"storage {where} has {len(names)} studies: choose one with --study, of "
+                f"storage {url} has {len(names)} studies: choose one with --study, of "
                 f"{', '.join(names) or 'none'}"
             )
         name = study or names[0]
-        return _read_study(load_study(opened, name), f" of {where}"), name
+        return _read_study(load_study(opened, name), f" of {url}"), url, name
 
 
 # ------------------------------------------------------------------ roles of columns
@@ -390,11 +391,9 @@ def _find_roles(table: _Table, options: ImportOptions) -> ImportOptions:
         UserError: if a column that is named is not there, or it is unsure which are parameters.
     """
     value = table.find(options.value, "--value")
-    maximize = options.maximize
+    maximize = table.maximize if options.maximize is None else options.maximize
     if maximize is None:
-        metric = options.metric or _strip_prefix(value)
-        is_higher_better = _HIGHER_IS_BETTER.fullmatch(metric) is not None
-        maximize = table.maximize.get(value, is_higher_better)
+        maximize = _HIGHER_IS_BETTER.fullmatch(options.metric or _strip_prefix(value)) is not None
     parameters = [table.find(name, "--parameters") for name in options.parameters]
     if options.replicate is None:
         replicate = _find_replicate(table, [value, *parameters])

@@ -24,7 +24,7 @@ from studies.space import (
     explain_key,
     task_name,
 )
-from studies.storage.engine import parse_url, redact
+from studies.storage.engine import redact
 from studies.storage.open import (
     list_study_names,
     load_study,
@@ -248,7 +248,7 @@ def load_stored_config(name: str, storage: str) -> ConfigFile:
         StudyNotFoundError, StudyFormatError: if the study does not exist or cannot be read.
     """
     with closing(read_storage(storage)) as opened:
-        return _stored_config(opened, name, redact(parse_url(storage)))
+        return _stored_config(opened, name)
 
 
 def load_settings(name: str, settings: Mapping[str, Any]) -> ConfigFile:
@@ -312,12 +312,12 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
     known = ", ".join(names)
     expected = f"{known}, or the path of a TOML file"
     if storage is not None:
-        where = redact(parse_url(storage))
         try:
             with closing(read_storage(storage)) as opened:
                 stored_names = list_study_names(opened)
                 if study in stored_names:
-                    return _stored_config(opened, study, where)
+                    return _stored_config(opened, study)
+                where = redact(opened.engine.url)
             names = [*stored_names, *names]
             stored = ", ".join(stored_names) or "none yet"
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
@@ -326,9 +326,9 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
     raise UserError(f"study {study!r} not found: {did_you_mean(study, names)}expected {expected}")
 
 
-def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:
+def _stored_config(storage: LeasedRDBStorage, name: str) -> ConfigFile:
     record = read_study_record(load_study(storage, name))
-    origin = f"study {name!r} in {where}"
+    origin = f"study {name!r} in {redact(storage.engine.url)}"
     return ConfigFile(name=name, origin=origin, settings=record.settings(), record=record)
 
 

@@ -241,10 +241,6 @@ def _open(url: URL) -> LeasedRDBStorage:
     return LeasedRDBStorage(url)
 
 
-_CREATE_ATTEMPTS = 100
-"""How often a file that disappears meanwhile is created again."""
-
-
 def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
@@ -262,29 +258,17 @@ def _create_sqlite(url: URL) -> None:
         )
     if url == parse_url(DEFAULT_STORAGE):
         path.parent.mkdir(exist_ok=True)
+    if not path.parent.is_dir():
+        raise StorageError(
+            f"storage {redact(url)}: folder {path.parent} does not exist: create it, or use "
+            "another file"
+        )
     tables = RDBStorage("sqlite:///:memory:")
     with contextlib.closing(tables.engine.raw_connection()) as connection:
         source = connection.driver_connection
         assert isinstance(source, sqlite3.Connection)
-        attempts = _CREATE_ATTEMPTS
-        while not path.exists():
-            if not path.parent.is_dir():
-                raise StorageError(
-                    f"storage {redact(url)}: folder {path.parent} does not exist: create it, or "
-                    "use another file"
-                )
-            # Another process may be faster, or remove the copy of one that stood still for long.
-            try:
-                _write_new(source, path)
-            except FileExistsError:
-                pass
-            except FileNotFoundError as error:
-                if attempts := attempts - 1:
-                    continue
-                raise StorageError(
-                    f"storage {redact(url)} cannot be created: {path.parent} takes no new file; "
-                    "use another folder"
-                ) from error
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            _write_new(source, path)
     tables.engine.dispose()
 
 

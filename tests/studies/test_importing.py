@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
@@ -150,17 +151,18 @@ def test_table_of_optuna_is_recognized(tuned, table):
     assert trials[0].params["rate"] == frame["params_rate"][0]
 
 
-def test_objective_is_to_be_chosen_and_repeated_trials_are_replicates(tmp_path, import_study):
-    url, directions = f"sqlite:///{tmp_path}/optuna.db", ["minimize", "maximize"]
-    study = optuna.create_study(study_name="two", storage=url, directions=directions)
-    for n in (1, 1, 2):
-        study.enqueue_trial({"n": n})
-    study.optimize(lambda t: (t.suggest_int("n", 1, 2), 2.0), n_trials=3)
-    with pytest.raises(UserError, match="has no column 'value': choose --value, of values_0"):
-        import_study(url)
+def test_repeated_trials_are_replicates_and_several_objectives_are_refused(tmp_path, import_study):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    for name, directions in (("one", ["maximize"]), ("two", ["minimize", "maximize"])):
+        study = optuna.create_study(study_name=name, storage=url, directions=directions)
+        for n in (1, 1, 2):
+            study.enqueue_trial({"n": n})
+        for trial in [study.ask({"n": IntDistribution(1, 2)}) for _ in range(3)]:
+            study.tell(trial, [2.0] * len(directions))
+    with pytest.raises(UserError, match=r"study two of .* has 2 objectives: expected one"):
+        import_study(url, "two")
     assert not (tmp_path / "studies.db").exists()
-    _, imported = import_study(url, value="values_1")
-    assert imported.best_value == 2.0
+    _, imported = import_study(url, "one")
     assert len({trial.params["replicate"] for trial in imported.trials}) == 3
 
 

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -63,27 +62,6 @@ def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite
         (tmp_path / young).touch()
         open_storage(sqlite_url).close()
         assert names(tmp_path) == sorted((*FOREIGN, young, "studies.db"))
-
-
-@pytest.mark.parametrize("is_faster", [False, True])
-def test_creator_whose_file_was_removed_creates_a_whole_one(
-    tmp_path, sqlite_url, monkeypatch, is_faster
-):
-    """It stood still for so long that another process removed its file, or created the storage."""
-    link = Path.hardlink_to
-
-    def remove_and_link(path, target):
-        monkeypatch.setattr(Path, "hardlink_to", link)
-        target.unlink()
-        if is_faster:
-            open_storage(sqlite_url).close()
-        link(path, target)
-
-    monkeypatch.setattr(Path, "hardlink_to", remove_and_link)
-    with closing(open_storage(sqlite_url)) as storage:
-        assert storage.get_all_studies() == []
-    assert Path.hardlink_to is link
-    assert names(tmp_path) == ["studies.db"]
 
 
 def test_killed_writer_leaves_the_last_file_and_the_next_write_removes_what_it_left(tmp_path):
