@@ -93,6 +93,9 @@ PAUSED = "paused"
 CHECKPOINTED = "checkpointed"
 """System attribute of a trial of which a checkpoint was written."""
 
+EARLIER_FAILURES = "earlier_failures"
+"""System attribute of a trial that was retried: what it was after each failure."""
+
 FAILURE = "failure"
 """User attribute: the :class:`Failure` that ended the trial."""
 
@@ -394,6 +397,16 @@ class AuditLook(BaseModel):
 # ------------------------------------------------------------------ system attributes of results
 
 
+class _PastTrial(BaseModel):
+    """What a trial was before it was retried."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    started: datetime | None
+    completed: datetime | None
+    attributes: dict[str, Any]
+
+
 class TrialResults(BaseModel):
     """System attributes of a trial that belong to the results of its study.
 
@@ -405,6 +418,7 @@ class TrialResults(BaseModel):
     grid_trial: Literal[True]
     audit: AuditState | None = None
     paused: datetime | None = None
+    earlier_failures: list[_PastTrial] = []
     validation_windows: list[float] = []
     test_windows: list[float] = []
 

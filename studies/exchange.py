@@ -12,7 +12,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -39,6 +39,7 @@ from studies.attributes import (
     AUDIT,
     COMMANDS,
     CONFIG,
+    EARLIER_FAILURES,
     ERROR,
     HYPOTHESES,
     IS_GRID_TRIAL,
@@ -79,8 +80,11 @@ _FIRST_LINE = re.compile(rf'\{{\s*"format"\s*:\s*"{_FORMAT}"')
 
 _GZIP = b"\x1f\x8b"
 
+_USER_ATTRIBUTES = tuple(TrialAttributes.model_fields)
+"""User attributes of a trial in a file, in their order."""
+
 _PRIVATE = {"host", "worker", ERROR}
-"""User attributes of a trial that are left out: they name machines, users or folders."""
+"""Those that are left out, because they name machines, users or folders."""
 
 
 # ------------------------------------------------------------------ export
@@ -180,13 +184,16 @@ def _format_lines(study: StoredStudy, record: StudyRecord, count: int) -> Iterat
 
 def _reopen(trial: StoredTrial) -> StoredTrial:
     """Return a trial as it starts where it has no checkpoint."""
-    attributes = {key: trial.attributes[key] for key in (SOURCE_TRIALS,) if key in trial.attributes}
-    is_audited = AUDIT in trial.system_attributes
+    kept = (SOURCE_TRIALS, EARLIER_FAILURES)
+    attributes = {key: value for key, value in trial.attributes.items() if key in kept}
+    results = {key: value for key, value in trial.system_attributes.items() if key in kept}
+    if AUDIT in trial.system_attributes:
+        results[AUDIT] = AuditState().model_dump()
     return replace(
         trial,
         state=TrialState.WAITING,
         attributes=attributes,
-        system_attributes={AUDIT: AuditState().model_dump()} if is_audited else {},
+        system_attributes=results,
         started=None,
         curve={},
     )
@@ -203,11 +210,7 @@ def _format_trial(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
         "params": {
             name: trial.params[name] for name in study.distributions if name in trial.params
         },
-        "user_attrs": {
-            name: trial.attributes[name]
-            for name in TrialAttributes.model_fields
-            if name in trial.attributes and name not in _PRIVATE
-        },
+        "user_attrs": _select_attributes(trial.attributes),
         "system_attrs": _select_results(trial),
         "intermediate_values": {
             str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
@@ -219,11 +222,22 @@ def _to_json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
+def _select_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user attributes of a trial that a file has."""
+    names = [name for name in _USER_ATTRIBUTES if name in attributes and name not in _PRIVATE]
+    return {name: attributes[name] for name in names}
+
+
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
     """Return the system attributes of a trial that a file has, in a fixed order."""
     results: dict[str, Any] = {IS_GRID_TRIAL: True}
     for name in sorted(filter(is_result, trial.system_attributes)):
         results[name] = trial.system_attributes[name]
+    if EARLIER_FAILURES in results:
+        results[EARLIER_FAILURES] = [
+            {**failure, "attributes": _select_attributes(failure["attributes"])}
+            for failure in results[EARLIER_FAILURES]
+        ]
     return results
 
 

@@ -114,7 +114,7 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
 def retry(name: str, failed: bool, diverged: bool, storage: str) -> None:
     """Set failed trials of the study NAME waiting again, with their retries counted from 0.
 
-    Trials that diverged are retried on request only: divergence is a result,
+    What each was is kept. Trials that diverged are retried on request only: divergence is a result,
     and repeats unless the code or the hardware differs.
     """
     kinds = [kind for kind, is_given in (("failed", failed), ("diverged", diverged)) if is_given]

@@ -22,6 +22,7 @@ from studies.attributes import (
     AUDIT,
     CHECKPOINTED,
     CONFIG,
+    EARLIER_FAILURES,
     FOLDER_NAME,
     GRID_SIZE,
     LEASE,
@@ -33,7 +34,7 @@ from studies.attributes import (
 from studies.errors import RowError
 from studies.files import default_report
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
-from studies.storage.reads import read_distributions, read_grid_trials
+from studies.storage.reads import RECORDS, read_distributions, read_grid_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import (
     ARTIFACT_PREFIX,
@@ -214,7 +215,8 @@ def _append_choices(
 def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -> dict[str, int]:
     """Set failed grid trials waiting again, as if they had never been trained.
 
-    Their retries count from 0 again.
+    What each was is appended to its system attribute :data:`EARLIER_FAILURES`; its retries count
+    from 0 again.
 
     Returns:
         The number of trials that were set waiting of each of the given kinds: ``failed`` are those
@@ -228,7 +230,7 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     with storage.transaction() as connection:
         study_id = lock_unheld(connection, name)
         is_failed = TRIALS.c.state == TrialState.FAIL
-        failed = read_grid_trials(connection, study_id, [is_failed])
+        failed = read_grid_trials(connection, study_id, [is_failed], RECORDS)
         reopened = [trial for trial in failed if names[trial.status] in kinds]
         _reopen(connection, reopened)
     storage.merge_log()
@@ -236,10 +238,28 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
     return {kind: counts[kind] for kind in kinds}
 
 
+def _describe(trial: StoredTrial) -> dict[str, Any]:
+    """Return what a trial was, for the attribute that keeps it."""
+    attributes = {key: each for key, each in trial.attributes.items() if key in _RECORDED}
+    for key in LONG_RESULTS:
+        if key in trial.system_attributes:
+            attributes[key] = trial.system_attributes[key]
+    return {
+        "started": trial.started and trial.started.isoformat(),
+        "completed": trial.completed and trial.completed.isoformat(),
+        "attributes": attributes,
+    }
+
+
 def _reopen(connection: Connection, trials: Sequence[StoredTrial]) -> None:
     """Set failed trials waiting again; the pruner decides again about the audited ones."""
-    ids = [trial.trial_id for trial in trials]
-    rows = [{"trial_id": trial_id} for trial_id in ids]
+    records: dict[int, dict[str, Any]] = {}
+    for trial in trials:
+        failures = trial.system_attributes.get(EARLIER_FAILURES, ())
+        records[trial.trial_id] = {EARLIER_FAILURES: [*failures, _describe(trial)]}
+        if trial.is_audited:
+            records[trial.trial_id][AUDIT] = AuditState().model_dump()
+    rows = [{"trial_id": trial_id} for trial_id in records]
     delete_rows(connection, TRIAL_VALUES, rows)
     delete_rows(connection, INTERMEDIATE_VALUES, rows)
     stored = [
@@ -247,13 +267,11 @@ def _reopen(connection: Connection, trials: Sequence[StoredTrial]) -> None:
     ]
     delete_attrs(connection, TRIAL_USER_ATTRS, stored)
     removed = (LEASE, CHECKPOINTED, *LONG_RESULTS)
-    keys = [(trial_id, name) for trial_id in ids for name in removed]
+    keys = [(trial_id, name) for trial_id in records for name in removed]
     delete_attrs(connection, TRIAL_SYSTEM_ATTRS, keys)
-    undecided = {AUDIT: AuditState().model_dump()}
-    audited = {trial.trial_id: undecided for trial in trials if trial.is_audited}
-    write_attrs(connection, TRIAL_SYSTEM_ATTRS, audited)
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, records)
     waiting = {"state": TrialState.WAITING, "datetime_start": None, "datetime_complete": None}
-    update_trials(connection, dict.fromkeys(ids, waiting))
+    update_trials(connection, dict.fromkeys(records, waiting))
 
 
 # ------------------------------------------------------------------ rename and delete

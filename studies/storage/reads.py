@@ -16,6 +16,7 @@ from studies.attributes import (
     LONG_RESULTS,
     PAUSED,
     AuditLook,
+    is_result,
     parse_audit_looks,
     parse_trial_attribute,
     parse_trial_system_attribute,
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 
 RESULTS = (TRIAL_PARAMS, TRIAL_USER_ATTRS, TRIAL_VALUES)
 """What is read of trials: parameters, the user attributes that this program defines, and values."""
+
+RECORDS = (*RESULTS, TRIAL_SYSTEM_ATTRS)
+"""The same, and the system attributes that belong to a study's results."""
 
 _MARKS = (PAUSED, AUDIT)
 """System attributes that are always read."""
@@ -197,6 +201,12 @@ def _set_mark(trial: StoredTrial, key: str, stored: Any) -> None:
         trial.audit = parse_trial_system_attribute(key, stored)
 
 
+def _set_result(trial: StoredTrial, key: str, stored: Any) -> None:
+    if is_result(key):
+        parse_trial_system_attribute(key, stored)
+        trial.system_attributes[key] = decode_json(stored, key)
+
+
 def _set_value(trial: StoredTrial, objective: int, stored: Any, kind: Any) -> None:
     trial.values[objective] = decode_value(stored, kind, "value")
 
@@ -221,6 +231,7 @@ def _set_any_system_attribute(trial: StoredTrial, key: str, stored: Any) -> None
 _RESULT_FILLERS: dict[sa.Table, Callable[..., None]] = {
     TRIAL_PARAMS: _set_param,
     TRIAL_USER_ATTRS: _set_attribute,
+    TRIAL_SYSTEM_ATTRS: _set_result,
     TRIAL_VALUES: _set_value,
     INTERMEDIATE_VALUES: _set_point,
 }

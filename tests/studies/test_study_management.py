@@ -13,6 +13,7 @@ from process_runner import query
 from search.status import read_status
 from studies import errors
 from studies.artifacts import ArtifactFolders
+from studies.attributes import EARLIER_FAILURES
 from studies.management import delete_study, list_studies, rename_study, retry_trials
 from studies.storage.counts import StudyIdentity
 from studies.storage.open import load_study, open_storage, read_study_record
@@ -133,7 +134,7 @@ def test_damaged_study_and_one_of_plain_optuna_can_be_deleted(url):
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
 
 
-def test_retried_trial_is_as_if_it_had_never_been_trained(made, url):
+def test_retried_trial_keeps_what_it_was(made, url):
     assert retry_trials(url, "made", ["failed"]) == {"failed": 1}
     assert retry_trials(url, "made", ["failed"]) == {"failed": 0}
     with closing(open_storage(url)) as storage:
@@ -142,7 +143,11 @@ def test_retried_trial_is_as_if_it_had_never_been_trained(made, url):
         assert retry_trials(url, "made", ["failed"]) == {"failed": 1}
         trial = storage.get_trial(trial_id)
     assert (trial.user_attrs, trial.intermediate_values, trial.value) == ({}, {}, None)
-    assert trial.system_attrs.keys() == {"grid_trial"}
+    first, second = trial.system_attrs[EARLIER_FAILURES]
+    assert first["attributes"]["error"] == "ValueError: y"
+    assert first["attributes"]["retries"] == {"exception": 1}
+    assert first["started"]
+    assert second["attributes"]["error"] == "z"
 
 
 def test_study_that_is_deleted_meanwhile_is_not_listed(url, folder, monkeypatch):
