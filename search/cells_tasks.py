@@ -529,7 +529,8 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | 
     Raises:
         CorpusError: if the corpus is not that of a trial that is run once more.
     """
-    text, found = task.text, task.record.text
+    text = task.text
+    found = task.record.text
     if text is None or found is None:
         return task
     earlier = source.config.task_record if source is not None else None

@@ -116,7 +116,8 @@ class StudyHandle(OpenStudy):
 
         They have what this process has chosen for itself, and where it has found corpus and task.
         """
-        stored, corpus = self.record.config, options.corpus
+        stored = self.record.config
+        corpus = options.corpus
         chosen = {
             name: value
             for name, value in self.config.model_dump(mode="json", include=PER_WORKER).items()
@@ -327,7 +328,8 @@ def _open(
 
 def _check(wanted: _Wanted) -> None:
     """Check what a process needs to create or to join a study, before a storage is written."""
-    config, tasks = wanted.config, wanted.tasks
+    config = wanted.config
+    tasks = wanted.tasks
     wanted.check_precision(config.precision)
     check_length(tasks, config)
     if config.grid is not None:
@@ -338,20 +340,21 @@ def _check(wanted: _Wanted) -> None:
 
 def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
     """Check a study that does not exist yet; return the floors of its tasks by name."""
-    config, origin = wanted.config, wanted.origin
+    config = wanted.config
     if config.grid is not None:
         check_count(config.grid.count(), config.training.steps, options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
     check_cells(config)
-    return check_tasks(wanted.tasks, config.evaluation.windows, origin)
+    return check_tasks(wanted.tasks, config.evaluation.windows, wanted.origin)
 
 
 def _create(
     storage: LeasedRDBStorage, wanted: _Wanted, floors: dict[str, Floors], options: RunOptions
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
-    config, device = wanted.config, wanted.device
+    config = wanted.config
+    device = wanted.device
     planned, space = _plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
@@ -377,9 +380,15 @@ def _create(
         audit_nuisance=audit_nuisance,
     )
     metric = find_measure(config).name
-    attributes, choices = record.attributes(), distributions(space)
     note = to_note_attributes(write_note(wanted.name, config.question, record.commands))
-    study = StoredStudy(wanted.name, metric, attributes, choices, planned, system_attributes=note)
+    study = StoredStudy(
+        wanted.name,
+        metric,
+        record.attributes(),
+        distributions(space),
+        planned,
+        system_attributes=note,
+    )
     if not create_study(storage, study):
         return ""
     notice = describe_trials("created", len(planned), config)
@@ -396,7 +405,7 @@ def _plan_trials(
     if config.refinement is None:
         grid = config.grid
         assert grid is not None
-        return [StoredTrial(each) for each in list_combinations(config)], grid.search_space
+        return [StoredTrial(params) for params in list_combinations(config)], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     record = read_study_record(source)
@@ -415,7 +424,7 @@ def _plan_trials(
 def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     """Return what a process wants with the tasks that an extension has added to its study."""
     stored = record.config.task_records
-    added = {name: each for name, each in stored.items() if name not in wanted.tasks}
+    added = {name: task for name, task in stored.items() if name not in wanted.tasks}
     if not added:
         return wanted
     sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
@@ -425,7 +434,8 @@ def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
 
 def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
-    cells, tasks = record.config.cells, record.config.list_tasks().values()
+    cells = record.config.cells
+    tasks = record.config.list_tasks().values()
     if cells or any(task.sha256 is not None for task in tasks):
         sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
         sources.load(cells)  # one that another process added
@@ -496,7 +506,9 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     Those that ``--extend`` can change may differ with it, and in a file of before an extension; a
     notice says what is used in place of the values of such a file.
     """
-    name, stored, config = wanted.name, record.config, wanted.config
+    name = wanted.name
+    stored = record.config
+    config = wanted.config
     check_sources(name, stored, config)
     differences = diff_configs(stored, config)
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
@@ -512,7 +524,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
         listed = "; ".join(differences[:MAX_DIFFERENCES])
         if len(differences) > MAX_DIFFERENCES:
             listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
-        hint = "" if others else _hint_extension(stored, config)
+        hint = "" if others else ", or --extend to add the new trials"
         raise UserError(
             f"study {name!r} exists with other settings: {listed}; use its settings, or another "
             f"--name{hint}"
@@ -520,29 +532,19 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     check_held_out(name, stored, config)
     if not is_outdated:
         return ""
-    used, grid = [], stored.grid
-    if grid is not None and config.space != stored.space:
-        used.append(f"grid of {grid.count()} trials")
+    used = []
+    if stored.grid is not None and config.space != stored.space:
+        used.append(f"grid of {stored.grid.count()} trials")
     if stored.refinement is not None and config.refinement != stored.refinement:
         used.append(f"{stored.refinement.replicates} replicates")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"
 
 
-def _hint_extension(stored: StudyConfig, config: StudyConfig) -> str:
-    """Return how to extend a study to a config that differs in nothing else; "" if it cannot be."""
-    if not has_earlier_grid(config, stored):
-        return ""
-    if stored.refinement is not None and config.refinement is not None:
-        old = stored.refinement.replicates
-        new = config.refinement.replicates
-        if new < old or new > old == 1:
-            return ""
-    return ", or --extend to add the new trials"
-
-
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
     """Return a notice on descriptive settings that a worker states otherwise than its study."""
-    name, stored, config = wanted.name, record.config, wanted.config
+    name = wanted.name
+    stored = record.config
+    config = wanted.config
     for number, hypothesis in enumerate(config.hypothesis, 1):
         if hypothesis not in stored.hypothesis:
             raise UserError(

@@ -24,10 +24,9 @@ from studies.attributes import (
     StudyRecord,
 )
 from studies.config import StudyConfig
-from studies.grid import Grid
 from studies.hypotheses import register
 from studies.loader import list_descriptive_changes
-from studies.space import Params, distributions, observed_search_space, param_order
+from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
 from studies.storage.open import read_study_record
@@ -342,24 +341,9 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
                     "--extend expected the same values in the same order, then new ones"
                 )
     removed = subtract(old.combinations(), new.combinations())
-    return _describe_removal(removed, new) if removed else ""
-
-
-def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
-    """Say why a grid does not have some combinations of a study."""
-    first = removed[0]
-    wider = next((new for new in grid.combinations() if first.items() <= new.items()), first)
-    change = ""
-    if added := wider.keys() - first.keys():
-        change = f"without {', '.join(param_order(added))}, which they would have"
-    elif lost := first.keys() - set(grid.search_space):
-        change = f"with {', '.join(param_order(lost))}, which they would lack"
-    if change:
-        return (
-            f"has {len(removed)} trials {change}: --extend expected the parameters of existing "
-            "trials to stay; start another study with --name"
-        )
+    if not removed:
+        return ""
     return (
         f"has {len(removed)} trials that space leaves out, such as "
-        f"{shorten(repr(first), 300)}: --extend can exclude new trials only"
+        f"{shorten(repr(removed[0]), 300)}: --extend expected all trials to keep their parameters"
     )

@@ -156,7 +156,8 @@ def _run(
     with closing(storage), while_open:
         _log_study(handle, device)
         was_finished = reader.recent_status().is_finished
-        failed_workers, failure = 0, ""
+        failed_workers = 0
+        failure = ""
         with (
             _start_session(handle, device, stop, reader) as session,
             display.show_progress(reader),
@@ -285,8 +286,14 @@ def _start_session(
     handle: StudyHandle, device: torch.device, stop: ShutdownSignal, reader: StatusReader
 ) -> Iterator[_Session]:
     """Handle signals and claim trials until the session ends."""
-    lease, outage = handle.config.lease.seconds, handle.config.outage.seconds
-    claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
+    claims = ClaimManager(
+        handle.storage,
+        handle.study_id,
+        name_worker(),
+        stop,
+        handle.config.lease.seconds,
+        handle.config.outage.seconds,
+    )
     with stop, claims:
         reader.attach(claims)
         yield _Session(handle, device, stop, reader, claims)
@@ -294,7 +301,8 @@ def _start_session(
 
 def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
-    handle, claims = session.handle, session.claims
+    handle = session.handle
+    claims = session.claims
     query = partial(claims.ask, after_flush=True, default=None)
     with ThreadBudget(options.threads) as budget:
         trainer = Trainer(

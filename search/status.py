@@ -276,7 +276,8 @@ def format_best(status: Status) -> str:
 
 def format_status(status: Status, config: StudyConfig) -> str:
     """Format the status of a study as the table that ``rnn-search status`` prints."""
-    counts, rows = status.counts, []
+    counts = status.counts
+    rows = []
     states = ["planned", "complete", "running", "waiting", "pruned", "diverged", "failed"]
     if config.results is not None:
         rows = [("imported", f"from {config.results.source}")]
@@ -288,7 +289,7 @@ def format_status(status: Status, config: StudyConfig) -> str:
         direction = "highest " if config.direction == "maximize" else ""
         rows.append(("best", f"{direction}{best.text}, {_name_trial(best)}"))
     lines = [
-        f"{name}: {each.text}, {_name_trial(each)}" for name, each in status.best_by_task.items()
+        f"{name}: {best.text}, {_name_trial(best)}" for name, best in status.best_by_task.items()
     ]
     rows += _list_lines("best", lines)
     if config.pruning.enabled:
@@ -310,7 +311,8 @@ def format_status(status: Status, config: StudyConfig) -> str:
 
 def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
     """Return one line on why a finished study has no complete trial, and what to do."""
-    causes, changes = [], []
+    causes = []
+    changes = []
     if counts.diverged:
         causes.append(f"{counts.diverged} diverged")
         changes.append("lower training.learning_rate")

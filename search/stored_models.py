@@ -17,6 +17,7 @@ from pydantic import Field
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
 from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
+from search.derive import find_trial
 from studies.artifacts import ArtifactFolders
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
@@ -131,24 +132,15 @@ def _explain_missing(
     available: Sequence[StoredTrial],
     config: StudyConfig,
 ) -> str:
-    states = {trial.number: trial.state for trial in trials}
-    if number is None:
-        problem = f"study {study!r} has no trial with stored weights"
-    elif number not in states:
-        problem = f"trial {number} not found in study {study!r}, which has {len(trials):,} trials"
-    elif states[number] is not TrialState.COMPLETE:
-        state = states[number].name.lower()
-        problem = f"trial {number} of study {study!r} is not complete (state {state})"
-    else:
-        problem = f"the weights of trial {number} of study {study!r} are not stored"
+    problem = f"study {study!r} has no trial with stored weights"
+    if number is not None:
+        state = find_trial(trials, number, study).state.name.lower()
+        problem = f"trial {number} of study {study!r} ({state}) has no stored weights"
     if available:
         numbers = format_trials([trial.number for trial in available])
         return f"{problem}: expected best or {numbers}"
-    if config.keep_weights == 0:
-        return f"{problem}: its keep_weights is 0"
-    if not all(state.is_finished() for state in states.values()):
-        return f"{problem}: wait until a trial is complete, or check --artifacts"
-    return f"{problem}: check --artifacts"
+    hint = "its keep_weights is 0" if config.keep_weights == 0 else "check --artifacts"
+    return f"{problem}: {hint}"
 
 
 # ------------------------------------------------------------------ exports
@@ -205,7 +197,8 @@ def _check_is_free(directory: Path) -> None:
 
 def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
     """Return what the exported ``README.md`` lists about the model."""
-    trial, task = loaded.trial, loaded.model.task
+    trial = loaded.trial
+    task = loaded.model.task
     config = loaded.config.of_trial(trial.params)
     measure = find_measure(config)
     metadata = {"study": loaded.study, "trial": str(trial.number)}

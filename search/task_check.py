@@ -231,8 +231,8 @@ def check_trials(
     for params in trials:
         by_task[str(params[TASK]) if config.task_records else ONLY].append(params)
     windows: list[tuple[Params, int | None]] = []
-    for name, each in by_task.items():
-        windows += _list_windows(config, tasks[name], each)
+    for name, of_task in by_task.items():
+        windows += _list_windows(config, tasks[name], of_task)
     try:
         config.check_updates(windows)
     except ValueError as error:
@@ -271,7 +271,8 @@ def _list_windows(
 
 def _list_common(config: StudyConfig, task: SequenceTask) -> list[Any]:
     """Return what all trials of a study must have in common."""
-    spec, count = task.spec, config.evaluation.windows
+    spec = task.spec
+    count = config.evaluation.windows
     common: list[Any] = [
         (spec.inputs, spec.outputs, spec.reads_tokens, spec.predicts_classes, spec.is_dense),
         (task.metrics, task.eval_lengths, task.is_standardized, task.output_names),
@@ -294,7 +295,8 @@ def check_length(
     Raises:
         CorpusError: if one is too short.
     """
-    grid, study_length = config.grid, config.training.sequence_length
+    grid = config.grid
+    study_length = config.training.sequence_length
     values = grid.search_space.get("sequence_length") if grid else None
     lengths = [int(value) for value in values or [study_length]]
     lengths += [int(params.get("sequence_length", study_length)) for params in trials]
@@ -314,7 +316,8 @@ def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
     for name, record in stored.list_tasks().items():
         if name not in known:
             continue
-        old, new = record.held_out, known[name].held_out
+        old = record.held_out
+        new = known[name].held_out
         if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
             raise UserError(
                 f"study {study!r} was created with other held-out data of task {record.name}, "
@@ -414,7 +417,7 @@ class _Memoryless:
         streams = batch_size // self._task.steps
         batch = self._task.train_batch(seed, index, replicate, streams, sequence_length)
         parts = (batch.inputs, batch.targets, batch.weights)
-        inputs, targets, weights = (each.reshape(1, -1, *each.shape[2:]) for each in parts)
+        inputs, targets, weights = (part.reshape(1, -1, *part.shape[2:]) for part in parts)
         return Batch(inputs, targets, weights)
 
 
@@ -468,7 +471,8 @@ def _predict_constant(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outp
 
 def _predict_last_value(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outputs | None:
     """Predict that the last value is repeated; None for a task where it cannot be."""
-    columns, inputs = task.persistence, held_out.inputs
+    columns = task.persistence
+    inputs = held_out.inputs
     if columns is None:
         return None
     if not task.spec.predicts_classes:

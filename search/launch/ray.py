@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
@@ -95,12 +96,12 @@ class RayLauncher:
         elif not request.get("num_gpus"):  # GPUs that were not asked for belong to others
             environment["CUDA_VISIBLE_DEVICES"] = ""
         names = (f"{name} worker {number}" for number in itertools.count(1))
-        free = (each for each in names if each not in self._taken)
+        free = (name for name in names if name not in self._taken)
         with _explaining_refusal():
-            for each in itertools.islice(free, count):
-                task = _create_task({**request, "name": each})
-                started = task.remote(command, Path.cwd(), each, environment)
-                self._tasks[each] = started, placement_group([{"memory": 1}], name=each)
+            for worker in itertools.islice(free, count):
+                task = _create_task({**request, "name": worker})
+                started = task.remote(command, Path.cwd(), worker, environment)
+                self._tasks[worker] = started, placement_group([{"memory": 1}], name=worker)
         resources = ", ".join(f"{key}={value}" for key, value in request.items())
         lines = [
             f"submitted {count} task{'s' * (count > 1)} to Ray, each with {resources}; "
@@ -112,7 +113,8 @@ class RayLauncher:
 
     def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
         self._log_failures()
-        prefix, groups = f"{name} worker ", placement_group_table().values()
+        prefix = f"{name} worker "
+        groups = placement_group_table().values()
         submitted = [group["name"] for group in groups if group["state"] != "REMOVED"]
         jobs = {task: Job(task, "pending") for task in submitted if task.startswith(prefix)}
         for worker in workers:
@@ -149,7 +151,7 @@ class RayLauncher:
             remove_placement_group(group)
             try:
                 ray.get(task)
-            except Exception as error:
+            except RayError as error:
                 _logger.warning("%s %s", name, _describe(error))
 
 
@@ -163,7 +165,7 @@ def _create_task(options: Mapping[str, Any]) -> Any:
 def _explaining_refusal() -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except (TypeError, ValueError, RayError) as error:
         raise LaunchError(f"Ray refuses --launch-set: {_describe(error)}") from error
 
 
@@ -210,7 +212,7 @@ def join_cluster(address: str) -> str:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except Exception as error:
+    except Exception as error:  # Ray raises many, of no common class
         raise LaunchError(
             f"cannot join the Ray cluster at {shorten(where or 'this machine')}: {_describe(error)}"
         ) from error

@@ -9,7 +9,6 @@ import ctypes
 import os
 import runpy
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from search.launch.launcher import JOB_VARIABLE, WorkerCommand, describe_missing
-from studies.text import shorten
 
 POLL_SECONDS = 0.2
 """Interval between checks of the worker: Ray cancels a task between two statements of Python."""
@@ -47,7 +45,6 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not command.marker.exists():
         raise WorkerFailedError(f"on {os.uname().nodename}: {describe_missing(command.marker)}")
-    logged = os.fstat(2).st_size
     process = subprocess.Popen(
         [sys.executable, "-m", "search.launch.ray_node", *command.arguments],
         # The folder of a job that Ray ships has another path on each node.
@@ -66,18 +63,7 @@ def run_worker(
     if code < 0 or code > 128:
         raise WorkerStoppedError(f"stopped by signal {abs(code) % 128}")
     if code:
-        raise WorkerFailedError(f"exited with code {code}{_last_error(logged)}")
-
-
-def _last_error(start: int) -> str:
-    """Return the last line that was written to the log of errors since it had a length."""
-    if not stat.S_ISREG(os.fstat(2).st_mode):
-        return ""
-    with open("/proc/self/fd/2", "rb") as log:  # noqa: PTH123  # opened anew, to be read
-        log.seek(start)
-        lines = log.read().decode(errors="replace").split("\n")
-    lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks
-    return f": {shorten(lines[-1], 300)}" if lines else ""
+        raise WorkerFailedError(f"exited with code {code}: its log says why")
 
 
 def main() -> None:

@@ -286,7 +286,7 @@ def test_single_runs_are_not_extended_to_replicates(extend, copies):
     extend(single, extend=False)
     with pytest.raises(UserError, match=r"expected refinement\.replicates of 2 or more in the"):
         extend(single, replicates=2)
-    with pytest.raises(UserError, match=r"1 in the study, 2 here; use .*, or another --name$"):
+    with pytest.raises(UserError, match=r"1 in the study, 2 here; use .*, or another --name"):
         extend(single, extend=False, replicates=2)
 
 
@@ -298,5 +298,5 @@ def test_worker_may_join_with_the_replicates_that_the_study_had(extend, capsys):
     assert extend(extend=False).counts.planned == 12
     assert "study 'copies' was extended: using its stored 4 replicates" in capsys.readouterr().out
     for other in (3, 1):
-        with pytest.raises(UserError, match=f"4 in the study, {other} here; use .* --name$"):
+        with pytest.raises(UserError, match=f"4 in the study, {other} here; use .* --name"):
             extend(extend=False, replicates=other)
