@@ -14,7 +14,7 @@ import click
 import tenacity
 
 from rnn.errors import UserError
-from studies.attributes import CONTEXT_LISTS, REPORT_CLAIM, RETRY_COUNTS, SOURCE_TRIALS
+from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.failures import is_bug, print_bug
 from studies.files import atomic_write, require_regular
 from studies.storage.counts import read_times
@@ -34,6 +34,9 @@ OUTAGE_SECONDS = 60
 
 STUDY = "study"
 """Column with the name of the study."""
+
+_CLAIM = "rnn_search:report"
+"""Study system attribute: which process writes the report of which state of the study."""
 
 _SAMPLE = "sample"
 
@@ -107,12 +110,12 @@ def _claim_report(storage: str, study: str, finished: int) -> str | None:
 
         def update(attributes: dict[str, Any]) -> dict[str, Any]:
             nonlocal other
-            mark = attributes.get(REPORT_CLAIM, {})
+            mark = attributes.get(_CLAIM, {})
             # It is this process's own mark if the answer to an earlier attempt was lost.
             if mark.get("state") == state and mark["worker"] != worker:
                 other = mark["worker"]
                 return {}
-            return {REPORT_CLAIM: {"state": state, "worker": worker}}
+            return {_CLAIM: {"state": state, "worker": worker}}
 
         update_system_attributes(opened, loaded._study_id, update)
     return other

@@ -15,13 +15,12 @@ from reports.stats import Floats
 from reports.stats.design import ParameterTraits
 from rnn.config import BUILT_IN_CELLS, OPTIMIZERS, NetworkConfig
 from studies.attributes import (
+    CONTEXT_LISTS,
     EARLIER_CODE,
     EARLIER_TORCH,
     LONG_RESULTS,
     OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
-    TASK_RESULTS,
-    TEXT_RESULTS,
     TrialColumns,
     TrialRecord,
 )
@@ -43,6 +42,18 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
 from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
 from studies.text import format_count, format_param, format_value, is_missing
+
+_TEXT_RESULTS = (
+    "validation_bits_per_byte",
+    "test_bits_per_byte",
+    *CONTEXT_LISTS,
+    "context_loss",
+    "sample",
+)
+"""Attributes of trials that learn a text."""
+
+_TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "length_losses", "slices")
+"""Attributes of trials that learn another task."""
 
 _NUMERIC = (
     "value",
@@ -106,9 +117,9 @@ def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFr
         _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
         for trial, of_trial in zip(trials, params, strict=True)
     ]
-    absent: tuple[str, ...] = (*TEXT_RESULTS, *_CONTEXT_COLUMNS)
-    if find_measure(config).held_out_column("validation") in TEXT_RESULTS:
-        absent = TASK_RESULTS
+    absent: tuple[str, ...] = (*_TEXT_RESULTS, *_CONTEXT_COLUMNS)
+    if find_measure(config).held_out_column("validation") in _TEXT_RESULTS:
+        absent = _TASK_RESULTS
     table = _arrange_rows(rows, params, config.direction == "maximize", absent)
     return table.sort_values(TASK, kind="stable") if config.task_names else table
 

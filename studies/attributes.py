@@ -70,9 +70,6 @@ GRID_SIZE = "rnn_search:grid_size"
 AUDIT_LOOKS = "rnn_search:audit"
 """Study system attribute: an :class:`AuditLook` by name, for each look at the audited trials."""
 
-REPORT_CLAIM = "rnn_search:report"
-"""Study system attribute: which process writes the report of which state of the study."""
-
 NOTE = "rnn_search:note"
 """Study system attribute: version of the note for optuna-dashboard that this program wrote."""
 
@@ -263,19 +260,6 @@ class TrialRecord(BaseModel):
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-TEXT_RESULTS = (
-    "validation_bits_per_byte",
-    "test_bits_per_byte",
-    *CONTEXT_LISTS,
-    "context_loss",
-    "sample",
-)
-"""Attributes of trials that learn a text."""
-
-TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "length_losses", "slices")
-"""Attributes of trials that learn another task."""
 
 
 class TrialColumns(TypedDict, total=False):

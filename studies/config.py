@@ -7,7 +7,6 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -95,12 +94,6 @@ _TEXT_SETTINGS = {
     "evaluation.window_length": _LENGTH_HINT,
 }
 """Settings of the task `text` alone, and why another task has none."""
-
-
-def _states_margin(raw: Any) -> bool:
-    """Return whether a hypothesis or a refinement is given with a margin."""
-    given = raw.model_fields_set if isinstance(raw, BaseModel) else raw
-    return isinstance(given, Collection) and "margin" in given
 
 
 class StudyConfig(StrictModel):
@@ -257,31 +250,28 @@ class StudyConfig(StrictModel):
             )
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _require_margins(cls, raw: Any) -> Any:
+    @model_validator(mode="after")
+    def _require_margins(self) -> "StudyConfig":
         """Require margins where the value has no unit, or any, so that no default suits it."""
-        raw_config = raw if isinstance(raw, Mapping) else {}
-        records = [raw_config.get("task_record"), *(raw_config.get("task_records") or {}).values()]
-        losses = [
-            record.loss if isinstance(record, TaskRecord) else record.get("loss")
-            for record in records
-            if record
-        ]
-        if not set(losses).intersection(UNITLESS_LOSSES) and not raw_config.get("results"):
-            return raw
-        for number, hypothesis in enumerate(raw.get("hypothesis") or (), 1):
-            if not _states_margin(hypothesis):
+        losses = {task.loss for task in self.list_tasks().values()}
+        if self.is_trained and not losses.intersection(UNITLESS_LOSSES):
+            return self
+        for number, hypothesis in enumerate(self.hypothesis, 1):
+            if "margin" not in hypothesis.model_fields_set:
                 raise ValueError(f"hypothesis {number} has no margin: {_MARGIN_HINT}")
-        refinement = raw.get("refinement")
-        given = dict(refinement) if refinement else {}
-        if given.get("replicates", 1) != 1 and not _states_margin(refinement):
+        refinement = self.refinement
+        if (
+            refinement is not None
+            and refinement.has_replicates
+            and "margin" not in refinement.model_fields_set
+        ):
             raise ValueError(f"refinement has no margin: {_MARGIN_HINT}")
-        return raw
+        return self
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> "StudyConfig":
-        threshold, refinement = self.report_threshold, self.refinement
+        threshold = self.report_threshold
+        refinement = self.refinement
         task = self.task_record
         has_any_sign = task is None or task.loss == "own"
         if task is not None and not has_any_sign and threshold is not None and threshold <= 0:
@@ -360,11 +350,13 @@ class StudyConfig(StrictModel):
         # Trials of a derived study have one value of each nuisance parameter, which may vary.
         nuisance = [] if self.refinement else self.nuisance
         # Each hypothesis is tested in each task.
-        names, options = [name for name in self.list_params() if name != TASK], None
+        names = [name for name in self.list_params() if name != TASK]
+        options: Options | None = None
         if self.is_trained:
             cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
             cell = CellOption(type="str", choices=cells, default=GATED_CELL)
-            names, options = [CELL, *names], {CELL: [cell], **self.options}
+            names = [CELL, *names]
+            options = {CELL: [cell], **self.options}
         check_hypotheses(self.hypothesis, names, options, nuisance)
         return self
 
@@ -400,8 +392,8 @@ class StudyConfig(StrictModel):
         """Options of the users' cells and of the task, by name."""
         options: dict[str, list[CellOption]] = {}
         own = self.task_record.options if self.task_record else {}
-        for each in (*(cell.options for cell in self.cells.values()), own):
-            for name, option in each.items():
+        for known in (*(cell.options for cell in self.cells.values()), own):
+            for name, option in known.items():
                 options.setdefault(name, []).append(option)
         return options
 
@@ -484,7 +476,8 @@ def resolve_params(
         return {name: params[name] for name in known if name in params}
     config = config.of_trial(params)
     cell = config.cells.get(params.get(CELL, GATED_CELL))
-    task, resolved = config.task_record, dict(params)
+    task = config.task_record
+    resolved = dict(params)
     settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
     used = used_params(settings | resolved, config.training)
     for name in names:

@@ -68,7 +68,7 @@ def run_with_exit_code(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except KeyboardInterrupt:
         exit_with("interrupted", EXIT_INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the user gets a line or a report of a bug
         if is_bug(error):
             print_bug(error, "error")
             sys.exit(EXIT_FAILURE)

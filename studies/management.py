@@ -181,17 +181,22 @@ def list_studies(storage: LeasedRDBStorage, folders: ArtifactFolders) -> list[Li
 
 def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) -> ListedStudy:
     study = load_study(storage, name)
-    study_id, version = study._study_id, study.user_attrs.get("schema_version")
-    kind, record, problem = f"schema {version}", None, ""
+    study_id = study._study_id
+    version = study.user_attrs.get("schema_version")
+    kind = f"schema {version}"
+    record = None
+    problem = ""
     count = count_trials
     if version is None and "artifact_folder" not in study.user_attrs:
-        kind, count = PLAIN, count_all
+        kind = PLAIN
+        count = count_all
     elif version == SCHEMA_VERSION:
         try:
             record = read_record(study)
             kind = _kind(record)
         except UserError as error:
-            kind, problem = DAMAGED, str(error)
+            kind = DAMAGED
+            problem = str(error)
     with storage.reading() as connection:
         counts = count(storage, study_id)
         best = BestReader(study, storage, record.config).read() if record else None

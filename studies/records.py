@@ -48,7 +48,7 @@ def unit(name: str) -> Any:
 def with_bounds(kind: Any) -> Any:
     """Return a type of :mod:`rnn.config`, which needs no pydantic, with its bounds as a field."""
     bounds = {
-        name: each for part in getattr(kind, "__metadata__", ()) for name, each in part.items()
+        name: bound for part in getattr(kind, "__metadata__", ()) for name, bound in part.items()
     }
     return Annotated[kind.__origin__, Field(**bounds)] if bounds else kind
 
@@ -194,7 +194,8 @@ def _list_parameters(subject: str, cls: type) -> dict[str, Parameter]:
 
 
 def _read_option(subject: str, parameter: Parameter) -> CellOption:
-    name, annotation = parameter.name, parameter.annotation
+    name = parameter.name
+    annotation = parameter.annotation
     option = f"option {name} of {subject}"
     expected = "bool, int, float, str or Literal[…] of one of them"
     if annotation is Parameter.empty:

@@ -244,9 +244,9 @@ class Space(_NetworkValues):
         if name not in self.task_names:
             return None
         exclude = [
-            {key: value for key, value in each.items() if key != TASK}
-            for each in self.exclude
-            if each.get(TASK, name) == name
+            {key: value for key, value in exclusion.items() if key != TASK}
+            for exclusion in self.exclude
+            if exclusion.get(TASK, name) == name
         ]
         return self.model_copy(update={"task": {}, "exclude": exclude}) if all(exclude) else None
 
@@ -289,9 +289,9 @@ def _adapter(parameter: str) -> TypeAdapter[Any]:
 def to_grid_value(parameter: str, value: ParamValue) -> ParamValue:
     """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
     whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
-    for each in (value, *whole):
+    for candidate in (value, *whole):
         with suppress(ValidationError):  # explain_value says which
-            return convert_value(parameter, each)
+            return convert_value(parameter, candidate)
     return value
 
 

@@ -121,7 +121,7 @@ def used_params(params: Mapping[str, Any], training: TrainingSettings) -> dict[s
     """Return a trial's parameters without the training settings that it does not use."""
     optimizer = str(params.get("optimizer", training.optimizer))
     window = params.get("bptt_steps", training.bptt_steps)
-    return {name: each for name, each in params.items() if uses_setting(optimizer, name, window)}
+    return {name: params[name] for name in params if uses_setting(optimizer, name, window)}
 
 
 WINDOW_PARAMS = ("sequence_length", "warmup_steps", "bptt_steps", UPDATE_EVERY)

@@ -16,10 +16,12 @@ _UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
 
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds, minutes, hours or days: ``45 s``, ``2.5 min``, ``30 h``."""
-    value, unit = seconds, "s"
+    value = seconds
+    unit = "s"
     for name, length in (("min", 60), ("h", 3600), ("days", 86400)):
         if seconds >= 2 * length:
-            value, unit = seconds / length, name
+            value = seconds / length
+            unit = name
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
 
 
@@ -75,7 +77,7 @@ def format_trials(numbers: Iterable[int]) -> str:
             ranges[-1][1:] = [number]
         else:
             ranges.append([number])
-    shown = ", ".join("-".join(map(str, each)) for each in ranges[:_MAX_RANGES])
+    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:_MAX_RANGES])
     others = f" and others, {count:,} in all" if len(ranges) > _MAX_RANGES else ""
     return f"trial{'s' * (count > 1)} {shown}{others}"
 

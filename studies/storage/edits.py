@@ -240,7 +240,7 @@ def retry_trials(storage: LeasedRDBStorage, name: str, kinds: Collection[str]) -
 
 def _describe(trial: StoredTrial) -> dict[str, Any]:
     """Return what a trial was, for the attribute that keeps it."""
-    attributes = {key: each for key, each in trial.attributes.items() if key in _RECORDED}
+    attributes = {key: value for key, value in trial.attributes.items() if key in _RECORDED}
     for key in LONG_RESULTS:
         if key in trial.system_attributes:
             attributes[key] = trial.system_attributes[key]
@@ -348,7 +348,7 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
             connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids)))
         for table in (TRIALS, *STUDY_TABLES, STUDIES):
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
-        keys = {f"{ARTIFACT_PREFIX}{each}": each for each in owned.artifact_ids}
+        keys = {f"{ARTIFACT_PREFIX}{name}": name for name in owned.artifact_ids}
         for table in (STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
             for key in connection.scalars(sa.select(table.c.key).where(table.c.key.in_(keys))):
                 keys.pop(key, None)
@@ -373,7 +373,7 @@ def read_owned_files(connection: Connection, study_id: int) -> OwnedFiles:
             table.c.value_json.not_in(("null", '"null"')),  # removed in the dashboard
         )
         files |= {key.removeprefix(ARTIFACT_PREFIX) for key in connection.scalars(keys)}
-    artifact_ids = sorted(each for each in files if re.fullmatch(FOLDER_NAME, each))
+    artifact_ids = sorted(file for file in files if re.fullmatch(FOLDER_NAME, file))
     return OwnedFiles(folder and folder[1], tuple(artifact_ids))
 
 

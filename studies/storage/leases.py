@@ -229,7 +229,7 @@ def dequeue(
     chosen = list(connection.scalars(first.with_for_update(skip_locked=True)))
     started = {"state": TrialState.RUNNING, "datetime_start": utcnow()}
     update_trials(connection, dict.fromkeys(chosen, started))
-    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(each, PAUSED) for each in chosen])
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, PAUSED) for trial_id in chosen])
     write_leases(connection, dict.fromkeys(chosen, lease))
     return chosen
 

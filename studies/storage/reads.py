@@ -306,15 +306,15 @@ class TrialReader:
             }
             selected = changed if len(changed) <= min(MAX_IDS, len(stamps) // 2) else None
             read = read_trials(self._storage, self._study_id, selected, self._columns)
-            trials = {key: each for key, each in self._trials.items() if key not in changed}
-            trials |= {each.trial_id: each for each in read if each.trial_id in changed}
+            trials = {key: trial for key, trial in self._trials.items() if key not in changed}
+            trials |= {trial.trial_id: trial for trial in read if trial.trial_id in changed}
             if self._rungs:
                 trials |= self._read_losses(connection, trials, changed)
         self._trials = {key: trials[key] for key in stamps if key in trials}
         # A trial that has changed since its stamp was read has another one next time.
         self._stamps = stamps
         self._audited -= changed
-        self._audited |= {each.trial_id for each in read if each.is_audited}
+        self._audited |= {trial.trial_id for trial in read if trial.is_audited}
         return list(self._trials.values())
 
     def _read_losses(
@@ -323,8 +323,8 @@ class TrialReader:
         """Return the trials with other losses than before, those that were read anew included."""
         waiting = {
             key
-            for key, each in trials.items()
-            if each.state is TrialState.WAITING and not each.is_paused
+            for key, trial in trials.items()
+            if trial.state is TrialState.WAITING and not trial.is_paused
         }
         named = sorted(changed - waiting)
         chosen: list[sa.Select[int] | list[int]] = [select_trial_ids(self._study_id)]
@@ -470,7 +470,7 @@ def read_study(storage: "LeasedRDBStorage", name: str) -> StoredStudy:
         system_attributes = storage.get_study_system_attrs(study_id)
         with locating(study_id):
             stored = read_distributions(connection, study_id)
-            distributions = {key: decode_distribution(each) for key, each in stored.items()}
+            distributions = {key: decode_distribution(text) for key, text in stored.items()}
     (metric, *_) = system_attributes.pop(METRIC_NAMES, [""])
     trials = _read_all_trials(storage, study_id, ids)
     return StoredStudy(

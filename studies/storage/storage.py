@@ -525,7 +525,7 @@ class LeasedRDBStorage(RDBStorage):
                     time = parse_trial_system_attribute(PAUSED, pause)
                     ends[trial_id] = {"state": TrialState.PRUNED, "datetime_complete": time}
             write_user_attrs(connection, {trial_id: trials[trial_id] for trial_id in ends})
-            delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(each, PAUSED) for each in ends])
+            delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, PAUSED) for trial_id in ends])
             end_claims(connection, ends)
         return sorted(ends)
 

@@ -126,7 +126,9 @@ def read_attribute(
 def list_columns(table: sa.Table) -> list[sa.Column[Any]]:
     """Return the columns of a table, that of the study or trial first, without its own id."""
     owners = ("study_id", "trial_id")
-    others = [each for each in table.columns if not each.primary_key and each.name not in owners]
+    others = [
+        column for column in table.columns if not (column.primary_key or column.name in owners)
+    ]
     return [next(table.c[name] for name in owners if name in table.c), *others]
 
 
@@ -171,7 +173,9 @@ def delete_attrs(
     connection: Connection, table: sa.Table, trial_keys: Sequence[tuple[int, str]]
 ) -> None:
     """Delete attributes of trials, given as pairs of trial id and key."""
-    delete_rows(connection, table, [{"trial_id": each, "key": key} for each, key in trial_keys])
+    delete_rows(
+        connection, table, [{"trial_id": trial_id, "key": key} for trial_id, key in trial_keys]
+    )
 
 
 def write_attrs(
@@ -179,11 +183,13 @@ def write_attrs(
 ) -> None:
     """Write attributes by id of their study or trial, in place of those of the same keys."""
     owner = list_columns(table)[0].name
-    old = [{owner: each, "key": key} for each, values in attributes.items() for key in values]
+    old = [
+        {owner: owner_id, "key": key} for owner_id, values in attributes.items() for key in values
+    ]
     delete_rows(connection, table, old)
     rows = [
-        {owner: each, "key": key, "value_json": json.dumps(value)}
-        for each, values in attributes.items()
+        {owner: owner_id, "key": key, "value_json": json.dumps(value)}
+        for owner_id, values in attributes.items()
         for key, value in values.items()
     ]
     insert(connection, table, rows)
@@ -194,7 +200,7 @@ def write_user_attrs(connection: Connection, attributes: Mapping[int, Mapping[st
     for table, is_system in ((TRIAL_USER_ATTRS, False), (TRIAL_SYSTEM_ATTRS, True)):
         written = {
             trial_id: {
-                key: each for key, each in values.items() if (key in LONG_RESULTS) == is_system
+                key: value for key, value in values.items() if (key in LONG_RESULTS) == is_system
             }
             for trial_id, values in attributes.items()
         }
@@ -218,7 +224,7 @@ def write_curves(
 
     Of the trials ``replaced`` they replace all stored values.
     """
-    delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": each} for each in replaced])
+    delete_rows(connection, INTERMEDIATE_VALUES, [{"trial_id": trial_id} for trial_id in replaced])
     old = [
         {"trial_id": trial_id, "step": step} for trial_id, curve in curves.items() for step in curve
     ]
@@ -282,7 +288,9 @@ def insert_trials(
     """
     query = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
     first = connection.scalar(query) or 0
-    texts = {name: distribution_to_json(each) for name, each in distributions.items()}
+    texts = {
+        name: distribution_to_json(distribution) for name, distribution in distributions.items()
+    }
     remaining = iter(trials)
     while batch := list(itertools.islice(remaining, _BATCH)):
         rows = [
@@ -308,8 +316,8 @@ def insert_trials(
             for key, value in _list_system_attrs(trial).items():
                 written[TRIAL_SYSTEM_ATTRS].append((trial_id, key, json.dumps(value)))
             own = {} if trial.value is None else {0: trial.value}
-            for objective, each in (trial.values or own).items():
-                stored, kind = value_to_stored_repr(each)
+            for objective, value in (trial.values or own).items():
+                stored, kind = value_to_stored_repr(value)
                 written[TRIAL_VALUES].append((trial_id, objective, stored, kind.name))
         points = _list_points({trial_id: trial.curve for trial_id, trial in created.items()})
         for table, values in (written | {INTERMEDIATE_VALUES: points}).items():
