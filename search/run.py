@@ -303,7 +303,7 @@ def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
     handle = session.handle
     claims = session.claims
-    query = partial(claims.ask, after_flush=True, default=None)
+    query = partial(claims.query, default=None, after_flush=True)
     with ThreadBudget(options.threads) as budget:
         trainer = Trainer(
             handle,

@@ -192,8 +192,8 @@ class StatusReader:
     def read_status(self) -> Status:
         """Return the status, waiting up to :data:`READ_TIMEOUT`."""
         if self._claims is not None:
-            self._status = self._claims.ask(
-                self._verify_and_read, timeout=READ_TIMEOUT, default=self._status
+            self._status = self._claims.query(
+                self._verify_and_read, self._status, timeout=READ_TIMEOUT
             )
         return self._status
 

@@ -66,15 +66,14 @@ class TrialFiles:
         remove_temporary_files(self.folder, _TRIAL_FILE.fullmatch, STALE_SECONDS)
         atomic_write(self._path(number), [content])
 
-    def read(self, number: int, max_bytes: int = -1) -> bytes | None:
-        """Return the content of a trial's file, at most so many bytes; None if there is none.
+    def read(self, number: int) -> bytes | None:
+        """Return the content of a trial's file; None if there is none.
 
         Raises:
             OSError: if it cannot be read.
         """
         try:
-            with self._path(number).open("rb") as file:
-                return file.read(max_bytes)
+            return self._path(number).read_bytes()
         except FileNotFoundError:
             return None
 

@@ -9,7 +9,6 @@ trained the network, but any version with the same format reads it.
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn.config import TaskSpec, TrialConfig
 from rnn.errors import CheckpointError
-from rnn.network import NamedTensors, count_parameters, network_shapes
+from rnn.network import NamedTensors
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _FORMAT_VERSION = "1"
-_MAX_HEADER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -146,23 +143,6 @@ def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
         updates=int(metadata["updates"]),
         averaged=int(metadata["averaged"]),
     )
-
-
-def max_checkpoint_size(config: TrialConfig, spec: TaskSpec, streams: int, steps: int) -> int:
-    """Return an upper bound of the size of a network's checkpoint, in bytes.
-
-    Args:
-        config: network, with the steps of its gradients and updates.
-        spec: what it reads and predicts.
-        streams: B.
-        steps: number of steps of the training; at most one log point each.
-    """
-    # Weights, average and two moments.
-    shapes = network_shapes(config.architecture, spec)
-    groups = 4 * count_parameters(config.architecture, spec)
-    groups += sum(map(math.prod, shapes.constants.values()))
-    carried = (1 + config.earlier_states) * streams * shapes.states
-    return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 
 def read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,6 +6,7 @@ No failure to read, write or remove one ends a training.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +18,6 @@ from search.open_study import OpenStudy
 from search.worker.claims import Claim
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.best import BestReader
-from studies.errors import ArtifactsError
 from studies.space import TASK
 from studies.storage.counts import top_trials
 from studies.text import format_trials
@@ -47,7 +47,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
     """Log an error, such as a full disk, as a warning that an action failed; end the block."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: no file is worth a training
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
@@ -64,21 +64,10 @@ class TrainingState(Protocol):
 
 
 State = TypeVar("State", bound=TrainingState)
-_State = TypeVar("_State", bound=TrainingState, covariant=True)
 
-
-class CheckpointFormat(Protocol[_State]):
-    """How checkpoints are read."""
-
-    def max_bytes(self, claim: Claim) -> int | None:
-        """Return the size of a trial's largest checkpoint; None if none can be resumed."""
-
-    def decode(self, claim: Claim, content: bytes) -> _State:
-        """Return the state in a trial's checkpoint.
-
-        Raises:
-            CheckpointError: if it is damaged, or of another training.
-        """
+Decoder = Callable[[Claim, bytes], State]
+"""Returns the state in a trial's checkpoint; raises CheckpointError if it is damaged, or of another
+training."""
 
 
 class Checkpoints:
@@ -87,9 +76,7 @@ class Checkpoints:
     def __init__(self, study: OpenStudy) -> None:
         self._files = study.trial_files("checkpoint")
 
-    def resume(
-        self, claims: Sequence[Claim], file_format: CheckpointFormat[State]
-    ) -> dict[Claim, State | None]:
+    def resume(self, claims: Sequence[Claim], decode: Decoder[State]) -> dict[Claim, State | None]:
         """Return the state in each trial's checkpoint; None where it starts from step 0.
 
         Each claim's curve is replaced by that of its state.
@@ -97,7 +84,7 @@ class Checkpoints:
         states: dict[Claim, State | None] = {}
         missing: dict[str, list[FrozenTrial]] = {}
         for claim in claims:
-            states[claim] = state = self._read(claim, file_format, missing)
+            states[claim] = state = self._read(claim, decode, missing)
             curve = state.curve if state else {}
             if claim.trial.intermediate_values != curve or claim.has_reported:
                 claim.replace_curve(curve)
@@ -124,26 +111,21 @@ class Checkpoints:
     def _read(
         self,
         claim: Claim,
-        file_format: CheckpointFormat[State],
+        decode: Decoder[State],
         missing: dict[str, list[FrozenTrial]],
     ) -> State | None:
         """Return the state in a trial's checkpoint; add a missing one to ``missing``."""
         number = claim.trial.number
-        limit = file_format.max_bytes(claim)
-        if limit is None:
-            return None
         try:
-            content = _retry(self._files.read, number, limit + 1)
+            content = _retry(self._files.read, number)
             if content is None:
                 if reason := _explain_missing(claim):
                     missing.setdefault(reason, []).append(claim.trial)
                 return None
-            if len(content) > limit:
-                raise ArtifactsError(f"it has more than {limit:,} bytes, which it cannot have")
-            return file_format.decode(claim, content)
+            return decode(claim, content)
         except CheckpointError as error:
             self._quarantine(number, error)
-        except (ArtifactsError, OSError) as error:
+        except OSError as error:
             _logger.warning(
                 f"cannot read the checkpoint of trial {number} ({error}); it restarts from step 0"
             )
@@ -268,7 +250,7 @@ class BestWeights:
         if (found := self._query(self._best.read_ranking)) is None:
             return
         trials, ranking = found
-        places = zip_longest(*(each.runs for each in ranking))
+        places = zip_longest(*(architecture.runs for architecture in ranking))
         order = [run.number for place in places for run in place if run is not None]
         if count and not all(trial.state.is_finished() for trial in trials):
             count = max(count, len(ranking))
@@ -276,16 +258,17 @@ class BestWeights:
 
     def _read_ranking(self, count: int, number: int) -> list[tuple[int, float]] | None:
         """Read the best trials, of several tasks those of the task of the trial with a number."""
-        storage, study_id = self._study.storage, self._study.study_id
-        names = self._study.config.task_names
-
-        def read() -> list[tuple[int, float]]:
-            place = None
-            if names:
-                trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-                place = names.index(storage.get_trial(trial_id).params[TASK])
-            top = top_trials(storage, study_id, count, place)
-            return [(number, value) for _, number, value in top]
-
+        read = partial(self._read_top, count, number)
         ranking: list[tuple[int, float]] | None = self._query(read)
         return ranking
+
+    def _read_top(self, count: int, number: int) -> list[tuple[int, float]]:
+        storage = self._study.storage
+        study_id = self._study.study_id
+        names = self._study.config.task_names
+        place = None
+        if names:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            place = names.index(storage.get_trial(trial_id).params[TASK])
+        top = top_trials(storage, study_id, count, place)
+        return [(number, value) for _, number, value in top]

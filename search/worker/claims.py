@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
@@ -25,7 +24,6 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
-from search.pruning.policy import ALWAYS_CONTINUE
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
@@ -56,7 +54,6 @@ NO_RESPONSE_TIMEOUT = 5.0
 _MAX_IDLE_SECONDS = 1.0
 _MIN_RETRY_SECONDS = 0.1
 _MAX_RETRY_SECONDS = 5.0
-_NO_DEFAULT: Any = object()
 
 _T = TypeVar("_T")
 
@@ -106,7 +103,8 @@ class Claim:
     def replace_curve(self, curve: Mapping[int, float]) -> None:
         """Have the next write replace all values written before by this curve."""
         with self._lock:
-            self._curve, self._replace_all = dict(curve), True
+            self._curve = dict(curve)
+            self._replace_all = True
             self.has_reported = True
 
     def record_checkpoint(self) -> None:
@@ -128,7 +126,9 @@ class Claim:
                 heartbeat,
                 self._record_checkpoint,
             )
-            self._curve, self._replace_all, self._record_checkpoint = {}, False, False
+            self._curve = {}
+            self._replace_all = False
+            self._record_checkpoint = False
         try:
             yield write
         except BaseException:
@@ -158,37 +158,12 @@ class BatchPlan(Protocol):
         """Return the parameters that trials claimed together with one of these share, or lack."""
 
 
-class _OneByOne:
-    """The plan to claim each trial alone."""
-
-    min_keep_probability = ALWAYS_CONTINUE
-
-    def size(self, params: Mapping[str, Any]) -> int:
-        return 1
-
-    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
-        return ()
-
-
-ONE_BY_ONE = _OneByOne()
-"""The plan to claim each trial alone."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What to claim; see :meth:`ClaimManager.claim`."""
-
-    claim_token: str
-    plan: BatchPlan
-    exclude: Collection[int]
-    paused_ids: Sequence[int] | None
-
-
 class ClaimManager:
     """Claims, renews, finishes and requeues trials; a context manager that runs the thread.
 
     :meth:`ask` is the one way to the storage: it runs an operation in the thread and returns its
-    answer as soon as there is one, or raises at a shutdown. :meth:`submit` does not wait for it.
+    answer as soon as there is one, or raises at a shutdown. :meth:`query` returns a default instead
+    of waiting for long, and :meth:`submit` does not wait.
 
     Args:
         storage: storage that holds the study.
@@ -250,37 +225,46 @@ class ClaimManager:
         *,
         timeout: float | None = None,
         after_flush: bool = False,
-        default: _T = _NO_DEFAULT,
     ) -> _T:
         """Run an operation in the thread and return its answer.
 
         Args:
             operation: reads from the storage or writes to it; called again after an outage.
-            timeout: seconds to wait for the answer; None until the end of an outage, or
-                :data:`QUERY_TIMEOUT` if there is a default.
+            timeout: seconds to wait for the answer; None until the end of an outage.
             after_flush: whether to write all values of this worker's trials before.
-            default: answer if the storage is unavailable or does not answer in time.
 
         Raises:
-            ShutdownRequestedError: without a default, if a shutdown was requested or the timeout
-                has passed. A late answer is dropped.
+            ShutdownRequestedError: if a shutdown was requested or the timeout has passed. A late
+                answer is dropped.
             StorageUnavailableError: if the storage was unavailable for too long.
             Exception: error of the operation.
         """
-        if has_default := default is not _NO_DEFAULT:
-            timeout = QUERY_TIMEOUT if timeout is None else timeout
-            if self.unavailable_reason:
-                return default
         future = self.submit(operation, after_flush=after_flush)
         try:
             self._wait(future, timeout)
             return future.result()
-        except ShutdownRequestedError:
-            if not has_default:
-                raise
-            return default
         finally:  # also at an interrupt, or if the output is closed
             future.cancel()
+
+    def query(
+        self,
+        operation: Callable[[], _T],
+        default: _T,
+        *,
+        timeout: float | None = None,
+        after_flush: bool = False,
+    ) -> _T:
+        """Ask as :meth:`ask`; return a default if the storage does not answer soon.
+
+        It has ``timeout`` seconds, by default :data:`QUERY_TIMEOUT`.
+        """
+        if self.unavailable_reason:
+            return default
+        timeout = QUERY_TIMEOUT if timeout is None else timeout
+        try:
+            return self.ask(operation, timeout=timeout, after_flush=after_flush)
+        except ShutdownRequestedError:
+            return default
 
     def submit(self, operation: Callable[[], _T], *, after_flush: bool = False) -> Future[_T]:
         """Have an operation run, as :meth:`ask`, without waiting; may be called in any thread."""
@@ -301,9 +285,11 @@ class ClaimManager:
         self._log_outage()
         if self._failure is not None:
             raise self._failure
-        now, reason = time.monotonic(), self.unavailable_reason
+        now = time.monotonic()
+        reason = self.unavailable_reason
         # The time in which this process was itself suspended does not count as an outage.
-        elapsed, self._checked_at = min(now - self._checked_at, NO_RESPONSE_TIMEOUT), now
+        elapsed = min(now - self._checked_at, NO_RESPONSE_TIMEOUT)
+        self._checked_at = now
         self._unavailable_seconds = self._unavailable_seconds + elapsed if reason else 0.0
         if self._unavailable_seconds > self._outage_seconds:
             raise StorageUnavailableError(
@@ -315,24 +301,21 @@ class ClaimManager:
     @property
     def unavailable_reason(self) -> str | None:
         """Why the storage is unavailable now; None if it is available."""
-        busy_since, message = self._busy_since, self._outage_message
-        if message is None and busy_since is not None:
-            is_silent = time.monotonic() - busy_since > NO_RESPONSE_TIMEOUT
-            message = "it does not answer" if is_silent else None
-        return message
+        message = self._outage_message
+        busy_since = self._busy_since
+        if message is not None or busy_since is None:
+            return message
+        is_silent = time.monotonic() - busy_since > NO_RESPONSE_TIMEOUT
+        return "it does not answer" if is_silent else None
 
     def _wait(self, future: Future[Any], timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not futures.wait([future], 0.1).done:
-            try:
-                self.check()
-                if deadline is None and self._stop.requested:
-                    deadline = time.monotonic() + SHUTDOWN_GRACE
-                if deadline is not None and time.monotonic() > deadline:
-                    raise ShutdownRequestedError
-            except Exception:
-                if not future.done():
-                    raise
+            self.check()
+            if deadline is None and self._stop.requested:
+                deadline = time.monotonic() + SHUTDOWN_GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                raise ShutdownRequestedError
         self._log_outage()
 
     def _log_outage(self) -> None:
@@ -349,14 +332,14 @@ class ClaimManager:
 
     def claim(
         self,
-        plan: BatchPlan = ONE_BY_ONE,
+        plan: BatchPlan | None = None,
         exclude: Collection[int] = (),
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
         """Claim the next waiting trial, and others to train together with it.
 
         Args:
-            plan: how many others, and which.
+            plan: how many others, and which; None for none.
             exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
                 None for trials that are not paused.
@@ -370,57 +353,59 @@ class ClaimManager:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
         claim_token = f"{self._worker}/{uuid4().hex}"
-        request = _Request(claim_token, plan, exclude, paused_ids)
-        first = self.ask(partial(self._claim_first, request))
+        first = self.ask(partial(self._claim_first, claim_token, exclude, paused_ids))
         if first is None:
             return []
         self._active.add(first)
-        others = self._ask_for_others(first, request)
+        is_alone = first.trial_id in exclude or (paused_ids is not None and len(paused_ids) == 1)
+        if plan is None or is_alone:
+            return [first]
+        # Here and not in the thread, because it may take long, as when a library is compiled.
+        count = plan.size(first.trial.params) - 1
+        if count < 1 or self._stop.requested:
+            return [first]
+        names = plan.common_params(first.trial.params)
+        paused = None if paused_ids is None else paused_ids[1:]
+        try:
+            others = self.ask(partial(self._claim_others, first, count, names, exclude, paused))
+        except ShutdownRequestedError:
+            return [first]
         self._active.update(others)
         return [first, *others]
 
-    def _ask_for_others(self, first: Claim, request: _Request) -> list[Claim]:
-        """Claim trials to train together with a claimed one; none after a requested shutdown."""
-        is_alone = request.paused_ids is not None and len(request.paused_ids) == 1
-        if is_alone or first.trial_id in request.exclude:
-            return []
-        # Here and not in the thread, because it may take long, as when a library is compiled.
-        count = request.plan.size(first.trial.params) - 1
-        if count < 1 or self._stop.requested:
-            return []
-        try:
-            return self.ask(partial(self._claim_others, first, count, request))
-        except ShutdownRequestedError:
-            return []
-
-    def _claim_first(self, request: _Request) -> Claim | None:
+    def _claim_first(
+        self, claim_token: str, exclude: Collection[int], paused_ids: Sequence[int] | None
+    ) -> Claim | None:
         """Claim a trial, in the thread; None if none waits."""
-        trial_ids = self._find_claimed(request.claim_token)
+        trial_ids = self._find_claimed(claim_token)
         if not trial_ids:
-            storage, study_id = self._storage, self._study_id
-            token, lease_seconds = request.claim_token, self._lease_seconds
-            if request.paused_ids is None:
-                trial_id = storage.claim(study_id, token, lease_seconds, request.exclude)
-            else:
-                trial_id = storage.claim(study_id, token, lease_seconds, (), request.paused_ids[:1])
-            if trial_id is None:
-                return None
-            trial_ids = [trial_id]
-        return next(iter(self._read_claimed(trial_ids, request.claim_token)), None)
+            if paused_ids is not None:
+                exclude = ()
+                paused_ids = paused_ids[:1]
+            trial_id = self._storage.claim(
+                self._study_id, claim_token, self._lease_seconds, exclude, paused_ids
+            )
+            trial_ids = [] if trial_id is None else [trial_id]
+        return next(iter(self._read_claimed(trial_ids, claim_token)), None)
 
-    def _claim_others(self, first: Claim, count: int, request: _Request) -> list[Claim]:
-        """Claim trials to train together with a claimed one, in the thread."""
-        trial_ids = self._find_claimed(request.claim_token)
-        if not trial_ids or trial_ids == [first.trial_id]:
-            names = request.plan.common_params(first.trial.params)
-            paused = None if request.paused_ids is None else request.paused_ids[1:]
+    def _claim_others(
+        self,
+        first: Claim,
+        count: int,
+        names: Sequence[str],
+        exclude: Collection[int],
+        paused_ids: Sequence[int] | None,
+    ) -> list[Claim]:
+        """Claim trials that share parameters with a claimed one, in the thread."""
+        trial_ids = self._find_claimed(first.claim_token)
+        if trial_ids in ([], [first.trial_id]):
             try:
                 trial_ids = self._storage.claim_matching(
-                    first.trial_id, request.claim_token, count, names, request.exclude, paused
+                    first.trial_id, first.claim_token, count, names, exclude, paused_ids
                 )
             except LeaseLostError:  # since the first claim; the next flush finds it
                 return []
-        claims = self._read_claimed(trial_ids, request.claim_token)
+        claims = self._read_claimed(trial_ids, first.claim_token)
         return [claim for claim in claims if claim.trial_id != first.trial_id]
 
     def _find_claimed(self, claim_token: str) -> list[int]:
@@ -469,18 +454,15 @@ class ClaimManager:
         Raises:
             ShutdownRequestedError, StorageUnavailableError: and the leases expire.
         """
-        claims = list(claims)  # the caller may continue before the thread is done
+        # A copy: the caller may continue before the thread is done.
+        self.ask(partial(self._requeue, list(claims), cause, error), timeout=timeout)
 
-        def operation() -> None:
-            lost = self._write(
-                claims, lambda writes: self._storage.requeue_all(writes, cause, error)
-            )
-            # All at once: an earlier attempt, of which only the answer was lost, requeued them.
-            if not (self._is_retry and len(lost) == len(claims)):
-                self._mark_lost(claims, lost)
-            self._active.difference_update(claims)
-
-        self.ask(operation, timeout=timeout)
+    def _requeue(self, claims: Sequence[Claim], cause: Failure, error: str | None) -> None:
+        lost = self._write(claims, lambda writes: self._storage.requeue_all(writes, cause, error))
+        # All at once: an earlier attempt, of which only the answer was lost, requeued them.
+        if not (self._is_retry and len(lost) == len(claims)):
+            self._mark_lost(claims, lost)
+        self._active.difference_update(claims)
 
     def _release(
         self,
@@ -489,23 +471,27 @@ class ClaimManager:
         was_written: Callable[[], bool] = lambda: True,
     ) -> None:
         """End a claim, unless it is lost; a retry may find it ended by an earlier attempt."""
-
-        def operation() -> None:
-            try:
-                with claim.pending_write() as pending:
-                    if pending.replace_all or pending.checkpointed:
-                        self._storage.flush([pending])
-                    write({} if pending.replace_all else pending.curve)
-            except LeaseLostError:
-                if not (self._is_retry and was_written()):
-                    raise
-            self._active.discard(claim)
-
         try:
-            self.ask(operation)
+            self.ask(partial(self._end, claim, write, was_written))
         except LeaseLostError:
             claim.is_lost = True
             raise
+
+    def _end(
+        self,
+        claim: Claim,
+        write: Callable[[Mapping[int, float]], None],
+        was_written: Callable[[], bool],
+    ) -> None:
+        try:
+            with claim.pending_write() as pending:
+                if pending.replace_all or pending.checkpointed:
+                    self._storage.flush([pending])
+                write({} if pending.replace_all else pending.curve)
+        except LeaseLostError:
+            if not (self._is_retry and was_written()):
+                raise
+        self._active.discard(claim)
 
     # ------------------------------------------------------------------ the thread
 
@@ -515,7 +501,7 @@ class ClaimManager:
                 self._busy_since = time.monotonic()
                 self._wake.wait(self._process())
                 self._wake.clear()
-        except Exception as error:
+        except Exception as error:  # of any kind: the caller raises it
             self._failure = self._find_cause(error)
 
     def _process(self) -> float:
@@ -529,7 +515,7 @@ class ClaimManager:
                 self._flush()
             if self._observe_at <= time.monotonic():
                 self._requeue_expired()
-        except Exception as error:
+        except Exception as error:  # is_transient says which begin an outage
             if not is_transient(error):
                 raise
             self._outage_message = error_message(error)
@@ -553,7 +539,7 @@ class ClaimManager:
             if after_flush:
                 self._flush()
             result = operation()
-        except Exception as error:
+        except Exception as error:  # of any kind: the caller of ask raises it
             if is_transient(error):
                 raise
             future.set_exception(self._find_cause(error))
@@ -568,8 +554,10 @@ class ClaimManager:
     def _find_cause(self, error: Exception) -> Exception:
         try:
             self._storage.verify()  # rows of a deleted study are not found
-        except Exception as found:  # else an outage began
-            return found if isinstance(found, StorageLostError) else error
+        except StorageLostError as lost:
+            return lost
+        except Exception:  # an outage began meanwhile: the first error says more
+            return error
         return error
 
     def _flush(self) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +29,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import ShutdownRequestedError, format_error
 from search.open_study import OpenStudy
 from search.pruning.audited_trials import describe_look
-from search.pruning.policy import Decisions, PruneDecision
-from search.pruning.scheduler import PauseResumeScheduler
+from search.pruning.policy import ALWAYS_CONTINUE, Decisions, PruneDecision
+from search.pruning.scheduler import PauseResumeScheduler, StudyProgress
 from search.status import MAX_LINE
 from search.worker.checkpoints import Checkpoints
-from search.worker.claims import ONE_BY_ONE, SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
+from search.worker.claims import SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.config import StudyConfig, label_trial
@@ -132,14 +132,14 @@ class TrialQueue:
 
     def batches(
         self,
-        plan: BatchPlan = ONE_BY_ONE,
+        plan: BatchPlan | None = None,
         wait: bool = True,
         on_wait: Callable[[], object] = lambda: None,
     ) -> Iterator[list[Claim]]:
         """Yield claimed trials, to train together, until none is left or a stop is requested.
 
         Args:
-            plan: which trials to claim together.
+            plan: which trials to claim together; None for each alone.
             wait: whether to stay until the trials that others run are finished too.
             on_wait: called before each time that this waits for them.
 
@@ -163,17 +163,22 @@ class TrialQueue:
             else:
                 return
 
-    def _claim(self, plan: BatchPlan) -> list[Claim]:
+    def _claim(self, plan: BatchPlan | None) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
         claims = self._manager.claim(plan, self._failed_ids)
+        if not claims and self._scheduler is not None:
+            claims = self._claim_paused(self._scheduler, plan)
+        return claims or (self._manager.claim() if self._failed_ids else [])
+
+    def _claim_paused(self, scheduler: PauseResumeScheduler, plan: BatchPlan | None) -> list[Claim]:
+        least = ALWAYS_CONTINUE if plan is None else plan.min_keep_probability
         for _ in range(MAX_SELECT_ATTEMPTS):
-            if claims or self._scheduler is None:
-                break
-            selected = self._select(self._scheduler, plan.min_keep_probability)
+            selected = self._select(scheduler, least)
             if not selected:
                 break
-            claims = self._manager.claim(plan, self._failed_ids, selected)
-        return claims or (self._manager.claim() if self._failed_ids else [])
+            if claims := self._manager.claim(plan, self._failed_ids, selected):
+                return claims
+        return []
 
     def _has_unfinished(self) -> bool:
         """Return whether other workers have trials that are not finished."""
@@ -207,7 +212,7 @@ class TrialQueue:
         except StorageUnavailableError:
             save(self.drop_lost())
             raise
-        except BaseException:  # such as a closed pipe or a second Ctrl-C
+        except BaseException:  # of any kind, such as a closed pipe or a second Ctrl-C
             # Without a message: the output may be closed.
             with contextlib.suppress(*STORAGE_ERRORS):
                 self._requeue_all(REQUEUE_TIMEOUT)
@@ -262,25 +267,29 @@ class TrialQueue:
         """
         if not claims or self._scheduler is None:
             return {}
-        manager, scheduler = self._manager, self._scheduler
-        claimed = {claim.trial_id: claim for claim in claims}
-        reading = manager.submit(scheduler.read, after_flush=True)
+        reading = self._manager.submit(self._scheduler.read, after_flush=True)
         while not futures.wait([reading], 0.1).done:
             self.poll()
-            if manager.unavailable_reason:
+            if self._manager.unavailable_reason:
                 reading.cancel()
                 return {}
-
-        def decide() -> Decisions:
-            progress = reading.result()
-            decisions = scheduler.decide(progress, claimed, self._failed_ids)
-            if decisions.audited:
-                manager.submit(partial(scheduler.store, progress, decisions), after_flush=True)
-            return decisions
-
+        claimed = {claim.trial_id: claim for claim in claims}
+        decide = partial(self._decide, self._scheduler, reading, claimed)
         decisions = _attempt(decide, "the trials continue")
         stops = decisions.stops if decisions else {}
         return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
+
+    def _decide(
+        self,
+        scheduler: PauseResumeScheduler,
+        reading: futures.Future[StudyProgress],
+        trial_ids: Collection[int],
+    ) -> Decisions:
+        progress = reading.result()
+        decisions = scheduler.decide(progress, trial_ids, self._failed_ids)
+        if decisions.audited:
+            self._manager.submit(partial(scheduler.store, progress, decisions), after_flush=True)
+        return decisions
 
     def _select(
         self, scheduler: PauseResumeScheduler, min_keep_probability: float
@@ -384,7 +393,7 @@ def _attempt(decide: Callable[[], Decisions], consequence: str) -> Decisions | N
         return decide()
     except STORAGE_ERRORS:
         raise
-    except Exception as error:
+    except Exception as error:  # of any kind: a search finishes without the pruner
         _logger.warning(
             f"pruning decision failed ({format_error(error)}); {consequence}", exc_info=True
         )

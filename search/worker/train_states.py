@@ -1,24 +1,15 @@
 """Train states of claimed trials: their checkpoints, and the versions that trained them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from rnn.config import OptimizerConfig, TrialConfig
-from rnn.errors import CellError
 from rnn.training import checkpoint
-from rnn.training.checkpoint import (
-    TrainState,
-    deserialize_checkpoint,
-    max_checkpoint_size,
-    serialize_checkpoint,
-)
-from rnn.training.loop import TrainConfig
-from search.worker.checkpoints import Checkpoints
+from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from search.worker.claims import Claim
 from search.worker.lockstep import to_train_config
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, VersionRecord
@@ -28,91 +19,46 @@ from studies.storage.counts import count_trials, distinct_versions
 from studies.storage.open import read_study_record
 from studies.storage.storage import LeasedRDBStorage
 
-if TYPE_CHECKING:  # it warns of other versions
-    from search.create_or_join import StudyHandle
-
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
 
 
-class TrainStates:
-    """Resumes trials from their checkpoints, and writes these."""
-
-    def __init__(self, handle: "StudyHandle") -> None:
-        self._handle = handle
-        self._checkpoints = Checkpoints(handle)
-
-    def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
-        """Return the train state of each trial's checkpoint; None where it starts from step 0.
-
-        Each claim's curve is replaced by that of its train state.
-        """
-        return self._checkpoints.resume(claims, self)
-
-    def write(self, claim: Claim, state: TrainState) -> bool:
-        """Write a checkpoint of a trial; return whether that succeeded."""
-        return self._checkpoints.write(
-            claim, lambda: serialize_checkpoint(state, self._identity(claim))
-        )
-
-    def max_bytes(self, claim: Claim) -> int | None:
-        """Return the size of a trial's largest checkpoint; None if its cell cannot be built."""
-        trial_config, settings = self._configs(claim)
-        try:
-            spec = self._handle.spec_of(trial_config.task_options)
-            return max_checkpoint_size(trial_config, spec, settings.batch_size, settings.steps)
-        except CellError:  # the trial fails with it when its network is built
-            return None
-
-    def decode(self, claim: Claim, content: bytes) -> TrainState:
-        """Return the train state in a trial's checkpoint.
-
-        Raises:
-            CheckpointError: if it is damaged, or of another training.
-        """
-        return deserialize_checkpoint(self._identity(claim), content)
-
-    def _identity(self, claim: Claim) -> str:
-        """Return the identity of a trial's training."""
-        trial_config, train_config = self._configs(claim)
-        return checkpoint_identity(trial_config, self._handle.config, train_config)
-
-    def _configs(self, claim: Claim) -> tuple[TrialConfig, TrainConfig]:
-        config, params = self._handle.config, claim.trial.params
-        return to_trial_config(params, config), to_train_config(config, params)
+def encode_state(state: TrainState, claim: Claim, config: StudyConfig) -> bytes:
+    """Return the checkpoint of a claimed trial in a train state."""
+    return serialize_checkpoint(state, checkpoint_identity(claim.trial.params, config))
 
 
-def checkpoint_identity(
-    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig
-) -> str:
+def decode_state(claim: Claim, content: bytes, config: StudyConfig) -> TrainState:
+    """Return the train state in a claimed trial's checkpoint.
+
+    Raises:
+        CheckpointError: if it is damaged, or of another training.
+    """
+    return deserialize_checkpoint(checkpoint_identity(claim.trial.params, config), content)
+
+
+def checkpoint_identity(params: Mapping[str, Any], config: StudyConfig) -> str:
     """Return everything that determines a trial's training, as JSON with sorted keys.
 
     A checkpoint is resumed only under the same identity.
     """
-    # Only what differs from the defaults, as in checkpoints written before there were others.
-    default = asdict(OptimizerConfig(learning_rate=0))
-    optimizer = {
-        "optimizer" if name == "name" else name: value
-        for name, value in asdict(trial_config.optimizer).items()
-        if value != default[name]
-    }
+    trial_config = to_trial_config(params, config)
     architecture = trial_config.architecture
+    record = config.of_trial(params).task_record
+    assert record is not None
+    # The identity of the record says which of several tasks it is.
+    options = {name: value for name, value in trial_config.task_options if name != TASK}
     fields = {
         "architecture": architecture.init_key,
+        "cell_sha256": architecture.sha256,
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
+        "update_every": trial_config.update_every,
         "precision": config.precision,
-        "training": asdict(train_config) | optimizer,
+        "training": asdict(to_train_config(config, params)),
+        "optimizer": asdict(trial_config.optimizer),
+        "task": record.identity() | options,
     }
-    if not architecture.is_built_in:
-        fields["cell_sha256"] = architecture.sha256
-    if trial_config.update_every > 1:
-        fields["update_every"] = trial_config.update_every
-    options = dict(trial_config.task_options)
-    record = config.of_trial(options).task_record
-    assert record is not None
-    # The identity says which of several tasks it is.
-    fields["task"] = record.identity() | {n: v for n, v in options.items() if n != TASK}
     return json.dumps(fields, sort_keys=True)
 
 
@@ -152,10 +98,13 @@ def earlier_versions(
 ) -> Mapping[str, list[str] | None]:
     """Return the attributes that record other versions that trained a claimed trial before."""
     current = current_versions()
-    code = [each for each in state.source_hashes if each != current.code] if state else []
-    torch = [each for each in state.torch_versions if each != current.torch] if state else []
+    hashes = state.source_hashes if state else ()
+    versions = state.torch_versions if state else ()
+    earlier = {
+        EARLIER_CODE: [code for code in hashes if code != current.code],
+        EARLIER_TORCH: [version for version in versions if version != current.torch],
+    }
     # An empty list replaces the record of a trial that has restarted from step 0.
     return {
-        key: earlier if earlier or key in trial.user_attrs else None
-        for key, earlier in ((EARLIER_CODE, code), (EARLIER_TORCH, torch))
+        key: found if found or key in trial.user_attrs else None for key, found in earlier.items()
     }

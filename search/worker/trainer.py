@@ -27,12 +27,17 @@ from rnn.training.loop import TrainLoop
 from search.create_or_join import StudyHandle
 from search.errors import format_error, is_bug
 from search.pruning.scheduler import compute_rungs
-from search.worker.checkpoints import BestWeights, StorageQuery, warn_of_errors
+from search.worker.checkpoints import BestWeights, Checkpoints, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
-from search.worker.train_states import TrainStates, current_versions, earlier_versions
+from search.worker.train_states import (
+    current_versions,
+    decode_state,
+    earlier_versions,
+    encode_state,
+)
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.text import to_printable
@@ -79,7 +84,7 @@ class Trainer:
         self._precision: Precision = config.precision
         self._handle = handle
         self.best_weights = BestWeights(handle, query)
-        self._states = TrainStates(handle)
+        self._checkpoints = Checkpoints(handle)
         self._steps = config.training.steps
         rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
@@ -103,7 +108,7 @@ class Trainer:
                 none. Decisions may come late: those on trials that no longer train are ignored.
         """
         self.budget.apply()
-        states = self._states.resume(claims)
+        states = self._checkpoints.resume(claims, partial(decode_state, config=self.config))
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
@@ -120,7 +125,10 @@ class Trainer:
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
             if self._loop is not None and trial_config in self._loop.configs:
-                self._states.write(claim, self._loop.train_state(trial_config))
+                self._write_checkpoint(claim, self._loop.train_state(trial_config))
+
+    def _write_checkpoint(self, claim: Claim, state: TrainState) -> bool:
+        return self._checkpoints.write(claim, partial(encode_state, state, claim, self.config))
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and the attributes of a trial that fails with it."""
@@ -292,7 +300,7 @@ class Trainer:
             }
             if decision.is_final:
                 state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
-            elif self._states.write(claim, loop.train_state(trial_config)):
+            elif self._write_checkpoint(claim, loop.train_state(trial_config)):
                 state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
             else:
                 continue  # without a checkpoint it could not resume

@@ -18,14 +18,13 @@ from torch import Tensor
 from user_cells import EXAMPLES, cell_config
 
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import BYTES, NetworkConfig, TrialConfig
+from rnn.config import NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
 from rnn.parameters import Parameters, place_stored
 from rnn.stacked.network import NetworkStack
 from rnn.tasks.text import TextData
-from rnn.training.checkpoint import max_checkpoint_size, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
 from rnn.unrolling import place_fused
@@ -165,13 +164,6 @@ def test_layers_read_float32_in_bf16():
     for stop in range(1, 4):
         losses, states = network.loss_and_grad(window_of(text, 0, stop), states)
     assert losses.dtype == torch.float32
-
-
-def test_size_of_a_checkpoint_includes_buffers():
-    config = TrialConfig(cell_of('self.register_buffer("table", torch.zeros(600, 600))'))
-    loop = TrainLoop(build_network([config], 0), DATA, TRAIN_CONFIG)
-    size = len(serialize_checkpoint(loop.train_state(config), "me"))
-    assert size < max_checkpoint_size(config, BYTES, STREAMS, TRAIN_CONFIG.steps) < 4 * size
 
 
 def test_weights_of_another_network_are_refused():

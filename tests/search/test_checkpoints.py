@@ -4,8 +4,6 @@ import pytest
 from helpers import with_text
 from invocation import refused
 
-from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
-from rnn.training.loop import TrainConfig
 from search.worker.train_states import checkpoint_identity
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
@@ -26,7 +24,6 @@ def test_checkpoint_is_read_as_written_until_removed(folders):
         checkpoints.write(number, content)
     others.write(3, b"of another study")
     assert checkpoints.read(3) == b"second"
-    assert checkpoints.read(3, 4) == b"seco"
     checkpoints.remove(3)
     assert (checkpoints.read(3), checkpoints.read(4)) == (None, b"another")
     path = checkpoints.quarantine(4)
@@ -44,20 +41,29 @@ def test_unusable_folder_is_refused_and_nothing_created(tmp_path, place):
 
 
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
-    architecture = GatedOptions(False, True, False, True, True, "new").network(2, 8)
-    trial_config = TrialConfig(architecture, 1, optimizer=OptimizerConfig(learning_rate=0.01))
-    space = {"layers": [2], "state_size": [8]}
-    config = StudyConfig.model_validate({"precision": "fp32", "space": space})
-    train_config = TrainConfig(20, 6, 9, 2, 0.9, 3, 0.5)
-    identity = checkpoint_identity(trial_config, with_text(config), train_config)
-    assert identity == (
-        '{"architecture": "01011-new-2-8-state", "bptt_steps": 1, "precision": "fp32", '
+    switches = {"input_gate": False, "forget_gate": True, "output_gate": False}
+    switches |= {"state_gate": True, "residual": True, "state_source": "new"}
+    params = {"layers": 2, "state_size": 8, **switches, "replicate": 1}
+    config = StudyConfig.model_validate(
+        {
+            "precision": "fp32",
+            "seed": 3,
+            "space": {"layers": [2], "state_size": [8]},
+            "training": {"steps": 20, "batch_size": 6, "sequence_length": 9, "log_every": 2},
+            "evaluation": {"average": 0.5},
+        }
+    )
+    assert checkpoint_identity(params, with_text(config)) == (
+        '{"architecture": "01011-new-2-8-state", "bptt_steps": 1, "cell_sha256": null, '
+        '"optimizer": {"beta1": 0.9, "beta2": 0.999, "gradient_clipping": 0.0, '
+        '"learning_rate": 0.001, "momentum": 0.9, "name": "adam", "schedule": "constant", '
+        '"warmup_steps": 0, "weight_decay": 0.0}, "precision": "fp32", '
         '"replicate": 1, "task": {"corpus": {"length": 100, "sha256": "ab", "split": [90, 95]}, '
         '"data_sha256": null, "eval_lengths": [], "loss": "next token", "metrics": {}, '
         '"name": "text", "predicts_classes": true, "reads_tokens": true, "sha256": null, '
         '"steps": null, "values": {"tokenizer": "bytes"}, "version": 0}, '
-        '"training": {"average_fraction": 0.5, "batch_size": 6, "learning_rate": 0.01, '
-        '"log_every": 2, "seed": 3, "sequence_length": 9, "smoothing": 0.9, "steps": 20}}'
+        '"training": {"average_fraction": 0.5, "batch_size": 6, "log_every": 2, "seed": 3, '
+        '"sequence_length": 9, "smoothing": 0.95, "steps": 20}, "update_every": 1}'
     )
 
 

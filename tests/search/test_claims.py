@@ -101,7 +101,7 @@ def test_worker_waits_for_an_outage_up_to_the_limit_or_a_shutdown(study, monkeyp
         monkeypatch.setattr(storage, "transaction", Mock(side_effect=OUTAGE))
         claim.report(1, 2.0)
         wait_until(lambda: manager.unavailable_reason)
-        assert manager.ask(lambda: "an answer", default="none") == "none"
+        assert manager.query(lambda: "an answer", "none") == "none"
         message = r"\(server closed the connection\), longer than 0\.5 s"
         with pytest.raises(StorageUnavailableError, match=message):
             wait_until(lambda: manager.check())

@@ -31,17 +31,13 @@ logging.getLogger("search").setLevel(logging.DEBUG)  # the ends of paused trials
 module.POLL_INTERVAL = 0
 
 
-class Json:
-    def max_bytes(self, claim):
-        return 10_000
-
-    def decode(self, claim, content):
-        curve = {int(step): value for step, value in json.loads(content).items()}
-        return SimpleNamespace(step=max(curve), curve=curve)
+def decode(claim, content):
+    curve = {int(step): value for step, value in json.loads(content).items()}
+    return SimpleNamespace(step=max(curve), curve=curve)
 
 
 def train(claim):
-    state = queue.checkpoints.resume([claim], Json())[claim]
+    state = queue.checkpoints.resume([claim], decode)[claim]
     curve.clear()
     curve.update(state.curve if state else {})
     for step in range((state.step if state else 0) + log_every, steps + 1, log_every):
