@@ -19,15 +19,13 @@ BENCHMARKS = {
     "plain-loop": ("plain_loop", "labelled sequences, next to nn.GRU and Adam"),
     "gpu": ("gpu", "training on a GPU; --device cpu rehearses it"),
     "scale": ("scale", "work on studies of 432 and 10,080 trials"),
-    "audit": ("audited_pruning", "pruning without and with audited trials, on simulated curves"),
-    "pruning-families": ("pruning_families", "pruners on curves for which none was tuned"),
 }
 """Module and content of each benchmark, by its name."""
 
 SCRIPTS = """\
 scripts with arguments of their own (--help):
   python -m benchmarks.compare_speed BEFORE AFTER   training steps of two checkouts
-  python -m benchmarks.replay_pruning FILE …        pruners on recorded curves"""
+  python -m benchmarks.replay_pruning [FILE …]      pruners on simulated or recorded curves"""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.replay_pruning FILE …``: simulate pruners on recorded curves.
+"""``python -m benchmarks.replay_pruning [FILE …]``: simulate pruners on complete searches.
 
-A file is a CSV, compressed or not: ``study.curves`` with the value and the parameters of each trial
-in every row (``docs/how-to/analyse.md``). Trials start in random order, several at a time and
-equally fast, and follow their recorded curves.
+The curves are simulated (:mod:`benchmarks.simulated_curves`), or recorded: a file is a CSV,
+compressed or not, with ``study.curves`` and the value and the parameters of each trial in every row
+(``docs/how-to/analyse.md``). Trials start in random order, several at a time and equally fast, and
+follow their curves.
 """
 
 import heapq
@@ -10,8 +11,9 @@ import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +29,18 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from search.pruning.regression import Floats
+from benchmarks.simulated_curves import FAMILIES, KINDS, simulate_curves
+from reports.stats.audit import (
+    INTERVAL_SCALES,
+    estimate_with_audit,
+    judge_architectures,
+    measure_recall,
+)
+from reports.stats.effects import Effect, FactorialTable
+from reports.trial_table import find_traits
+from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.worker.cpu_budget import cores
 from studies.config import top_count
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
@@ -43,8 +54,14 @@ KEEP = 0.1
 CONFIDENCE = 0.95
 """Confidence of the pruner, as by default."""
 
+AUDIT = 20
+"""Number of audited architectures, at most a tenth of all, as by default."""
+
 CHECKS = 20
 """Calls of Optuna's pruners per training: each takes milliseconds."""
+
+FORECAST_SHARES = (0.25, 0.5, 0.75)
+"""Shares of a search's steps after which the rest is forecast."""
 
 
 def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
@@ -76,6 +93,117 @@ def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
     return RecordedCurves(params, curves.columns.to_numpy(int), losses, values, nuisance)
 
 
+# ------------------------------------------------------------------ our pruner
+
+
+@dataclass(frozen=True)
+class AuditedReplay(ReplayResult):
+    """Result of a simulated search with audited trials.
+
+    Attributes:
+        stated: share of the best tenth that is complete, as the predictions at the time of pruning
+            have it.
+        has_alarm: whether a look during the search failed.
+        inside: number of pruned trials within two scales of their predictions.
+        pruned: number of pruned trials.
+        bound_holds: whether the bound of the number of lost architectures holds.
+        survivors: of each effect over complete trials, whether its interval has the effect of the
+            whole grid.
+        estimates: the same of the effects that the audited trials estimate; empty if they are too
+            few.
+        forecasts: low, likely and high forecast of the steps that are left, relative to them, by
+            the share of the search's steps that were trained; only where there is a forecast.
+    """
+
+    stated: float
+    has_alarm: bool
+    inside: int
+    pruned: int
+    bound_holds: bool
+    survivors: list[bool]
+    estimates: list[bool]
+    forecasts: dict[float, tuple[float, float, float]]
+
+
+def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> AuditedReplay:
+    """Simulate a search with some audited architectures.
+
+    Args:
+        recorded: curves of the trials.
+        seed: seed of the order of the trials and of the sample.
+        concurrent: number of trials trained at a time.
+    """
+    count = len(recorded.values)
+    random = np.random.default_rng(seed)
+    owners = number_architectures(recorded.params, recorded.nuisance)
+    total = int(owners.max()) + 1
+    order = random.permutation(count).tolist()
+    drawn = random.choice(total, min(AUDIT, total // DIVISOR), replace=False)
+    audited = np.isin(owners, drawn)
+    search = Replay(recorded, concurrent, KEEP, CONFIDENCE, np.flatnonzero(audited).tolist())
+    result = search.run(order)
+    stops = pd.DataFrame.from_dict(
+        search.predictions, "index", columns=["predicted_value", "predicted_scale", "keep"]
+    )
+    is_stopped = np.isin(np.arange(count), stops.index)
+    # As if every trial were audited, and with the values of the pruned ones hidden.
+    whole = pd.DataFrame(recorded.params).assign(
+        state=TrialState.COMPLETE.name,
+        value=recorded.values,
+        audited=True,
+        reason=pd.Series("pruned", range(count)).where(is_stopped),
+    )
+    whole = whole.join(stops)
+    is_pruned = is_stopped & ~audited
+    table = whole.assign(
+        state=np.where(is_pruned, TrialState.PRUNED.name, whole["state"]),
+        value=whole["value"].mask(is_pruned),
+        audited=audited,
+    )
+    names = [name for name in recorded.params[0] if name not in recorded.nuisance]
+    judged = judge_architectures(whole, names)
+    known = judge_architectures(table, names)
+    kept = top_count(KEEP, total)
+    recall = measure_recall(known, kept)
+    lost = measure_recall(judged, kept).lost
+    errors = (whole["value"] - whole["predicted_value"])[is_pruned].abs()
+    traits = find_traits(names)
+    truth = FactorialTable.from_frame(judged, names, traits=traits)
+    survivors = FactorialTable.from_frame(known, names, traits=traits).compute_effects()
+    return AuditedReplay(
+        **vars(result),
+        stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, count),
+        has_alarm=any(look.alarm for look in search.looks.values()),
+        inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
+        pruned=int(is_pruned.sum()),
+        bound_holds=lost - recall.lost <= recall.lost_high,
+        survivors=cover_effects(truth, survivors),
+        estimates=cover_effects(truth, estimate_with_audit(known, names, traits=traits).effects),
+        forecasts=_compare_forecasts(search),
+    )
+
+
+def _compare_forecasts(search: Replay) -> dict[float, tuple[float, float, float]]:
+    """Return the forecasts of a simulated search relative to the steps that were left."""
+    found = {share: search.forecast_rest(share) for share in FORECAST_SHARES}
+    return {
+        share: (forecast.low / left, forecast.likely / left, forecast.high / left)
+        for share, (forecast, left) in found.items()
+        if forecast is not None and left
+    }
+
+
+def cover_effects(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
+    """Return whether the interval of each effect has the effect of the whole grid."""
+    return [
+        effect.low <= truth.compute_effect(effect.contrast).mean <= effect.high
+        for effect in effects
+    ]
+
+
+# ------------------------------------------------------------------ other pruners
+
+
 def keep_best_at_first_rung(recorded: RecordedCurves) -> ReplayResult:
     """Train all trials to the first rung, and those to the end that are to be kept.
 
@@ -88,61 +216,7 @@ def keep_best_at_first_rung(recorded: RecordedCurves) -> ReplayResult:
     complete[np.argsort(recorded.losses[:, 0], kind="stable")[:kept]] = True
     first = recorded.rungs[0].step
     steps = count * first + kept * (recorded.end - first)
-    return ReplayResult.summarize(recorded, KEEP, complete, steps, count + kept)
-
-
-class ConformalPruner(BasePruner):
-    """Pruner that bounds the expected share of trials that are good and pruned.
-
-    The rule of the pruner of this name in OptunaHub (A. Noonan, package ``pruners/conformal``),
-    with its defaults but for the first step. The first complete trials calibrate it: a trial is
-    good if it ends within their best fifth, and its score is the most that its loss lies above the
-    worst of these ends from the first step on. The threshold is a quantile of the scores, of which
-    those of other trials are lowest (conformal risk control). A trial whose loss lies further above
-    is pruned.
-
-    Args:
-        first_step: step before which no trial is pruned; losses fall so much before it that the
-            threshold would be above all later ones.
-        calibration: number of trials that are not pruned.
-        level: bound of the share.
-        good: share of the trials that are good.
-    """
-
-    def __init__(
-        self, first_step: int, calibration: int = 60, level: float = 0.05, good: float = 0.2
-    ) -> None:
-        self._first_step = first_step
-        self._calibration = calibration
-        self._level = level
-        self._good = good
-        self._limit: float | None = None
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether the last loss of a trial is above the limit; none before there is one."""
-        if self._limit is None:
-            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if len(complete) < self._calibration:
-                return False
-            curves = [
-                [
-                    loss
-                    for step, loss in finished.intermediate_values.items()
-                    if step >= self._first_step
-                ]
-                for finished in complete
-            ]
-            self._limit = self._find_limit(np.array(curves[: self._calibration]))
-        last = max(trial.intermediate_values)
-        return last >= self._first_step and trial.intermediate_values[last] > self._limit
-
-    def _find_limit(self, curves: Floats) -> float:
-        """Return the loss above which a trial is pruned, from complete curves, (N, L)."""
-        count, ends = len(curves), curves[:, -1]
-        worst = float(np.sort(ends)[math.ceil(self._good * count) - 1])
-        scores = np.where(ends <= worst, curves[:, :-1].max(axis=1) - worst, -math.inf)
-        place = math.ceil((1 - self._level) * (count + 1)) - 1
-        return worst + float(np.sort(scores)[place])
+    return ReplayResult.summarize(recorded, KEEP, complete, steps)
 
 
 def replay_in_optuna(
@@ -187,7 +261,7 @@ def replay_in_optuna(
             heapq.heappush(running, (at, next(count), index, stop + 1, trial))
             continue
         steps += stops[stop]
-    return ReplayResult.summarize(recorded, KEEP, complete, steps, len(order))
+    return ReplayResult.summarize(recorded, KEEP, complete, steps)
 
 
 def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
@@ -201,49 +275,84 @@ def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
         "Hyperband": partial(
             HyperbandPruner, min_resource=max(1, round(end / 11)), max_resource=end
         ),
-        "conformal": partial(ConformalPruner, round(end / 11)),
     }
 
 
-OURS, ONE_LOOK = "ours", "best after a look"
-PRUNERS = (OURS, ONE_LOOK, *optuna_pruners(1))
+# ------------------------------------------------------------------ the table
+
+OURS, UNAUDITED, ONE_LOOK = "ours", "ours, no audit", "best after a look"
+PRUNERS = (OURS, UNAUDITED, ONE_LOOK, *optuna_pruners(1))
+
+HEAD = (
+    f"{'curves':24} {'pruner':18} {'parallel':>8} {'cost':>6} {'recall':>7} {'error':>6} "
+    f"{'worst':>6} {'winner':>7} {'stated':>7} {'inside':>7} {'alarms':>7} {'bound':>6} "
+    f"{'survivors':>10} {'estimates':>10}"
+)
 
 
 def replay(
-    path: Path,
-    pruner: str,
-    concurrent: int,
-    order: int,
-    nuisance: Sequence[str] = (),
+    curves: str, pruner: str, concurrent: int, seed: int, nuisance: Sequence[str] = ()
 ) -> ReplayResult:
-    """Simulate one search with the named pruner."""
+    """Simulate one search with the named pruner, on simulated curves or those of a file."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recorded = read_curves(path, nuisance)
-    trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
+    if curves in (*KINDS, *FAMILIES):
+        recorded = simulate_curves(curves, seed)
+    else:
+        recorded = read_curves(Path(curves), nuisance)
     if pruner == OURS:
-        return Replay(recorded, concurrent, KEEP, CONFIDENCE).run(trials)
+        return replay_audited(recorded, seed, concurrent)
     if pruner == ONE_LOOK:
         return keep_best_at_first_rung(recorded)
-    baseline = optuna_pruners(recorded.end)[pruner]()
-    return replay_in_optuna(recorded, baseline, trials, concurrent)
+    order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
+    if pruner == UNAUDITED:
+        return Replay(recorded, concurrent, KEEP, CONFIDENCE).run(order)
+    return replay_in_optuna(recorded, optuna_pruners(recorded.end)[pruner](), order, concurrent)
 
 
-def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -> str:
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(result, name) for result in results]))
-
-    winners = sum(result.has_winner for result in results)
-    return (
-        f"  {pruner:18} {concurrent:9} {mean('cost'):6.3f} {mean('recall'):7.3f} "
-        f"{min(result.recall for result in results):6.3f} {mean('recall_of_ten'):8.3f} "
-        f"{winners:3}/{len(results):<3} {mean('complete'):9.3f} {mean('starts'):6.2f}"
+def _format_row(
+    curves: str, pruner: str, concurrent: int, results: Sequence[ReplayResult]
+) -> Iterator[str]:
+    recalls = [result.recall for result in results]
+    error = np.std(recalls, ddof=1) / math.sqrt(len(recalls)) if len(recalls) > 1 else math.nan
+    row = (
+        f"{Path(curves).name[:24]:24} {pruner:18} {concurrent:8} "
+        f"{np.mean([result.cost for result in results]):6.3f} {np.mean(recalls):7.3f} "
+        f"{error:6.3f} {min(recalls):6.3f} "
+        f"{sum(result.has_winner for result in results):3}/{len(results):<3}"
     )
+    audited = [result for result in results if isinstance(result, AuditedReplay)]
+    if not audited:
+        yield row
+        return
+    survivors = [hit for result in audited for hit in result.survivors]
+    estimates = [hit for result in audited for hit in result.estimates]
+    inside = _share(sum(r.inside for r in audited), sum(r.pruned for r in audited))
+    yield (
+        f"{row} {np.mean([r.stated for r in audited]):7.3f} {inside:>7} "
+        f"{sum(r.has_alarm for r in audited):3}/{len(audited):<3} "
+        f"{_share(sum(r.bound_holds for r in audited), len(audited)):>6} "
+        f"{_share(sum(survivors), len(survivors)):>10} {_share(sum(estimates), len(estimates)):>10}"
+    )
+    yield f"{'':24} left: {', '.join(_format_forecasts(audited))}"
 
 
-@click.command(help="Simulate pruners on recorded curves and print their cost and recall.")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def _format_forecasts(replays: Sequence[AuditedReplay]) -> Iterator[str]:
+    """Yield the geometric means of forecasts, relative to the truth, after each share."""
+    for share in FORECAST_SHARES:
+        rows = [replay.forecasts[share] for replay in replays if share in replay.forecasts]
+        if rows:
+            found = np.array(rows)
+            low, likely, high = np.exp(np.log(found).mean(axis=0))
+            inside = int(((found[:, 0] <= 1) & (found[:, 2] >= 1)).sum())
+            yield f"{likely:.2f} ({low:.2f} to {high:.2f}) {inside}/{len(found)}"
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--pruner",
     "pruners",
@@ -253,12 +362,18 @@ def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -
     show_default=True,
     help="Pruner to simulate; may be repeated.",
 )
-@click.option("--orders", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option(
+    "--searches",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Searches of each row, of other curves or orders.",
+)
 @click.option(
     "--concurrent",
     type=click.IntRange(min=1),
     multiple=True,
-    default=(1, 4, 16, 64),
+    default=[4],
     show_default=True,
     help="Number of concurrent trials; may be repeated.",
 )
@@ -270,29 +385,28 @@ def _format_row(pruner: str, concurrent: int, results: Sequence[ReplayResult]) -
 def main(
     files: tuple[Path, ...],
     pruners: tuple[str, ...],
-    orders: int,
+    searches: int,
     concurrent: tuple[int, ...],
     nuisance: tuple[str, ...],
 ) -> None:
-    """Print a table for each file: a line per pruner and number of concurrent trials."""
+    """Simulate pruners on recorded curves, without a file on simulated ones.
+
+    A second line of ours has the steps left after a quarter, a half and three quarters of a search,
+    as forecast relative to the truth, with the range, and how many ranges contain the truth.
+    """
     # Numerical libraries with several threads per process would compete for the cores.
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     for path in files:
-        recorded = read_curves(path, nuisance)
-        count = len(recorded.best)
-        among = f" of {count} architectures" if nuisance else ""
-        click.echo(
-            f"{path.name}: {len(recorded.values)} trials, {recorded.end:,} steps, "
-            f"top {top_count(KEEP, count)}{among}, {orders} orders"
-        )
-        click.echo(
-            f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} "
-            f"{'best 10':>8} {'winner':>7} {'complete':>9} {'starts':>6}"
-        )
-        with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
-            for pruner, parallel in itertools.product(pruners, concurrent):
-                simulate = partial(replay, path, pruner, parallel, nuisance=nuisance)
-                click.echo(_format_row(pruner, parallel, list(pool.map(simulate, range(orders)))))
+        read_curves(path, nuisance)  # refuses a bad one at once
+    names = [str(path) for path in files] or [*KINDS, *FAMILIES]
+    click.echo(HEAD)
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+        for curves, pruner, parallel in itertools.product(names, pruners, concurrent):
+            simulate = partial(replay, curves, pruner, parallel, nuisance=nuisance)
+            for line in _format_row(
+                curves, pruner, parallel, list(pool.map(simulate, range(searches)))
+            ):
+                click.echo(line)
 
 
 if __name__ == "__main__":

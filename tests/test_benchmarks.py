@@ -16,12 +16,8 @@ from hooks import HANG_TIMEOUT
 
 from benchmarks import replay_pruning
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.pruning_families import FAMILIES, simulate_family
-from benchmarks.replay_pruning import (
-    ConformalPruner,
-    keep_best_at_first_rung,
-    replay_in_optuna,
-)
+from benchmarks.replay_pruning import keep_best_at_first_rung
+from benchmarks.simulated_curves import FAMILIES, KINDS, simulate_curves
 from tests.simulations.pruned_search import RecordedCurves
 
 
@@ -72,27 +68,13 @@ def test_one_look_trains_the_best_at_the_first_rung_to_the_end():
     result = keep_best_at_first_rung(make_curves(100))
     assert (result.recall, result.complete) == (1, 0.1)
     assert result.cost == pytest.approx(0.04 + 0.1 * 0.96)
-    late = simulate_family("few late", 3)
+    late = simulate_curves("few late", 3)
     assert keep_best_at_first_rung(late).recall < 1
 
 
-def test_conformal_pruner_prunes_bad_trials_only_once_it_is_calibrated():
-    def replay(count):
-        recorded, pruner = make_curves(count), ConformalPruner(100)
-        order = np.random.default_rng(0).permutation(count).tolist()
-        return replay_in_optuna(recorded, pruner, order, 1)
-
-    result = replay(200)
-    assert result.recall == 1
-    assert 60 / 200 < result.complete < 0.9
-    assert result.cost < 0.8
-    early = replay(50)
-    assert (early.cost, early.recall) == (1, 1)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families_of_curves_repeat_with_their_seed(family):
-    first, again, other = (simulate_family(family, seed) for seed in (1, 1, 2))
+@pytest.mark.parametrize("name", [*KINDS, *FAMILIES])
+def test_simulated_curves_repeat_with_their_seed(name):
+    first, again, other = (simulate_curves(name, seed) for seed in (1, 1, 2))
     assert (first.curves == again.curves).all()
     assert (first.curves != other.curves).any()
     assert len(first.params) == len(first.values) >= 128
@@ -100,7 +82,7 @@ def test_families_of_curves_repeat_with_their_seed(family):
 
 @pytest.mark.extended
 def test_recorded_curves_are_replayed(tmp_path):
-    recorded = simulate_family("few late", 1)
+    recorded = simulate_curves("few late", 1)
     trials = pd.DataFrame(recorded.params).assign(value=recorded.values)
     losses = pd.DataFrame(recorded.curves, columns=recorded.steps).rename_axis("number")
     rows = losses.reset_index().melt("number", var_name="step", value_name="loss")
@@ -108,7 +90,7 @@ def test_recorded_curves_are_replayed(tmp_path):
     rows.join(trials, on="number").to_csv(curves, index=False)
     # A separate interpreter, on one core, so that it has one worker process.
     command = [sys.executable, "-m", "benchmarks.replay_pruning", str(curves)]
-    command += ["--orders", "2", "--concurrent", "3"]
+    command += ["--searches", "2", "--concurrent", "3"]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -119,19 +101,20 @@ def test_recorded_curves_are_replayed(tmp_path):
         timeout=HANG_TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
-    head, names, *lines = done.stdout.splitlines()
-    assert head == "curves.csv.gz: 128 trials, 1,000 steps, top 12, 2 orders"
-    assert names.split()[:1] == ["pruner"]
-    found = {line[2:20].strip(): line[20:].split() for line in lines}
+    head, *lines = done.stdout.splitlines()
+    assert head.split()[:5] == ["curves", "pruner", "parallel", "cost", "recall"]
+    found = {line[25:43].strip(): line[43:].split() for line in lines if "left:" not in line}
     assert list(found) == [
-        "ours", "best after a look",
-        "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband", "conformal"
+        "ours", "ours, no audit", "best after a look",
+        "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband"
     ]  # fmt: skip
-    concurrent, cost, recall, worst, _, _, complete, starts = found["ours"]
+    concurrent, cost, recall, _, worst, _, stated, *audit = found["ours"]
     assert concurrent == "3"
     assert 0.1 < float(cost) < 0.7
     assert float(worst) <= float(recall) <= 1
-    assert float(complete) < 1 < float(starts)
+    assert 0.9 < float(stated) < 1
+    assert len(audit) == 5
+    assert "left: " in lines[1]
 
 
 def test_files_without_curves_are_refused_in_one_line(tmp_path):

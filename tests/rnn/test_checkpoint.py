@@ -19,12 +19,6 @@ from rnn.errors import CheckpointError
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
-<<<<<<< HEAD
-    max_checkpoint_size,
-=======
-    hash_sources,
-    read_safetensors,
->>>>>>> 1dc423e8 (Read checkpoints by one function, without a bound of their size)
     serialize_checkpoint,
     source_hash,
 )

@@ -7,7 +7,7 @@ import pytest
 from test_large_study import SMALL
 from test_policy import COMPLETE, PAUSED, RUNNING, STEPS, make_state
 
-from benchmarks.audited_pruning import simulate_curves
+from benchmarks.simulated_curves import simulate_curves
 from search.pruning.forecast import forecast_training, measure_pace
 from search.pruning.policy import PruningPolicy
 from search.status import format_status, read_status

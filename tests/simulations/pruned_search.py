@@ -67,24 +67,20 @@ class ReplayResult:
 
     cost: float  # share of all steps that were trained
     recall: float  # share of the best fraction of the architectures that was trained to the end
-    recall_of_ten: float
     has_winner: bool
     complete: float  # share of all trials that was trained to the end
-    starts: float  # starts and resumptions per trial
 
     @classmethod
     def summarize(
-        cls, recorded: RecordedCurves, keep: float, complete: Mask, steps: int, starts: int
+        cls, recorded: RecordedCurves, keep: float, complete: Mask, steps: int
     ) -> "ReplayResult":
         count = len(recorded.values)
         best = recorded.best
         return cls(
             cost=steps / (count * recorded.end),
             recall=float(complete[best[: top_count(keep, len(best))]].mean()),
-            recall_of_ten=float(complete[best[:10]].mean()),
             has_winner=bool(complete[best[0]]),
             complete=float(complete.mean()),
-            starts=starts / count,
         )
 
 
@@ -113,7 +109,7 @@ class Replay:
         self.steps_to_next_rung = compute_steps_to_next_rung(recorded.rungs, recorded.end)
         self.memory: PredictionMemory = {}
         self.running: list[tuple[int, int, int]] = []
-        self.steps = self.starts = 0
+        self.steps = 0
         self.audits = dict.fromkeys(audited, AuditState())
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
@@ -129,7 +125,6 @@ class Replay:
                 chosen = [waiting.pop()] if waiting else self._select_to_resume(now)
                 if not chosen:
                     break
-                self.starts += 1
                 self._advance(chosen[0], now)
             # A look at the end may lead to trials that resume.
             if not self.running and not self.evaluate_policy().to_resume:
@@ -140,7 +135,7 @@ class Replay:
         policy = self.evaluate_policy()
         self._prune(policy, np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist())
         complete = np.array([stage is TrialStatus.COMPLETE for stage in self.stages])
-        return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
+        return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps)
 
     def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
         """Return the policy, where an audited trial may just have reached a rung."""
@@ -156,7 +151,8 @@ class Replay:
     def forecast_rest(self, share: float) -> tuple[Forecast | None, int]:
         """Return the forecast after a share of the search's steps, and the steps that were left."""
         trained, forecast = next(
-            (each for each in self.forecasts if each[0] >= share * self.steps), (self.steps, None)
+            (found for found in self.forecasts if found[0] >= share * self.steps),
+            (self.steps, None),
         )
         return forecast, self.steps - trained
 

@@ -1,56 +1,89 @@
-"""``python -m benchmarks pruning-families``: pruners on curves for which none was tuned.
+"""Simulated curves of complete searches, which do what predictions of final values may miss.
 
-Each family draws 128 complete curves, or 144, that do something that predictions may miss. The
-definitions were fixed before any pruner was run on them; the last six were added before other
-widths of predictions were tried.
+The *kinds* are grids of 192 trials, of which some fall late or are noisy. The *families* have 128
+curves, or 144; their definitions were fixed before any pruner was run on them.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.audited_pruning import (
-    AUDIT,
-    CONCURRENT,
-    FORECAST_SHARES,
-    AuditedReplay,
-    replay_audited,
-)
-from benchmarks.replay_pruning import (
-    keep_best_at_first_rung,
-    optuna_pruners,
-    replay_in_optuna,
-)
-from search.pruning.regression import Floats
+from search.pruning.regression import DesignMatrix, Floats, Mask
 from tests.simulations.pruned_search import RecordedCurves
+
+KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
+"""Kinds of curves. Late curves lie 0.3 nats higher until 70 to 90% of the steps, then fall to
+values that are 0.1 nats better: of the networks with one switch, of those with three switches
+together, or of a third of all. Of noisy curves, those of networks without two switches fall less
+than others from 20% of the steps on, by 0.2 to 1.4 nats."""
 
 STEPS = 1000
 
-LOG_EVERY = 20
+SWITCHES = ("input_gate", "forget_gate", "output_gate", "state_gate")
+
+_KIND_LOG_EVERY = 40
+
+_FAMILY_LOG_EVERY = 20
 
 _SWITCHES = 7
 
 _COUNT = 2**_SWITCHES
 
+Family = tuple[list[dict[str, Any]], Floats]
+"""Parameters of N trials, and their losses at L log points, (N, L)."""
 
-def simulate_family(name: str, seed: int) -> RecordedCurves:
-    """Simulate the curves of one of :data:`FAMILIES`."""
+
+def simulate_curves(name: str, seed: int) -> RecordedCurves:
+    """Simulate the curves of a grid, of one of :data:`KINDS` or of :data:`FAMILIES`."""
     random = np.random.default_rng(seed)
-    params, curves = FAMILIES[name](random, _TIMES)
+    if name in KINDS:
+        return _simulate_kind(name, random)
+    steps = np.arange(_FAMILY_LOG_EVERY, STEPS + 1, _FAMILY_LOG_EVERY)
+    params, curves = FAMILIES[name](random, steps / STEPS)
     curves += random.normal(0, 0.01, curves.shape)
-    steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
     return RecordedCurves(params, steps, curves, curves[:, -5:].mean(axis=1))
 
 
-_TIMES: Floats = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY) / STEPS
+def _simulate_kind(kind: str, random: np.random.Generator) -> RecordedCurves:
+    """Simulate 48 architectures of each of four sizes."""
+    networks: list[dict[str, Any]] = [
+        {name: bool(index >> bit & 1) for bit, name in enumerate(SWITCHES)}
+        | {"state_source": source, "state_size": size}
+        for index in range(16)
+        for source in ("new", "old", "both")
+        for size in (16, 32, 64, 128)
+    ]
+    design = DesignMatrix.from_params(networks)
+    count = len(networks)
+    values = 2 + design.main_effects @ random.normal(0, 0.1, design.main_effects.shape[1])
+    values += design.interactions @ random.normal(0, 0.03, design.interactions.shape[1])
+    values += random.normal(0, 0.02, count)
+    switches = np.array([[network[name] for name in SWITCHES] for network in networks])
+    kinds: dict[str, Mask] = {
+        "late by a switch": switches[:, 3],
+        "late by three switches": np.asarray(switches[:, 1:].all(axis=1)),
+        "late at random": np.asarray(random.random(count) < 1 / 3),
+    }
+    is_late = kinds.get(kind, np.zeros(count, dtype=bool))[:, None]
+    steps = np.arange(_KIND_LOG_EVERY, STEPS + 1, _KIND_LOG_EVERY)
+    lead = random.normal(0, 0.06, count)[:, None] * np.exp(-steps / 500)
+    fall_at = random.uniform(0.7, 0.9, count)[:, None] * STEPS
+    high = 0.3 * is_late / (1 + np.exp((steps - fall_at) / 20))
+    curves = values[:, None] - 0.1 * is_late + lead + high + 1.2 * np.exp(-steps / 150)
+    if kind == "noisy":
+        rise = random.uniform(0.2, 1.4, count) * ~switches[:, :2].any(axis=1)
+        curves += rise[:, None] * np.clip((steps / STEPS - 0.2) / 0.8, 0, None)
+    curves += random.normal(0, 0.01, curves.shape)
+    return RecordedCurves(networks, steps, curves, curves[:, -1])
 
-Family = tuple[list[dict[str, Any]], Floats]
+
+# ------------------------------------------------------------------ families
 
 
-def _simulate_switches(random: np.random.Generator) -> tuple[list[dict[str, Any]], Floats]:
+def _simulate_switches(random: np.random.Generator) -> Family:
     """Return a grid of switches and values with effects of one, two and three of them."""
     grid = np.array(list(itertools.product([-1, 1], repeat=_SWITCHES)))
     values = 2 + random.normal(0, 0.02, _COUNT)
@@ -243,63 +276,3 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "spikes": _spikes,
     "solved by some": _solved_by_some,
 }
-
-BASELINES = ("Percentile(25)", "conformal")
-
-
-def measure(searches: int = 16) -> Iterator[str]:
-    """Yield a table of the cost and the recall of pruners on each family.
-
-    Args:
-        searches: number of simulated searches of each family.
-    """
-    yield f"{searches} searches of {_COUNT} trials or 144 of each family, best tenth to be kept"
-    yield "steps left after a quarter, a half and three quarters of a search: forecast / truth"
-    yield "(range), and how many ranges contain the truth"
-    yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
-    for family in FAMILIES:
-        found: dict[str, list[tuple[float, float, float]]] = {}
-        audited = []
-        for seed in range(searches):
-            recorded = simulate_family(family, seed)
-            ours = replay_audited(recorded, AUDIT, seed)
-            audited.append(ours)
-            found.setdefault("ours", []).append((ours.cost, ours.recall, ours.stated))
-            for pruner, result in _replay_others(recorded, seed):
-                found.setdefault(pruner, []).append(result)
-        for pruner, results in found.items():
-            yield _format(family, pruner, results)
-        yield f"  {family:24} left: {', '.join(_format_forecasts(audited))}"
-
-
-def _replay_others(
-    recorded: RecordedCurves, seed: int
-) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """Yield each other pruner with its cost, its recall and NaN: it states no recall."""
-    ours = replay_audited(recorded, 0, seed)
-    yield "ours, none audited", (ours.cost, ours.recall, math.nan)
-    look = keep_best_at_first_rung(recorded)
-    yield "best after a look", (look.cost, look.recall, math.nan)
-    order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
-    for name in BASELINES:
-        pruner = optuna_pruners(recorded.end)[name]()
-        other = replay_in_optuna(recorded, pruner, order, CONCURRENT)
-        yield name, (other.cost, other.recall, math.nan)
-
-
-def _format_forecasts(replays: Sequence[AuditedReplay]) -> Iterator[str]:
-    """Yield the geometric means of forecasts, relative to the truth, after each share."""
-    for share in FORECAST_SHARES:
-        rows = [replay.forecasts[share] for replay in replays if share in replay.forecasts]
-        if rows:
-            found = np.array(rows)
-            low, likely, high = np.exp(np.log(found).mean(axis=0))
-            inside = int(((found[:, 0] <= 1) & (found[:, 2] >= 1)).sum())
-            yield f"{likely:.2f} ({low:.2f} to {high:.2f}) {inside}/{len(found)}"
-
-
-def _format(family: str, pruner: str, results: Sequence[tuple[float, float, float]]) -> str:
-    cost, recall, stated = np.mean(results, axis=0)
-    error = np.std(results, axis=0, ddof=1)[1] / math.sqrt(len(results))
-    promise = "" if math.isnan(stated) else f"{stated:7.3f}"
-    return f"  {family:24} {pruner:26} {cost:6.3f} {recall:7.3f} {error:6.3f} {promise}"
