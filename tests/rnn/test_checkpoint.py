@@ -13,7 +13,7 @@ import torch
 from test_contract import train_until
 
 import rnn
-from rnn.config import GatedOptions, NetworkConfig, TrialConfig
+from rnn.config import GatedOptions, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CheckpointError
 from rnn.tasks.text import TextData
