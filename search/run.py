@@ -28,7 +28,7 @@ from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
 from search.errors import ShutdownRequestedError
-from search.launch.jobs import cancel_pending, run_jobs
+from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.run_options import RunOptions, WorkerOptions
 from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
@@ -173,8 +173,6 @@ def _run(
         storage.merge_log()
         if status.is_finished:
             _remove_leftovers(handle)
-            if launcher is not None:
-                cancel_pending(launcher, handle.artifact_folder)
         failure = failure or _conclude(session, status, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(

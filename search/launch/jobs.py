@@ -73,36 +73,45 @@ def run_jobs(
     Raises:
         LaunchError: if the cluster refuses the jobs.
     """
-    name = handle.artifact_folder
     status = reader.read_status()
     if status.is_finished:
         return ""
-    # One that is ending, as after ``--cancel``, will claim no trial.
-    jobs = launcher.list_jobs(name, status.workers)
-    existing = [job for job in jobs if job.state != "completing"]
-    if existing:
-        _logger.info(f"jobs of this study already: {count_states(existing)}")
-    if (missing := options.workers - len(existing)) > 0:
-        command = build_worker_command(options, handle)
-        for line in launcher.submit(name, command, missing):
-            _logger.info(line)
+    _submit_missing(options, launcher, handle, status)
     if not options.wait:
         return ""
-    next_list, had_jobs = time.monotonic() + JOBS_SECONDS, True
+    name = handle.artifact_folder
+    empty_lists = 0
+    next_list = time.monotonic() + JOBS_SECONDS
     while not stop.requested:
         status = reader.read_status()
         if status.is_finished:
             return ""
         if time.monotonic() >= next_list:
-            has_jobs = _has_jobs(launcher, name, status)
-            # Twice in a row: a worker that has just finished a trial holds none.
-            if not has_jobs and not had_jobs and not reader.read_status().is_finished:
-                break
-            next_list, had_jobs = time.monotonic() + JOBS_SECONDS, has_jobs
+            empty_lists = 0 if _has_jobs(launcher, name, status) else empty_lists + 1
+            next_list = time.monotonic() + JOBS_SECONDS
+        if empty_lists == 2:  # a worker that has just finished a trial holds none
+            return _explain_end(options, status)
         stop.wait(POLL_SECONDS)
-    else:
-        _logger.info(launcher.leave(name))
-        return ""
+    _logger.info(launcher.leave(name))
+    return ""
+
+
+def _submit_missing(
+    options: RunOptions, launcher: Launcher, handle: StudyHandle, status: Status
+) -> None:
+    # One that is ending, as after ``--cancel``, will claim no trial.
+    jobs = launcher.list_jobs(handle.artifact_folder, status.workers)
+    existing = [job for job in jobs if job.state != "completing"]
+    if existing:
+        _logger.info(f"jobs of this study already: {count_states(existing)}")
+    if (missing := options.workers - len(existing)) > 0:
+        command = build_worker_command(options, handle)
+        for line in launcher.submit(handle.artifact_folder, command, missing):
+            _logger.info(line)
+
+
+def _explain_end(options: RunOptions, status: Status) -> str:
+    """Return why no job is left of a study that is not finished; "" after a time limit."""
     if options.until is not None:
         _logger.info("the workers have stopped: run the same command to resume")
         return ""
@@ -131,15 +140,6 @@ def _has_jobs(launcher: Launcher, name: str, status: Status) -> bool:
     except LaunchError as error:
         _logger.warning(f"the jobs cannot be listed ({error}); trying again")
         return True
-
-
-def cancel_pending(launcher: Launcher, name: str) -> None:
-    """End the jobs of a finished study that have not started."""
-    try:
-        if line := launcher.cancel_pending(name):
-            _logger.info(line)
-    except LaunchError as error:  # they exit as soon as they start
-        _logger.warning(f"jobs that have not started cannot be cancelled ({error})")
 
 
 def read_jobs(launcher: Launcher, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:

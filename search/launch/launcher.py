@@ -154,9 +154,6 @@ class Launcher(Protocol):
             workers: workers that hold its trials, for a cluster whose own list is not needed.
         """
 
-    def cancel_pending(self, name: str) -> str:
-        """End the jobs that have not started, of a finished study; describe that, "" for none."""
-
     def leave(self, name: str) -> str:
         """Prepare the early end of the command; describe what becomes of the jobs.
 

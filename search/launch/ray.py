@@ -124,9 +124,6 @@ class RayLauncher:
         self._taken = {*jobs}
         return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
 
-    def cancel_pending(self, name: str) -> str:
-        return ""  # Ray ends the tasks with this command
-
     def leave(self, name: str) -> str:
         tasks = [task for task, _ in self._tasks.values()]
         for task, group in self._tasks.values():

@@ -95,13 +95,6 @@ class SlurmLauncher:
             "workers write checkpoints and requeue their trials"
         )
 
-    def cancel_pending(self, name: str) -> str:
-        states = [job.state for job in self.list_jobs(name, ())]
-        if not (count := states.count("pending")):
-            return ""
-        _run("scancel", *_select(name), "--state=PENDING")
-        return f"cancelled {count} job{'s' * (count > 1)} that had not started"
-
     def leave(self, name: str) -> str:
         return "the jobs keep running: rnn-search status shows them, --cancel ends them"
 
