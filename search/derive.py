@@ -64,30 +64,18 @@ def derive_trials(
     if refinement.trial is not None:
         trial = find_trial(trials, refinement.trial, refinement.source)
         return [StoredTrial(trial.params, {SOURCE_TRIALS: [trial.number]})]
-    groups = group_by_architecture(trials, config.nuisance)
-    sizes = [len(group) for group in groups.values()]
-    planned = len(groups) if len(groups) < len(trials) else counts.planned
-    wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
         raise UserError(
             f"study {refinement.source!r} has finished {counts.finished} of {counts.planned} "
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
+    groups = group_by_architecture(trials, config.nuisance)
+    planned = len(groups) if len(groups) < len(trials) else counts.planned
+    wanted = top_count(refinement.top, planned)
     if counts.pruned:
-        # Pruning keeps the best trials, of which an architecture has one for each combination of
-        # the nuisance parameters. Before the best trial of the k-th best architecture come at most
-        # all trials of the k - 1 better ones. With one fraction of each, enough are kept.
-        kept = top_count(keep, counts.planned)
-        needed = (wanted - 1) * max(sizes, default=1) + 1
-        if needed > kept:
-            among = "" if needed == wanted else f", which are among the top {needed} trials"
-            expected = (kept - 1) // max(sizes, default=1) + 1
-            raise UserError(
-                f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} "
-                f"trials, but refinement.top = {refinement.top} needs {wanted}{among}: expected at "
-                f"most {expected}"
-            )
+        largest = max((len(group) for group in groups.values()), default=1)
+        _require_kept(refinement, counts.planned, top_count(keep, counts.planned), wanted, largest)
     ranked = _rank_architectures(trials, config.nuisance, source)
     if len(ranked) < wanted and not (partial and ranked):
         raise UserError(
@@ -104,6 +92,24 @@ def derive_trials(
     # replicates runs replicate 0.
     first = 1 + max(int(trial.params.get(REPLICATE, 0)) for trial in trials)
     return _derive(ranked[:wanted], first, settings, refinement, config)
+
+
+def _require_kept(
+    refinement: Refinement, planned: int, kept: int, wanted: int, largest: int
+) -> None:
+    """Require that a source which was pruned has kept the wanted number of best architectures.
+
+    Pruning keeps the best trials, of which an architecture has one for each combination of the
+    nuisance parameters, at most ``largest``. Before the best trial of the k-th best architecture
+    come at most all trials of the k - 1 better ones. With one fraction of each, enough are kept.
+    """
+    needed = (wanted - 1) * largest + 1
+    if needed > kept:
+        raise UserError(
+            f"study {refinement.source!r} was pruned to its top {kept} of {planned} trials, but "
+            f"refinement.top = {refinement.top} needs the top {needed}: expected at most "
+            f"{(kept - 1) // largest + 1}"
+        )
 
 
 def check_count(count: int, steps: int, confirmed: bool) -> None:

@@ -311,23 +311,17 @@ def format_status(status: Status, config: StudyConfig) -> str:
 
 def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
     """Return one line on why a finished study has no complete trial, and what to do."""
-    causes = []
-    changes = []
-    if counts.diverged:
-        causes.append(f"{counts.diverged} diverged")
-        changes.append("lower training.learning_rate")
-    if counts.failed:
-        errors = [
-            (str(trial.completed), trial.attributes[ERROR])
-            for trial in trials
-            if trial.state is TrialState.FAIL and ERROR in trial.attributes
-        ]
-        error = f", the last with {max(errors)[1]}" if errors else ""
-        causes.append(f"{counts.failed} failed{error}")
-        changes.append("change the settings that cause the error")
+    errors = [
+        (str(trial.completed), trial.attributes[ERROR])
+        for trial in trials
+        if trial.state is TrialState.FAIL and ERROR in trial.attributes
+    ]
+    last = f", the last with {max(errors)[1]}" if errors else ""
+    ends = {"diverged": counts.diverged, f"failed{last}": counts.failed}
+    causes = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
     return (
-        f"study {study!r} finished without a complete trial: {'; '.join(causes)}; "
-        f"{', '.join(changes)} and search again under another --name"
+        f"study {study!r} finished without a complete trial: {causes}; change its settings, such "
+        "as a lower training.learning_rate, and search again under another --name"
     )
 
 

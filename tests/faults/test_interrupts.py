@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,26 @@ if "--multiprocessing-fork" in sys.orig_argv:
         time.sleep(0.05)
 """
 """Module that holds a worker process while it starts, and leaves a file named after its id."""
+
+
+INTERRUPTED_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, *others):
+        if name == "studies.failures":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from rnn_search.commands import main
+main("list")
+"""
+
+
+def test_interrupt_of_the_first_imports_is_quiet():
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def children(pid):
