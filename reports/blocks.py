@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from reports.charts.chart import Chart
 from reports.formatting import format_number, strong, to_html
-from studies.text import is_missing
+from studies.messages import is_missing
 
 Row = TypeVar("Row")
 

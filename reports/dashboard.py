@@ -18,10 +18,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
+from studies.atomic_files import atomic_write
 from studies.attributes import FOLDER_NAME
 from studies.errors import ArtifactsError
 from studies.failures import is_debugging
-from studies.files import atomic_write
 from studies.storage.open import open_storage
 
 HOST = "127.0.0.1"

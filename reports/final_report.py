@@ -14,9 +14,9 @@ import click
 import tenacity
 
 from rnn.errors import UserError
+from studies.atomic_files import atomic_write, require_regular
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.failures import is_bug, print_bug
-from studies.files import atomic_write, require_regular
 from studies.storage.counts import read_times
 from studies.storage.edits import update_note, update_system_attributes, write_note
 from studies.storage.engine import error_message, is_transient

@@ -41,9 +41,9 @@ from reports.stats.judged import Edge
 from reports.stats.noise import NoiseSource
 from reports.trial_table import is_continuous, to_python
 from studies.measure import Measure
+from studies.messages import format_value, is_missing
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
-from studies.text import format_value, is_missing
 
 N_LARGEST = 3
 """Largest significant effects that are named."""

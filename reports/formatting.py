@@ -13,7 +13,7 @@ import markupsafe
 from reports.stats.design import Contrast
 from reports.stats.effects import Effect, PairedDifference
 from studies.measure import Measure
-from studies.text import format_param, format_value
+from studies.messages import format_param, format_value
 
 _OPEN = "\ufdd0"
 _CLOSE = "\ufdd1"

@@ -19,8 +19,8 @@ from reports.trial_table import (
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
 from studies.attributes import AuditLook
 from studies.config import StudyConfig
-from studies.hypotheses import HypothesisRecord
 from studies.measure import Measure, find_measure
+from studies.messages import format_param, format_value, is_missing
 from studies.records import Floors
 from studies.space import (
     BPTT_STEPS,
@@ -29,6 +29,7 @@ from studies.space import (
     TASK,
     param_order,
 )
+from studies.stated_hypotheses import HypothesisRecord
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.study_settings import (
@@ -37,7 +38,6 @@ from studies.study_settings import (
     TrainingSettings,
     uses_setting,
 )
-from studies.text import format_param, format_value, is_missing
 
 BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that may change how much data, or how many updates, a number of steps has."""

@@ -17,7 +17,7 @@ from reports.stats.effects import Effect
 from reports.stats.judged import Edge
 from reports.stats.noise import NoiseSource
 from studies.measure import Measure
-from studies.text import format_count, format_param, format_value
+from studies.messages import format_count, format_param, format_value
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""

@@ -24,7 +24,7 @@ from reports.stats.effects import Effect, PairedDifference
 from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure
-from studies.text import format_count, format_param, format_value
+from studies.messages import format_count, format_param, format_value
 
 # ------------------------------------------------------------------ effects
 

@@ -27,6 +27,7 @@ from studies.attributes import (
 from studies.config import StudyConfig, resolve_params, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.measure import find_measure
+from studies.messages import format_count, format_param, format_value, is_missing
 from studies.space import (
     BPTT_STEPS,
     BUILT_IN_PARAMS,
@@ -41,7 +42,6 @@ from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
 from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
-from studies.text import format_count, format_param, format_value, is_missing
 
 _TEXT_RESULTS = (
     "validation_bits_per_byte",

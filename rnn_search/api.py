@@ -23,6 +23,7 @@ from search.display import Display
 from search.launch.jobs import prepare_launch
 from search.run import RunResult, run_workers
 from search.run_options import RunOptions
+from studies.messages import check_study_name, shorten
 from studies.option_models import build_options
 from studies.storage.open import (
     ARTIFACTS_VARIABLE,
@@ -30,7 +31,6 @@ from studies.storage.open import (
     artifacts_or_default,
     storage_or_default,
 )
-from studies.text import check_study_name, shorten
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rnn.errors import CellError, TaskError, UserError
 from studies.errors import StorageUnavailableError
-from studies.text import shorten
+from studies.messages import shorten
 
 __all__ = ["CellError", "StorageUnavailableError", "TaskError", "UserError"]
 

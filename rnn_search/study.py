@@ -13,6 +13,7 @@ from rnn_search.errors import require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
+from studies.messages import expect_one_of, shorten
 from studies.option_models import build_options
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
@@ -27,7 +28,6 @@ from studies.storage.open import (
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.text import expect_one_of, shorten
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt

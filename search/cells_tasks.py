@@ -31,11 +31,12 @@ from rnn.tasks.corpus import load_corpus
 from rnn.tasks.task import SequenceTask, Task, is_built_in
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
+from studies.atomic_files import atomic_write
 from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
-from studies.files import atomic_write
 from studies.loader import ConfigFile
+from studies.messages import expect_one_of
 from studies.records import (
     TEXT,
     CellOption,
@@ -49,7 +50,6 @@ from studies.records import (
     read_task_options,
 )
 from studies.space import cell_name
-from studies.text import expect_one_of
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
 """Names and values of the options of the task in which the trials of a study differ; of several

@@ -49,7 +49,6 @@ from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
-from studies.hypotheses import register
 from studies.loader import (
     PER_WORKER,
     ConfigFile,
@@ -60,8 +59,10 @@ from studies.loader import (
     load_stored_config,
 )
 from studies.measure import find_measure
+from studies.messages import check_study_name, shorten
 from studies.records import Floors
 from studies.space import TASK, SearchSpace, distributions, observed_search_space
+from studies.stated_hypotheses import register
 from studies.storage.counts import StudyIdentity, count_trials
 from studies.storage.edits import create_study, to_note_attributes, write_note
 from studies.storage.open import (
@@ -75,7 +76,6 @@ from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import WINDOW_PARAMS
-from studies.text import check_study_name, shorten
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""

@@ -21,7 +21,7 @@ from search.errors import is_bug
 from search.status import Status, StatusReader, format_best, format_progress
 from search.worker.shutdown import ShutdownSignal
 from studies.failures import describe_bug
-from studies.text import shorten, to_line
+from studies.messages import shorten, to_line
 
 REFRESH_SECONDS = 1.0
 """Interval between two updates of the bar."""

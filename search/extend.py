@@ -24,16 +24,16 @@ from studies.attributes import (
     StudyRecord,
 )
 from studies.config import StudyConfig
-from studies.hypotheses import register
 from studies.loader import list_descriptive_changes
+from studies.messages import shorten
 from studies.space import distributions, observed_search_space
+from studies.stated_hypotheses import register
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
 from studies.storage.open import read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.text import shorten
 
 
 def extend(

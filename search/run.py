@@ -41,9 +41,9 @@ from studies.errors import StorageLostError, StorageUnavailableError
 from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
 from studies.measure import find_measure
+from studies.messages import shorten
 from studies.storage.engine import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
-from studies.text import shorten
 
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""

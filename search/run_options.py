@@ -25,8 +25,8 @@ from studies.loader import (
     load_trial_config,
     override_settings,
 )
+from studies.messages import study_name
 from studies.option_models import Options, option, to_words
-from studies.text import study_name
 
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""

@@ -16,6 +16,7 @@ from search.worker.claims import ClaimManager
 from studies.attributes import AUDIT, ERROR, AuditLook, Failure
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
+from studies.messages import format_duration, shorten, to_line
 from studies.space import COST_PARAMS
 from studies.storage.counts import (
     ActiveWorker,
@@ -31,7 +32,6 @@ from studies.storage.reads import read_audit_looks
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import has_system_attr
 from studies.storage.trials import StoredTrial
-from studies.text import format_duration, shorten, to_line
 
 READ_TIMEOUT = 2.0
 """Seconds that a worker waits for the storage before it takes the last known status."""

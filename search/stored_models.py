@@ -19,15 +19,15 @@ from rnn.errors import UserError
 from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
 from search.derive import find_trial
 from studies.artifacts import ArtifactFolders
+from studies.atomic_files import remove_temporary_files_of, temporary_path
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
-from studies.files import remove_temporary_files_of, temporary_path
 from studies.measure import find_measure
+from studies.messages import format_trials, to_printable
 from studies.option_models import Options, option
 from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
-from studies.text import format_trials, to_printable
 
 
 class SampleOptions(Options):

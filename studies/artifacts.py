@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal, get_args
 from uuid import uuid4
 
-from studies.errors import ArtifactsError
-from studies.files import (
+from studies.atomic_files import (
     STALE_SECONDS,
     atomic_write,
     remove_temporary_files,
     remove_temporary_files_of,
 )
+from studies.errors import ArtifactsError
 from studies.storage.edits import OwnedFiles
 from studies.storage.engine import parse_url
 

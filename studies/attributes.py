@@ -16,9 +16,9 @@ from pydantic import (
 
 from studies.config import StudyConfig
 from studies.errors import RowError
-from studies.hypotheses import HypothesisRecord
 from studies.records import NEXT_TOKEN, Floors, first_message, unit
 from studies.space import BUILT_IN_PARAMS, Space
+from studies.stated_hypotheses import HypothesisRecord
 from studies.study_settings import TrainingSettings
 
 OBJECTIVE_NAMES = {
@@ -56,7 +56,7 @@ EARLIER_REPLICATES = "earlier_replicates"
 """Study attribute: number of replicates before each extension by more of them."""
 
 HYPOTHESES = "hypotheses"
-"""Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
+"""Study attribute: a list of :class:`studies.stated_hypotheses.HypothesisRecord`."""
 
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""

@@ -26,7 +26,7 @@ from rnn.config import (
 )
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_hypotheses
+from studies.messages import expect_one_of, shorten
 from studies.records import (
     TEXT,
     UNITLESS_LOSSES,
@@ -50,6 +50,7 @@ from studies.space import (
     explain_value,
     param_order,
 )
+from studies.stated_hypotheses import Hypothesis, check_hypotheses
 from studies.study_settings import (
     TRAINING_PARAMS,
     WINDOW_PARAMS,
@@ -64,7 +65,6 @@ from studies.study_settings import (
     check_window,
     used_params,
 )
-from studies.text import expect_one_of, shorten
 
 Objective = Literal["validation", "training", "training-mean"]
 """What a trial's value is, see :data:`studies.attributes.OBJECTIVE_NAMES`."""

@@ -35,6 +35,7 @@ from sqlalchemy.engine import Connection
 from rnn.config import ParamValue
 from rnn.errors import UserError
 from studies.artifacts import new_folder
+from studies.atomic_files import atomic_write, compress, require_regular
 from studies.attributes import (
     AUDIT,
     COMMANDS,
@@ -56,8 +57,8 @@ from studies.attributes import (
 )
 from studies.config import Objective
 from studies.errors import RowError, StudyFileError, StudyFormatError
-from studies.files import atomic_write, compress, require_regular
 from studies.loader import describe_mistakes
+from studies.messages import check_study_name, shorten
 from studies.storage.counts import count_where, find_study
 from studies.storage.edits import to_note_attributes, write_note
 from studies.storage.engine import redact
@@ -65,7 +66,6 @@ from studies.storage.open import list_study_names, open_storage, parse_record, r
 from studies.storage.reads import read_study
 from studies.storage.tables import STUDIES, insert_study
 from studies.storage.trials import StoredStudy, StoredTrial, decode_distribution
-from studies.text import check_study_name, shorten
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
 """Ends of the names of study files."""

@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
 from rnn.errors import UserError
 from studies.errors import StorageUnavailableError
+from studies.messages import shorten, to_line
 from studies.storage.engine import database_error, error_message, is_transient
-from studies.text import shorten, to_line
 
 
 class _WarningHandler(logging.Handler):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import BUILT_IN_CELLS, GATED_CELL, OPTIMIZERS, ParamValue
+from studies.messages import expect_one_of
 from studies.records import CellRecord, TaskRecord
 from studies.space import (
     BPTT_STEPS,
@@ -27,7 +28,6 @@ from studies.study_settings import (
     used_params,
     uses_setting,
 )
-from studies.text import expect_one_of
 
 MAX_COMBINATIONS = 1_000_000
 """Maximum number of combinations of a grid, including excluded ones."""

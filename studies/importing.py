@@ -31,6 +31,7 @@ from rnn.errors import UserError
 from studies.artifacts import new_folder
 from studies.attributes import FAILURE, IS_GRID_TRIAL, RESULT_NAMES, Failure, StudyRecord
 from studies.config import StudyConfig
+from studies.messages import check_study_name, format_count, shorten, to_line
 from studies.option_models import Options, option, to_words
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
@@ -39,7 +40,6 @@ from studies.storage.engine import redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import ImportedResults
-from studies.text import check_study_name, format_count, shorten, to_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,6 +15,7 @@ from rnn.errors import UserError
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
+from studies.messages import did_you_mean, shorten
 from studies.records import CellRecord, TaskRecord, message_of
 from studies.space import (
     CELL,
@@ -33,7 +34,6 @@ from studies.storage.open import (
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import OutageSettings
-from studies.text import did_you_mean, shorten
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""

@@ -15,6 +15,7 @@ from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.best import Best, BestReader
+from studies.messages import check_study_name
 from studies.storage import edits
 from studies.storage.counts import (
     ActiveWorker,
@@ -34,7 +35,6 @@ from studies.storage.open import (
     read_study_record,
 )
 from studies.storage.storage import LeasedRDBStorage
-from studies.text import check_study_name
 
 PLAIN = "plain Optuna"
 DAMAGED = "damaged"

@@ -7,8 +7,8 @@ from typing import Any
 
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
+from studies.messages import add_unit, format_signed, is_missing
 from studies.records import NEXT_TOKEN
-from studies.text import add_unit, format_signed, is_missing
 
 VALUE = "value"
 """Column of the value of the study's objective."""

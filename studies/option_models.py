@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from rnn.errors import UserError
+from studies.messages import shorten
 from studies.records import StrictModel, first_message
-from studies.text import shorten
 
 
 class Options(StrictModel):

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TaskSpec
-from studies.text import shorten
+from studies.messages import shorten
 
 TEXT = "text"
 """Source of the task of a study that names none: the next token of its corpus."""

@@ -32,9 +32,9 @@ from rnn.config import (
     NetworkConfig,
     ParamValue,
 )
+from studies.messages import expect_one_of
 from studies.records import TEXT, Options, StrictModel, first_message, unit, with_bounds
 from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
-from studies.text import expect_one_of
 
 Params = dict[str, ParamValue]
 """One value for each parameter that a trial has."""

@@ -18,8 +18,8 @@ from reports import study_reader
 from reports.results import Results
 from studies.attributes import OBJECTIVE_NAMES, AuditState
 from studies.config import StudyConfig
-from studies.hypotheses import HypothesisRecord
 from studies.space import GATED_PARAMS
+from studies.stated_hypotheses import HypothesisRecord
 from studies.storage.edits import create_study
 from studies.storage.leases import PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage

@@ -23,7 +23,7 @@ from rnn.training.loop import TrainLoop
 from rnn_search import errors
 from rnn_search.api import _to_toml
 from studies.errors import StorageNotFoundError, StudyNotFoundError
-from studies.text import to_printable
+from studies.messages import to_printable
 
 SETTINGS = {
     "space": {

@@ -19,8 +19,8 @@ from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until, wait_until_running
 
+from studies.atomic_files import atomic_write
 from studies.attributes import TrialRecord
-from studies.files import atomic_write
 from studies.loader import load_config_file
 
 SMALL = (

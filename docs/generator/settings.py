@@ -12,9 +12,9 @@ from docs.generator.tables import make_table
 from rnn.config import OPTIMIZERS, GatedOptions, NetworkConfig, OptimizerConfig
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
-from studies.hypotheses import Hypothesis
 from studies.records import TaskSettings
 from studies.space import GATED_PARAMS, SWITCHES, Refinement, Space
+from studies.stated_hypotheses import Hypothesis
 from studies.study_settings import (
     OPTIMIZER_PARAMS,
     CheckpointSettings,

@@ -14,11 +14,11 @@ from reports.results import Results
 from reports.stats.effects import PairedDifference
 from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
-from studies.hypotheses import Hypothesis, HypothesisRecord
+from studies.messages import format_param, format_value
 from studies.space import (
     CELL,
 )
-from studies.text import format_param, format_value
+from studies.stated_hypotheses import Hypothesis, HypothesisRecord
 
 
 class Verdict(StrEnum):

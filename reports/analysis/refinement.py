@@ -14,8 +14,8 @@ from reports.stats.run_means import average_runs
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
+from studies.messages import format_param, format_value
 from studies.space import REPLICATE
-from studies.text import format_param, format_value
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""

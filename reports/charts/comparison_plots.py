@@ -60,7 +60,7 @@ from reports.stats.replicates import Comparison
 from reports.study_reader import select_evenly
 from rnn.config import BASELINE_CELLS
 from studies.measure import Measure
-from studies.text import (
+from studies.messages import (
     add_unit,
     format_count,
     format_param,

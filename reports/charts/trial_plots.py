@@ -31,7 +31,7 @@ from reports.stats.design import order_values
 from reports.study_reader import describe_selection, select_drawn_curves
 from reports.trial_table import is_continuous, list_params
 from rnn.config import ParamValue
-from studies.text import add_unit, format_count, format_param, format_value
+from studies.messages import add_unit, format_count, format_param, format_value
 
 FANOVA_TREES = 32
 """Trees of fANOVA's forest. Optuna's 64 take twice the time, and vary as much between seeds."""

@@ -15,7 +15,7 @@ from reports.findings import StudyFindings
 from reports.page.setup import RECURRENT, list_floors
 from reports.results import Results
 from reports.sentences import describe_pruning
-from studies.text import format_count
+from studies.messages import format_count
 
 _VARYING = 1.5
 """Ratio of two standard deviations from which they are given as a range."""

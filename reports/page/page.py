@@ -31,7 +31,7 @@ from reports.sentences import list_agreement, list_answer, list_headline, list_w
 from reports.study_reader import read_studies
 from reports.study_tables import tabulate_across_tasks
 from rnn.errors import UserError
-from studies.files import atomic_write, default_report, require_regular
+from studies.atomic_files import atomic_write, default_report, require_regular
 from studies.storage.open import read_storage
 
 MAX_TITLES = {"xaxis": 28, "yaxis": 32}
@@ -86,7 +86,7 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         storage_url: URL of the storage, which is opened read-only.
         names: names of the studies, in the order of the page.
         output: file to write or to replace; by default that of
-            :func:`studies.files.default_report`.
+            :func:`studies.atomic_files.default_report`.
 
     Raises:
         UserError: if the storage or a study does not exist.

@@ -10,8 +10,8 @@ from reports.blocks import Block, Code, Column, Facts, Folded, Section, Table, T
 from reports.findings import StudyFindings
 from reports.results import Results
 from reports.study_tables import metric_columns
+from studies.messages import format_count, format_duration, format_param, format_value
 from studies.records import Direction, Floors, TaskRecord, TextRecord
-from studies.text import format_count, format_duration, format_param, format_value
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors."""

@@ -16,7 +16,7 @@ from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
 from reports.page import setup
 from rnn.codegen import generate_module
-from studies.text import to_printable
+from studies.messages import to_printable
 
 MAX_SAMPLES = 3
 """Best networks of which a sample of text is shown."""

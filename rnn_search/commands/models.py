@@ -25,11 +25,11 @@ from search.cells_tasks import load_record, load_task_of, read_values
 from search.stored_models import SampleOptions, export_trial, load_trial_model
 from search.task_check import check_task, describe_floors
 from studies.loader import load_overrides
+from studies.messages import format_count, shorten
 from studies.option_models import build_options
 from studies.records import CellOption
 from studies.space import cell_name
 from studies.study_settings import EvaluationSettings
-from studies.text import format_count, shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

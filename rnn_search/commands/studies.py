@@ -26,11 +26,11 @@ from studies.exchange import export_study, import_studies, is_exported_study
 from studies.failures import EXIT_FAILURE
 from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
+from studies.messages import format_bytes, format_count
 from studies.option_models import build_options
 from studies.storage.edits import list_derived
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
-from studies.text import format_bytes, format_count
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

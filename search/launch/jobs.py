@@ -20,9 +20,9 @@ from search.launch.launcher import (
 from search.run_options import RunOptions
 from search.status import Status, StatusReader
 from search.worker.shutdown import ShutdownSignal
+from studies.messages import format_trials
 from studies.option_models import to_words
 from studies.storage.counts import ActiveWorker
-from studies.text import format_trials
 
 POLL_SECONDS = 2.0
 """Interval between reads of the study's status."""

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from search.errors import LaunchError
+from studies.messages import shorten
 from studies.storage.counts import ActiveWorker
 from studies.storage.engine import parse_url, redact
-from studies.text import shorten
 
 PROJECT = Path(__file__).resolve().parents[2]
 """Folder of the project's packages."""

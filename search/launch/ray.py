@@ -21,8 +21,8 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 from search.errors import LaunchError
 from search.launch.launcher import PROJECT, Job, WorkerCommand, parse_job
 from search.launch.ray_node import WorkerStoppedError, run_worker
+from studies.messages import shorten
 from studies.storage.counts import ActiveWorker
-from studies.text import shorten
 
 STOP_SECONDS = 60.0
 """How long workers may take to stop; this command's end would stop them as well."""

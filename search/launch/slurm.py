@@ -17,8 +17,8 @@ from search.launch.launcher import (
     count_states,
     describe_missing,
 )
+from studies.messages import shorten
 from studies.storage.counts import ActiveWorker
-from studies.text import shorten
 
 LOG_PARENT = Path("studies/jobs")
 """Parent of the folders of logs, relative to the working directory."""

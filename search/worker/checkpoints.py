@@ -18,9 +18,9 @@ from search.open_study import OpenStudy
 from search.worker.claims import Claim
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.best import BestReader
+from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
-from studies.text import format_trials
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""

@@ -27,11 +27,11 @@ from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
+from studies.messages import format_trials
 from studies.storage.engine import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import DEFAULT_LEASE_SECONDS
-from studies.text import format_trials
 
 HEARTBEATS_PER_LEASE = 4
 """Heartbeats in the duration of a lease: three may fail before it expires."""

@@ -39,8 +39,8 @@ from studies.attributes import RETRY_COUNTS, Failure
 from studies.config import StudyConfig, label_trial
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
+from studies.messages import format_trials, shorten
 from studies.storage.counts import count_trials
-from studies.text import format_trials, shorten
 
 POLL_INTERVAL = 0.25
 """Seconds between two checks for lost claims, outages and shutdown during training."""

@@ -40,7 +40,7 @@ from search.worker.train_states import (
 )
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.text import to_printable
+from studies.messages import to_printable
 
 SAMPLE_LENGTH = 300
 """Tokens of the text sample that a network generates for the report."""

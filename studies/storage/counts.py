@@ -30,6 +30,7 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.errors import StorageLostError, StudyNotFoundError
+from studies.messages import did_you_mean, format_duration, format_trials, shorten
 from studies.space import COST_PARAMS, REPLICATE, TASK
 from studies.storage.engine import error_message, is_transient, redact
 from studies.storage.leases import Lease, database_seconds
@@ -57,7 +58,6 @@ from studies.storage.trials import (
     find_status,
     locating,
 )
-from studies.text import did_you_mean, format_duration, format_trials, shorten
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage

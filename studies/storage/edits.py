@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from rnn.errors import UserError
+from studies.atomic_files import default_report
 from studies.attributes import (
     AUDIT,
     CHECKPOINTED,
@@ -32,7 +33,7 @@ from studies.attributes import (
     TrialRecord,
 )
 from studies.errors import RowError
-from studies.files import default_report
+from studies.messages import escape_markdown
 from studies.storage.counts import count_where, lock_all_trials, lock_unheld
 from studies.storage.reads import RECORDS, read_distributions, read_grid_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -68,7 +69,6 @@ from studies.storage.trials import (
     decode_json,
     locating,
 )
-from studies.text import escape_markdown
 
 _RECORDED = tuple(TrialRecord.model_fields)
 

@@ -20,9 +20,10 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from rnn.errors import UserError
+from studies.atomic_files import remove_temporary_files_of, require_regular, temporary_file
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.errors import StorageError, StorageNotFoundError, StudyFormatError
-from studies.files import remove_temporary_files_of, require_regular, temporary_file
+from studies.messages import shorten
 from studies.storage.counts import find_study
 from studies.storage.engine import (
     configure,
@@ -37,7 +38,6 @@ from studies.storage.engine import (
 from studies.storage.optuna_tables import METADATA, MIGRATIONS
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import STUDIES, TRIALS
-from studies.text import shorten
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Default storage, relative to the working directory. Only its folder is created if missing."""

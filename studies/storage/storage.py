@@ -24,6 +24,7 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import LeaseLostError, RowError, StorageLostError, StudyFormatError
+from studies.messages import shorten
 from studies.storage.counts import StudyIdentity, count_where
 from studies.storage.engine import DatabaseFile, begin_as, configure, engine_options
 from studies.storage.leases import (
@@ -61,7 +62,6 @@ from studies.storage.tables import (
 )
 from studies.storage.trials import decode_direction, decode_json, locating
 from studies.study_settings import DEFAULT_LEASE_SECONDS
-from studies.text import shorten
 
 _reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
     "reading", default=None

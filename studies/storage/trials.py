@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.attributes import FAILURE, LEASE, AuditState, Failure
 from studies.errors import RowError
-from studies.text import shorten
+from studies.messages import shorten
 
 _NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 

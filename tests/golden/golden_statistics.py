@@ -30,7 +30,7 @@ from reports.charts.trial_plots import chart_importances
 from reports.findings import StudyFindings
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study, load
-from studies.hypotheses import Hypothesis, register
+from studies.stated_hypotheses import Hypothesis, register
 from studies.storage.open import read_storage
 
 INPUTS = FOLDER / "inputs"

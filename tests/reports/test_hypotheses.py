@@ -11,9 +11,9 @@ from reports.analysis.hypotheses import decide, run_tests
 from reports.stats.effects import PairedDifference
 from reports.stats.noise import NoiseSource
 from studies.config import StudyConfig
-from studies.hypotheses import Hypothesis, register
 from studies.loader import load_config_file
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
+from studies.stated_hypotheses import Hypothesis, register
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = [

@@ -16,8 +16,8 @@ from reports.sentences import describe_insignificance
 from reports.study_reader import read_results
 from rnn_search import load
 from rnn_search.effects import Effects
-from studies.hypotheses import Hypothesis, register
 from studies.importing import ImportOptions, import_results
+from studies.stated_hypotheses import Hypothesis, register
 from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")

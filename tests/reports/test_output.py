@@ -9,7 +9,7 @@ from invocation import require_refused
 
 from reports.page.page import write_report
 from rnn_search.commands.reports import report
-from studies.files import default_report
+from studies.atomic_files import default_report
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 

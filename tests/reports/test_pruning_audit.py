@@ -36,8 +36,8 @@ from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.config import StudyConfig
-from studies.hypotheses import register
 from studies.loader import load_config_file
+from studies.stated_hypotheses import register
 from studies.storage.open import open_storage
 
 EVEN = range(0, 32, 2)

@@ -6,8 +6,8 @@ from helpers import with_text
 from rnn.errors import UserError
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, register
 from studies.loader import load_settings
+from studies.stated_hypotheses import DEFAULT_MARGIN, Hypothesis, register
 
 SPACE = {"layers": [1, 2], "state_size": [8, 16], "input_gate": [False]}
 

@@ -10,7 +10,7 @@ import pytest
 
 from search.stored_models import write_folder
 from studies.artifacts import ArtifactFolders, TrialFiles
-from studies.files import STALE_SECONDS, atomic_write
+from studies.atomic_files import STALE_SECONDS, atomic_write
 from studies.storage.open import open_storage
 
 RANDOM = "0123456789abcdef" * 2

@@ -1,6 +1,6 @@
 """Durations and printable text."""
 
-from studies.text import format_duration, shorten, to_line, to_printable
+from studies.messages import format_duration, shorten, to_line, to_printable
 
 
 def test_duration_is_given_in_a_suitable_unit():

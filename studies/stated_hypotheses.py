@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from rnn.config import ParamValue
+from studies.messages import expect_one_of, shorten
 from studies.records import Options, StrictModel, unit
 from studies.space import ParamValues, explain_value, to_grid_value
-from studies.text import expect_one_of, shorten
 
 DEFAULT_MARGIN = 0.02
 """Nats that count as no difference: about the spread between runs of one architecture."""
