@@ -8,9 +8,8 @@ import optuna
 import psycopg
 import pytest
 from helpers import create_small_study
-from hooks import CallGate
 from managed_studies import list_files
-from process_runner import query, wait_until_running
+from process_runner import query
 from small_searches import (
     BEATING,
     FOUR,
@@ -56,11 +55,21 @@ def replace(file):
     other.replace(file)
 
 
-@pytest.mark.parametrize("lose", [Path.unlink, pytest.param(replace, marks=pytest.mark.extended)])
-def test_search_ends_if_its_file_is_deleted_or_replaced(held, file, lose):
-    worker = held(**BEATING)
+@pytest.mark.parametrize(
+    ("settings", "lose"),
+    [
+        (BEATING, Path.unlink),
+        pytest.param(BEATING, replace, marks=pytest.mark.extended),
+        pytest.param(ONE, Path.unlink, marks=pytest.mark.extended),
+    ],
+    ids=["at a heartbeat", "replaced", "at the end of a training"],
+)
+def test_search_ends_if_its_file_is_deleted_or_replaced(held, gate, file, settings, lose):
+    worker = held(**settings)
     lose(file)
     left = file.read_bytes() if file.exists() else None
+    if settings is ONE:
+        gate.open()
     assert error_of(worker) == (
         f"error: {file} was deleted, moved or replaced while this search used it: move it back "
         "with its folders, or restore a backup, to resume"
@@ -78,22 +87,6 @@ def test_search_resumes_when_its_folder_is_moved_back(
     moved.rename(file.parent)
     assert f"trial 0 resumes from step {STEP}" in finish(search(**BEATING))
     assert_all_trials_match(search_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("state", ["RUNNING", "COMPLETE"])
-def test_file_that_is_deleted_at_the_end_of_a_training_ends_the_search(
-    search, held, file, gate, tmp_path, state
-):
-    """Before the trial is recorded as complete, or before the summary, which would count none."""
-    end = CallGate(tmp_path / "calls", "search.run:_work")
-    worker = held(**ONE) if state == "RUNNING" else search(calls=end, **ONE)
-    wait_until_running([worker], lambda: gate.held or end.held)
-    file.unlink()
-    gate.open()
-    end.open()
-    assert "was deleted, moved or replaced" in error_of(worker)
-    assert not file.exists()
 
 
 @pytest.mark.extended
@@ -146,31 +139,18 @@ def test_dropped_tables_end_a_search(held, postgresql_url):
 # ------------------------------------------------------------------ the log of an SQLite file
 
 
-LOSSES = {
-    "log deleted, or left out of a copy": lambda wal, shm: (wal.unlink(), shm.unlink()),
-    "log cut": lambda wal, shm: wal.write_bytes(wal.read_bytes()[: wal.stat().st_size // 2]),
-    "log of other bytes": lambda wal, shm: wal.write_bytes(b"\xa5" * wal.stat().st_size),
-    "index of other bytes": lambda wal, shm: shm.write_bytes(b"\xa5" * shm.stat().st_size),
-}
-"""What happens to the log (``-wal``) and its index (``-shm``) while no process has the file."""
-
-
 @pytest.mark.extended
-def test_lost_or_damaged_log_costs_the_last_commits_at_most(
+def test_lost_log_costs_the_last_commits_at_most_and_one_without_its_file_is_refused(
     search, held, search_url, file, tmp_path, reference_curves
 ):
-    """Copies of the folder of a killed search meet these losses; another search has their path."""
+    """A copy of the folder of a killed search lacks the log, and another search has its path."""
     settings = ONE | {"lease_seconds": 1}
     kill(held(f"--artifacts={file.parent}/artifacts", **settings))
-    for number, lose in enumerate(LOSSES.values()):
-        copy = shutil.copytree(file.parent, tmp_path / f"copy-{number}") / file.name
-        lose(Path(f"{copy}-wal"), Path(f"{copy}-shm"))
-        url = f"sqlite:///{copy}"
-        assert query(url, "SELECT count(*) FROM trials") == [(1,)]
-        resumed = finish(search(f"--artifacts={copy.parent}/artifacts", url=url, **settings))
-        assert "Traceback" not in resumed
-        assert query(url, "PRAGMA integrity_check") == [("ok",)]
-        assert_all_trials_match(url, reference_curves, ONE)
+    copy = shutil.copytree(file.parent, tmp_path / "copy") / file.name
+    delete_log(copy)
+    url = f"sqlite:///{copy}"
+    finish(search(f"--artifacts={copy.parent}/artifacts", url=url, **settings))
+    assert_all_trials_match(url, reference_curves, ONE)
 
     file.unlink()
     before = list_files(file.parent)

@@ -1,4 +1,4 @@
-"""Ctrl-C while worker processes start and train: one line at most, no traceback."""
+"""Ctrl-C while worker processes train: one line at most, no traceback."""
 
 import os
 import signal
@@ -7,17 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 from process_runner import wait_until_running
-
-HOLD_WORKERS = """
-import os, pathlib, sys, time
-if "--multiprocessing-fork" in sys.orig_argv:
-    pathlib.Path(os.environ["HELD"], str(os.getpid())).touch()
-    while True:
-        time.sleep(0.05)
-"""
-"""Module that holds a worker process while it starts, and leaves a file named after its id."""
 
 
 INTERRUPTED_IMPORT = """
@@ -48,23 +38,6 @@ def interrupt_all(command):
     """Interrupt a command and its processes, as Ctrl-C in a terminal does."""
     for pid in (*children(command.pid), command.pid):
         os.kill(pid, signal.SIGINT)
-
-
-@pytest.mark.extended
-def test_interrupt_of_workers_that_start_prints_no_traceback(search, tmp_path):
-    # A worker process begins with the folders of PYTHONPATH, then takes over those of its parent.
-    modules = tmp_path / "modules"
-    held = tmp_path / "held"
-    modules.mkdir()
-    held.mkdir()
-    (modules / "sitecustomize.py").write_text(HOLD_WORKERS)
-    environment = {"PYTHONPATH": f"{modules}{os.pathsep}{ROOT}", "HELD": str(held)}
-    command = search("--workers", "2", environment=environment)
-    wait_until_running([command], lambda: len(list(held.iterdir())) == 2)
-    interrupt_all(command)
-    assert command.wait() == 130
-    assert command.stderr == ""
-    assert command.stdout.endswith("stopped; progress is saved: run the same command to resume\n")
 
 
 @pytest.mark.extended

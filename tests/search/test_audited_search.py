@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from invocation import refused
 from optuna.trial import TrialState
 from test_pruned_search import GRID, STEPS, TRIALS, search
 from test_worker import create_study
@@ -11,8 +10,7 @@ from search.pruning.audited_trials import DIVISOR, LEVEL, describe_look, is_alar
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.scheduler import PauseResumeScheduler
-from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
-from studies.errors import StudyFormatError
+from studies.attributes import AUDIT, AuditLook, AuditState, TrialRecord
 from studies.storage.counts import count_trials
 from studies.storage.reads import read_audit_looks
 from studies.storage.storage import AuditDecision
@@ -177,13 +175,6 @@ def test_looks_are_stored_once(scheduler):
     assert scheduler.read().looks == {"first": first}
     assert "1 of 8 audited trials" in describe_look(first)
     assert "recalibrated" in describe_look(first)
-
-
-def test_damaged_audit_is_reported_in_one_line(scheduler):
-    damaged = {"first": {"trials": -1}}
-    scheduler._storage.set_study_system_attr(scheduler._study_id, AUDIT_LOOKS, damaged)
-    with refused(StudyFormatError, "attribute rnn_search:audit: "):
-        scheduler.read()
 
 
 @pytest.mark.extended

@@ -239,12 +239,6 @@ def test_fault_of_the_program_is_not_blamed_on_the_task(tmp_path, monkeypatch):
         check_task(load(tmp_path), 16)
 
 
-def test_built_in_task_is_checked_in_this_process_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.task_check._MAX_UPDATES", 1)
-    monkeypatch.setattr("search.task_check.run_new_process", lambda *_: pytest.fail("called"))
-    check_task(load_task_of("adding:5", {}, tmp_path), 16)
-
-
 def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     """The sum so far needs memory, the input itself does not and is its last value."""
     monkeypatch.setattr("search.task_check._MAX_UPDATES", 60)

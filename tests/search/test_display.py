@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import optuna
 import pytest
-from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, TINY
+from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, ROOT, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until, wait_until_running
@@ -146,8 +146,9 @@ def test_terminal_names_a_killed_worker_above_the_bar_and_stops_on_ctrl_c(start_
 
 def test_output_and_error_of_a_worker_are_lines_above_the_bar(start_in, terminal, tmp_path):
     cell = tmp_path / "cells.py"
-    cell.write_text(NOISY_CELL)
-    space = f"{{cell = ['{cell}:Noisy'], layers = [1, 2], state_size = [3]}}"
+    example = (ROOT / "examples" / "cells" / "min_gru.py").read_text()
+    cell.write_text(f"{example}\nimport sys\nprint('said by a cell', file=sys.stderr)\n")
+    space = f"{{cell = ['{cell}:MinGRU'], layers = [1, 2], state_size = [3]}}"
     # A gate would hold the checks of the cell as well.
     command, _ = start_in(terminal, "--workers=2", f"--set=space={space}", is_held=False)
     assert command.wait() == 0
@@ -155,25 +156,6 @@ def test_output_and_error_of_a_worker_are_lines_above_the_bar(start_in, terminal
     started = terminal.screen.index("starting 2 worker processes")
     assert "said by a cell" in terminal.screen[started:]
     assert sum(bool(re.fullmatch(END, line)) for line in terminal.screen) == 2
-
-
-NOISY_CELL = """
-import sys
-
-import torch
-from torch import nn
-
-
-class Noisy(nn.Module):
-    def __init__(self, input_size: int, state_size: int) -> None:
-        super().__init__()
-        self.update = nn.Linear(input_size + state_size, state_size)
-        print("said by a cell", file=sys.stderr)
-
-    def forward(self, x, state):
-        state = self.update(torch.cat((x, state), 1)).tanh()
-        return state, state
-"""
 
 
 def test_log_has_short_lines_and_names_the_best_only_when_it_has_changed(

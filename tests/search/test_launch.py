@@ -168,33 +168,6 @@ def test_workers_that_would_end_with_their_command_are_refused(monkeypatch):
         prepare_launch(options)
 
 
-SERVER_DIED = """Initialization failure from server:
-  File "proxier.py", line 765, in Datapath
-    if not self.proxy_manager.start_specific_server(
-  File "proxier.py", line 396, in start_specific_server
-psutil.NoSuchProcess: process PID not found (pid=1)
-"""
-
-
-@pytest.mark.parametrize(
-    ("message", "attempts"),
-    [(SERVER_DIED, 4), (f"{SERVER_DIED}Failed to create runtime_env", 1)],
-)
-def test_death_of_a_clients_server_is_tried_again(monkeypatch, message, attempts):
-    ray = pytest.importorskip("search.launch.ray", exc_type=ImportError)
-    calls = []
-
-    def fail(*arguments, **options):
-        calls.append(arguments)
-        raise ConnectionAbortedError(message)
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray.ray, "init", fail)
-    with pytest.raises(LaunchError, match="cannot join "):
-        ray.join_cluster("auto")
-    assert len(calls) == attempts
-
-
 @pytest.mark.extended
 def test_error_of_a_worker_is_reported(tmp_path):
     ray_node = pytest.importorskip("search.launch.ray_node")
