@@ -3,10 +3,11 @@
 import os
 import signal
 import sqlite3
+from pathlib import Path
 
 import pytest
 from hooks import HANG_TIMEOUT
-from process_runner import CURVES, query, wait_until
+from process_runner import CURVES, query, wait_until, wait_until_running
 from small_searches import (
     FOUR,
     ONE,
@@ -110,6 +111,28 @@ def test_time_limit_requeues_a_trial_and_a_second_interrupt_exits_at_once(
     other.close()
     finish(search(**ONE))
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def interrupt_all(command):
+    """Interrupt a command and its processes, as Ctrl-C in a terminal does."""
+    for pid in (*children(command.pid), command.pid):
+        os.kill(pid, signal.SIGINT)
+
+
+@pytest.mark.extended
+def test_repeated_interrupts_of_workers_print_one_line(search, gate):
+    command = search("--workers", "2", gate=gate)
+    wait_until_running([command], lambda: len(gate.held) == 2)
+    for _ in range(3):
+        if not command.ended.is_set():
+            interrupt_all(command)
+    assert command.wait() == 130
+    assert command.stderr.strip() in ("", "error: interrupted")
+    assert "KeyboardInterrupt" not in command.output
 
 
 # ------------------------------------------------------------------ damaged and foreign checkpoints

@@ -22,12 +22,10 @@ from rnn.config import NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
-from rnn.parameters import Parameters, place_stored
 from rnn.stacked.network import NetworkStack
 from rnn.tasks.text import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
-from rnn.unrolling import place_fused
 
 DATA = TextData(np.frombuffer(b"the cat sat on the mat; " * 40, np.uint8))
 TRAIN_CONFIG = TrainConfig(20, STREAMS, sequence_length=8, log_every=4, smoothing=0.9, seed=3)
@@ -96,30 +94,6 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
     for config in EVERY:
         network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", SPEC)
         assert_trains_as_plain_modules(network, "fp64", lengths=[3])
-
-
-@pytest.mark.parametrize(
-    ("place", "architectures"),
-    [
-        (place_stored, [*EVERY, *(cell_config(cell) for cell in EXAMPLES)]),
-        (place_fused, [each for each in EVERY if each.is_gated]),
-    ],
-)
-def test_stored_tensors_are_disjoint_parts_of_the_segment_of_their_network(place, architectures):
-    for architecture in architectures:
-        configs = replicates_of(architecture, 2)
-        parameters = Parameters(configs, torch.float64, torch.device("cpu"), SPEC, place)
-        numbers = torch.arange(len(parameters.values))
-        found = []
-        for k, (segment,) in enumerate(parameters.places):
-            views = parameters.views(numbers, k)
-            own = torch.cat([view.flatten() for view in views.values()])
-            assert set(own.tolist()) <= {*numbers[segment].tolist()}
-            found.append(own)
-        stored = torch.cat(found)
-        assert len(stored.unique()) == len(stored) == 2 * count_parameters(architecture, SPEC)
-        read = [view.flatten() for view in parameters.module_views(numbers).values()]
-        assert torch.equal(torch.cat(read).sort().values, stored.sort().values)
 
 
 # ------------------------------------------------------------------ users' own cells

@@ -47,25 +47,25 @@ state_size = [3, 4]
 FLOORS = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"loss": 0.5})
 
 
+def enter(folder, patch):
+    """Enter a folder with a study file and a task; tasks are not checked."""
+    patch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
+    (folder / "my_tasks.py").write_text(SUM)
+    (folder / "mine.toml").write_text(STUDY)
+    patch.chdir(folder)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a study file and a task; tasks are not checked."""
-    monkeypatch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
-    (tmp_path / "my_tasks.py").write_text(SUM)
-    (tmp_path / "mine.toml").write_text(STUDY)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with the finished study."""
-    folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
-        patch.chdir(folder)
-        (folder / "my_tasks.py").write_text(SUM)
-        (folder / "mine.toml").write_text(STUDY)
+        folder = enter(tmp_path_factory.mktemp("trained"), patch)
         run()
     return folder
 

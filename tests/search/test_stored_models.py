@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import study_attributes
-from optuna.trial import TrialState
+from factories import NO_GATES, make_runs
 
 from rnn.config import TrialConfig
 from rnn.engines import build_network
@@ -22,14 +21,9 @@ from search.stored_models import load_trial_model, write_folder
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyNotFoundError
-from studies.space import GATED_PARAMS, distributions
-from studies.storage.edits import create_study
-from studies.storage.open import open_storage
-from studies.storage.trials import StoredStudy, StoredTrial
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
-SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
-SPACE |= {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
+SPACE = NO_GATES | {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
 
 VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
 """Values of the complete trials; one more is waiting."""
@@ -48,18 +42,17 @@ def make_study(
         settings |= {"task": {"source": task.record.source}, "task_record": task.record}
     else:
         settings |= {"task": {"tokenizer": tokenizer}}
-    config = StudyConfig.model_validate({"space": SPACE, **settings})
+    raw = {"space": SPACE, **settings}
+    config = StudyConfig.model_validate(raw)
     combinations = list(config.grid.combinations())
-    storage, attributes = open_storage(url), study_attributes(config)
-    choices, planned = distributions(config.grid.search_space), map(StoredTrial, combinations)
-    create_study(storage, StoredStudy("made", "validation loss", attributes, choices, [*planned]))
-    study_id = storage.get_study_id_from_name("made")
+    values = (*VALUES, None)[: len(combinations)]
+    runs = [(params, value, {}) for params, value in zip(combinations, values, strict=True)]
+    make_runs(url, "made", raw, runs)
     weights = ArtifactFolders(artifacts, url).trial_files("made-1", "safetensors")
     learnt = (
         SavedTask.from_task(task.build()) if task else train_tokenizer(config.task.tokenizer, PROSE)
     )
-    for number, value in enumerate(VALUES[: len(combinations)]):
-        trial_id = storage.claim(study_id, "me")
+    for number in keep:
         trial_config = to_trial_config(combinations[number], config)
         config_of_trial = TrialConfig(trial_config.architecture)
         empty = SavedModel(trial_config.architecture, {}, learnt, "fp32", {})
@@ -68,12 +61,9 @@ def make_study(
         scaled = {
             name: weight * (4 if name.endswith(".weight") else 1) for name, weight in drawn.items()
         }
-        details = {"trial": str(number), "value": repr(value)}
+        details = {"trial": str(number), "value": repr(VALUES[number])}
         model = replace(empty, weights=scaled, metadata=details)
-        if number in keep:
-            weights.write(number, serialize_model(model))
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})
-    storage.close()
+        weights.write(number, serialize_model(model))
     return weights
 
 
