@@ -30,7 +30,6 @@ BEATING = ONE | {"lease_seconds": 1}
 TWO = ONE | {"space_residual": "[true, false]"}
 
 FOUR = TWO | {"space_state_source": "['new', 'both']"}
-"""Four trials of one shape."""
 
 FIVE = TWO | {
     "space_state_source": "['new', 'old', 'both']",

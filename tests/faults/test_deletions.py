@@ -1,5 +1,6 @@
-"""A database or a study that is deleted during a search ends it with 1; nothing is lost unsaid."""
+"""A database or a study that is deleted during a search ends it with 1; a corpus does not."""
 
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import optuna
 import psycopg
 import pytest
-from helpers import create_small_study
+from helpers import TEXT, create_small_study
 from managed_studies import list_files
 from process_runner import query
 from small_searches import (
@@ -16,6 +17,7 @@ from small_searches import (
     ONE,
     STATES,
     STEP,
+    VALUES,
     assert_all_trials_match,
     error_of,
     finish,
@@ -134,6 +136,35 @@ def test_dropped_tables_end_a_search(held, postgresql_url):
     assert line.startswith("error: storage postgresql+psycopg://")
     assert "was damaged or emptied while this search used it (relation" in line
     assert "restore it from a backup to resume" in line
+
+
+# ------------------------------------------------------------------ a corpus that changes
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Corpus file of one test, with the text of the session's."""
+    path = tmp_path / "corpus"
+    path.write_bytes(TEXT)
+    return path
+
+
+def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refused(
+    search, held, gate, search_url, corpus, reference_curves
+):
+    """The file is overwritten in place, then cut and removed."""
+    first = held(corpus=corpus, **ONE)
+    with corpus.open("r+b") as file:
+        file.write(bytes(b"0123456789" * len(TEXT))[: len(TEXT)])
+    refused = error_of(search(corpus=corpus, **ONE), code=2)
+    assert "exists with other settings: task.corpus.sha256" in refused
+    os.truncate(corpus, 0)  # ends a process that has mapped the file, by SIGBUS
+    corpus.unlink()
+    assert "not found" in error_of(search(corpus=corpus, **ONE), code=2)
+    gate.open()
+    finish(first)
+    assert_all_trials_match(search_url, reference_curves, ONE)
+    assert query(search_url, VALUES) == reference_curves(VALUES, **ONE)
 
 
 # ------------------------------------------------------------------ the log of an SQLite file

@@ -17,7 +17,6 @@ SOURCE = {
     **{f"space_{name}_gate": "[false]" for name in ("input", "forget", "output", "state")},
     "space_state_source": "['new']",
 }
-"""Two trials."""
 
 STATEMENTS = ("INSERT INTO trials", "COMMIT")
 """What a process is about to do when it is killed while it creates or extends a study."""

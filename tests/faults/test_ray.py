@@ -28,7 +28,6 @@ ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes without a dashboard."""
     with RayCluster() as cluster:
         yield cluster
 

@@ -63,7 +63,6 @@ def launch(runner, slurm, postgresql_url, tmp_path):
 
 @pytest.fixture
 def logs(tmp_path):
-    """Return a function that reads the logs of all jobs."""
     return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_*.log"))
 
 

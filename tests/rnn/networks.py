@@ -116,7 +116,6 @@ def window_of(text: Tensor, first: int, stop: int) -> Window:
 
 
 def extract(network: Engine, k: int = 0) -> NamedTensors:
-    """Return the weights of network k."""
     return network.parameters.extract(k, network.parameters.values)
 
 
@@ -247,7 +246,6 @@ class Case:
         )
 
     def of(self, *configs: TrialConfig) -> "Case":
-        """Return the case of other networks."""
         return replace(self, configs=configs)
 
     def without_clipping(self) -> "Case":
@@ -262,7 +260,6 @@ def build_native(configs, seed, precision, spec, device, weights):
 
 
 def group(architectures: Sequence[NetworkConfig]) -> list[TrialConfig]:
-    """Return configs with different optimizers."""
     pairs = zip(architectures, itertools.cycle(OPTIMIZERS), strict=False)
     return [TrialConfig(architecture, optimizer=optimizer) for architecture, optimizer in pairs]
 
@@ -328,7 +325,6 @@ IMPLEMENTATIONS = [
     Implementation("lockstep", AutogradStack, LOCKSTEP, TWO, (3, 1), is_recorded=False),
     Implementation("built-in lockstep", AutogradStack, BUILT_IN_LOCKSTEP, TWO, (3,), "stand-in"),
 ]
-"""The implementations on a processor."""
 
 GPU_IMPLEMENTATIONS = [
     replace(each, place="cuda", precisions=("fp64", "fp32", "tf32", "bf16"))
@@ -344,7 +340,6 @@ EVERY_OPTION = [
     replace(each, groups=EVERY_NETWORK, precisions=each.precisions[:1])
     for each in IMPLEMENTATIONS[:2]
 ]
-"""Networks of all combinations of options."""
 
 
 def list_cases(implementations: Sequence[Implementation], is_complete: bool = False) -> list[Any]:

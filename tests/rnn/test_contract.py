@@ -78,7 +78,6 @@ class StopError(Exception):
 
 
 def begin(case: Case, states: dict[TrialConfig, TrainState] | None = None) -> TrainLoop:
-    """Begin a training, or resume it."""
     weights = {config: state.weights for config, state in (states or {}).items()}
     return TrainLoop(case.build(weights), DATA, SETTINGS, states)
 
@@ -126,7 +125,6 @@ def finish(run: TrainLoop, on_step: Callable[[], None] = lambda: None) -> dict[T
 
 @cache
 def train(case: Case) -> dict[TrialConfig, Result]:
-    """Train without interruption."""
     return finish(begin(case))
 
 
@@ -144,7 +142,6 @@ def tensors_of(result: Result) -> NamedTensors:
 
 
 def assert_equal(result: Result, expected: Result) -> None:
-    """Compare two trainings bit for bit."""
     assert (result.state.step, [*result.state.curve]) == (20, [*range(2, 21, 2)])
     found, others = tensors_of(result), tensors_of(expected)
     assert found.keys() == others.keys()

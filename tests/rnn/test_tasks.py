@@ -41,7 +41,6 @@ def built_in(source, folder=None, **options):
 
 
 def line_of(call, *arguments, **options):
-    """Return the one line of the error that a call raises."""
     with pytest.raises((TaskError, ValueError)) as raised:
         call(*arguments, **options)
     (line,) = str(raised.value).splitlines()
@@ -177,7 +176,6 @@ def test_numbers_are_standardized_by_the_training_alone():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a folder with a series and with sequences."""
     folder = tmp_path_factory.mktemp("data")
     time = np.arange(200)
     table = np.column_stack((time, np.sin(time / 5), 1000 + time % 7))

@@ -21,8 +21,6 @@ from studies.storage.open import open_storage
 
 
 class Study:
-    """A small study, and claim managers that work on it."""
-
     def __init__(self, url, count=3, name="small"):
         self.url, self.storage = url, open_storage(url)
         self.study_id = create_small_study(self.storage, count, name)

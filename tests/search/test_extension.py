@@ -32,7 +32,6 @@ def join(url, text, settings=FOUR, **options):
 
 
 def finish(joined, count, state=TrialState.COMPLETE):
-    """Finish trials of a study."""
     storage = joined.storage
     for _ in range(count):
         trial_id = storage.claim(joined.study_id, "me")

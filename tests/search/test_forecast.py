@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_large_study import SMALL
-from test_policy import COMPLETE, PAUSED, RUNNING, STEPS, make_state
+from test_policy import COMPLETE, PAUSED, RUNNING, SMALL, STEPS, make_state
 
 from benchmarks.simulated_curves import simulate_curves
 from search.pruning.forecast import forecast_training, measure_pace

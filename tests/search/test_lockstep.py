@@ -54,7 +54,6 @@ class Branching(Small):
 
 @pytest.fixture
 def study(tmp_path):
-    """Return a function that writes a study file and returns its path."""
     (tmp_path / "cells.py").write_text(CELLS)
 
     def write(content):

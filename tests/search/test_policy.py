@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT, create_small_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 from test_predictions import simulate_grid
 
 from benchmarks.replay_pruning import read_curves, replay_audited
@@ -22,6 +23,7 @@ from studies.config import StudyConfig
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
 from studies.storage.trials import TrialStatus
+from tests.simulations.large_study import create_large_study
 
 COMPLETE, PAUSED, RUNNING = TrialStatus.COMPLETE, TrialStatus.PAUSED, TrialStatus.RUNNING
 
@@ -221,6 +223,41 @@ def test_trial_without_a_loss_continues(sqlite_url):
     for curve, stopped in (({}, []), ({80: 1.0}, [trial_id])):
         storage.flush([PendingWrite(trial_id, "me/1", curve)])
         assert list(scheduler.decide(scheduler.read(), [trial_id]).stops) == stopped
+
+
+SMALL = (
+    "training.batch_size=4",
+    "training.sequence_length=8",
+    "evaluation.windows=2",
+    "evaluation.window_length=8",
+    "precision='fp32'",
+)
+
+
+def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, text):
+    """One worker follows the search, another joins at each step."""
+    handle = create_large_study(sqlite_url, 96, 40, pruning=True, corpus=str(text), overrides=SMALL)
+    storage, plan = handle.storage, (handle.study_id, handle.config)
+    following = PauseResumeScheduler(storage, *plan)
+    for number in range(4):
+        joining = PauseResumeScheduler(open_storage(sqlite_url), *plan)
+        selected = [each.select(each.read(), 0.5) for each in (following, joining)]
+        assert selected[0] == selected[1]
+        progress = following.read()
+        following.store(progress, selected[0])  # about audited trials
+        paused = [trial.trial_id for trial in progress.trials if trial.is_paused]
+        chosen = [*selected[0].resumed, *paused][:1]
+        trial_id = storage.claim(handle.study_id, "me/1", paused_ids=chosen)
+        curve = dict.fromkeys(range(50, 2001, 50), 2.0 - number / 100)
+        storage.flush(
+            [PendingWrite(trial_id, "me/1", {step: curve[step] for step in curve if step <= 700})]
+        )
+        decided = [each.decide(each.read(), [trial_id]) for each in (following, joining)]
+        assert decided[0] == decided[1]
+        if number % 2:
+            storage.pause(trial_id, "me/1", {})
+        else:
+            storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
 
 
 @pytest.mark.extended

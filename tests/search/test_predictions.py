@@ -57,7 +57,6 @@ def hide_unobserved(losses, values, complete, reached):
 
 
 def predict(params, losses, values):
-    """Predict the final values of trials, none of which is audited."""
     places = np.arange(len(values))
     design = DesignMatrix.from_params(params)
     return predict_final_values(design, losses, values, np.full(len(values), -1), places, {})

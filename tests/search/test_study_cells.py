@@ -80,7 +80,6 @@ def few_checks(monkeypatch) -> None:
 
 @pytest.fixture
 def create(folder, few_checks):
-    """Create the study of the file."""
 
     return lambda: open_study(folder)
 
