@@ -335,9 +335,7 @@ def parse_trial_attribute(key: str, stored: str | None) -> Any:
     return _parse(_ADAPTERS[key], f"attribute {key}", stored)
 
 
-def _parse(kind: TypeAdapter[Any] | None, place: str, stored: str) -> Any:
-    if kind is None:
-        raise RowError(f"{place}: it is not known")
+def _parse(kind: TypeAdapter[Any], place: str, stored: str) -> Any:
     try:
         return kind.validate_json(stored)
     except ValidationError as error:
@@ -428,7 +426,7 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
     Raises:
         RowError: if this program cannot have stored it.
     """
-    return _parse(_RESULTS_OF_TRIALS.get(name), f"system attribute {name}", stored)
+    return _parse(_RESULTS_OF_TRIALS[name], f"system attribute {name}", stored)
 
 
 class StudyResults(BaseModel):

@@ -1,9 +1,9 @@
 """Exchange of studies as files: JSON lines, one for the study and one for each trial, by number.
 
 A file leaves out who trained the study and where: machines, workers, commands, messages of errors
-and what a dashboard or another program has written; of a path only its last part is in it. Trials
-that are not finished are as they start elsewhere, from step 0. The fields have the names of
-Optuna's ``FrozenTrial``; JSON lacks numbers that are not finite, which are texts: ``"nan"``,
+and what a dashboard or another program has written; of an absolute path only its last part is in
+it. Trials that are not finished are as they start elsewhere, from step 0. The fields have the names
+of Optuna's ``FrozenTrial``; JSON lacks numbers that are not finite, which are texts: ``"nan"``,
 ``"inf"``.
 """
 
@@ -30,7 +30,6 @@ from pydantic import (
     NaiveDatetime,
     ValidationError,
 )
-from sqlalchemy.engine import Connection
 
 from rnn.config import ParamValue
 from rnn.errors import UserError
@@ -64,7 +63,7 @@ from studies.storage.edits import to_note_attributes, write_note
 from studies.storage.engine import redact
 from studies.storage.open import list_study_names, open_storage, parse_record, read_storage
 from studies.storage.reads import read_study
-from studies.storage.tables import STUDIES, insert_study
+from studies.storage.tables import insert_study
 from studies.storage.trials import StoredStudy, StoredTrial, decode_distribution
 
 SUFFIXES = (".jsonl.gz", ".jsonl")
@@ -247,42 +246,27 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
     del attributes["artifact_folder"]  # each stored study has one of its own
     del attributes[COMMANDS]
     config = attributes[CONFIG]
-    for cell in config["cells"].values():
-        cell["spec"] = _shorten_path(cell["spec"])
-    for space in config["space"] or ():
-        space["cell"] = space["cell"] and list(map(_shorten_path, space["cell"]))
-        if isinstance(space["task"], list):
-            space["task"] = list(map(_shorten_path, space["task"]))
-    if results := config["results"]:
-        results["source"] = _shorten_path(results["source"])
-    for task in config["task_records"].values():
-        _shorten_task(task)
-    if task := config["task_record"]:
-        _shorten_task(task)
-        corpus = {"corpus": _shorten_path(config["task"]["corpus"])} if task["text"] else {}
-        config["task"] = {"source": task["source"], **corpus, **task["values"]}
+    for task in (config["task_record"], *config["task_records"].values()):
+        if task is not None:
+            task["folder"] = ""
+    for name in ("cells", "space", "task", "task_record", "task_records", "results"):
+        config[name] = _hide_folders(config[name])
     return attributes
 
 
-def _shorten_task(task: dict[str, Any]) -> None:
-    """Remove the folders of a task's files from its record."""
-    task["source"] = _shorten_path(task["source"])
-    task["folder"] = ""
-    if task["text"]:
-        task["text"]["corpus"] = _shorten_path(task["text"]["corpus"])
-    for name, value in task["values"].items():
-        if isinstance(value, str):
-            task["values"][name] = _shorten_path(value)
-
-
-def _shorten_path(text: str) -> str:
-    """Return a path, also within a text such as ``sequences:PATH`` or ``PATH:Class``, by its end.
-
-    Of a URL, scheme and end are left.
-    """
-    if "://" in text:
-        return re.sub("://.*/", ":///", text)
-    return ":".join(PurePath(part).name for part in text.split(":"))
+def _hide_folders(value: Any) -> Any:
+    """Return a value with each absolute path and each URL in it by its last part."""
+    if isinstance(value, dict):
+        return {key: _hide_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return list(map(_hide_folders, value))
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        return re.sub("://.*/", ":///", value)
+    # Also in a text such as sequences:PATH or PATH:Class.
+    parts = value.split(":")
+    return ":".join(PurePath(part).name if part.startswith("/") else part for part in parts)
 
 
 # ------------------------------------------------------------------ import
@@ -340,12 +324,12 @@ def import_studies(
         try:
             with opened.transaction() as connection:
                 for path, (stored_name, _, _) in zip(paths, checked, strict=True):
-                    _require_free(connection, stored_name)
                     with open_study_file(path, objective) as study:
                         insert_study(connection, _complete(study, stored_name))
-        except sa.exc.IntegrityError as error:  # another process took a name at this moment
-            taken = ", ".join(str(path) for path in paths)
-            raise UserError(f"a study of {taken} exists: expected another name") from error
+        except sa.exc.IntegrityError as error:
+            raise UserError(
+                f"study {stored_name!r} exists there already: expected another name (--name)"
+            ) from error
         opened.merge_log()
         names = list_study_names(opened)
         where = redact(opened.engine.url.set(password=None))
@@ -375,12 +359,6 @@ def _complete(study: StoredStudy, name: str) -> StoredStudy:
         attributes={**study.attributes, "artifact_folder": new_folder(name)},
         system_attributes={**study.system_attributes, **to_note_attributes(text)},
     )
-
-
-def _require_free(connection: Connection, name: str) -> None:
-    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
-    if connection.scalar(query) is not None:
-        raise UserError(f"study {name!r} exists there already: expected another name (--name)")
 
 
 @contextmanager
