@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from helpers import ROOT
 from test_worker import SETTINGS, work
 from user_cells import cell_config
 
 from rnn.autograd import AutogradStack
-from rnn.config import GatedOptions, NetworkConfig, TrialConfig
+from rnn.config import GatedOptions, TrialConfig
 from rnn.network import estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.loop import TrainLoop
@@ -28,23 +29,9 @@ state_size = [4]
 
 GATED = f"precision = 'fp32'\n[space]{SWITCHES}"
 
-CELLS = """
-import torch
-from torch import nn
+BRANCHING = """
 
-
-class Small(nn.Module):
-    def __init__(self, input_size: int, state_size: int, *, norm: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(input_size + state_size, state_size)
-        self.norm = norm
-
-    def forward(self, x, state):
-        state = self.linear(torch.cat((x, state), 1)).tanh()
-        return (state / 2 if self.norm else state), state
-
-
-class Branching(Small):
+class Branching(MinGRU):
     def forward(self, x, state):
         if not state.isfinite().all():  # vmap cannot branch on data
             raise ValueError("diverged")
@@ -54,7 +41,8 @@ class Branching(Small):
 
 @pytest.fixture
 def study(tmp_path):
-    (tmp_path / "cells.py").write_text(CELLS)
+    example = (ROOT / "examples" / "cells" / "min_gru.py").read_text()
+    (tmp_path / "cells.py").write_text(example + BRANCHING)
 
     def write(content):
         path = tmp_path / "mixed.toml"
@@ -148,8 +136,8 @@ cell = ["gated", "lstm"]
 training.learning_rate = [0.001, 0.02]
 
 [[space]]
-cell = ["cells.py:Small", "cells.py:Branching"]
-norm = [false, true]
+cell = ["cells.py:MinGRU", "cells.py:Branching"]
+candidate_tanh = [false, true]
 layers = [1]
 state_size = [4]
 training.learning_rate = [0.001, 0.02, 0.03]
@@ -170,7 +158,7 @@ def test_union_of_cells_trains_each_kind_in_its_own_stacks(
         if cell != "gated":
             assert isinstance(stack, AutogradStack)
             assert len({config.architecture for config in stack.configs}) == 1
-    assert sizes == {"gated": [4], "lstm": [2], "Small": [3, 3], "Branching": [1] * 6}
+    assert sizes == {"gated": [4], "lstm": [2], "MinGRU": [3, 3], "Branching": [1] * 6}
     (line,) = [line for line in said if "one at a time" in line]
     assert line.startswith("cell Branching cannot be trained in lockstep (torch.vmap: ")
     assert line.endswith("): its trials are trained one at a time")
@@ -228,16 +216,6 @@ def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
     for memory, expected in ((10 * size, 8), (1, 1)):
         monkeypatch.setattr(lockstep, "available_memory", lambda device, memory=memory: memory)
         assert auto_lockstep(PLAIN, 256, "fp32", device) == expected
-
-
-@pytest.mark.parametrize(
-    "config", [TrialConfig(NetworkConfig("gru", 2, 32)), all_options(32)._replace(bptt_steps=2)]
-)
-def test_cpu_trains_networks_by_autograd_in_lockstep_if_eight_fit(monkeypatch, config):
-    size = estimate_memory(config, 256, "fp32")
-    for fitting, expected in ((40, 32), (8, 8), (7, 1)):
-        monkeypatch.setattr(lockstep, "_MAX_AUTOGRAD_BYTES", fitting * size)
-        assert auto_lockstep(config, 256, "fp32", CPU) == expected
 
 
 def test_workers_of_a_machine_share_its_gpus(monkeypatch):

@@ -191,20 +191,6 @@ def test_worker_whose_task_or_data_differ_is_refused(folder, monkeypatch):
         open_study(study="mine")
 
 
-def test_worker_of_a_task_without_files_is_found_from_another_folder(folder, monkeypatch):
-    text = STUDY.replace("tasks/mine.py:Sum", "adding:6").partition("[space.task]")[0]
-    url, handles = f"sqlite:///{folder}/studies.db", []
-    for name in ("one", "two"):
-        (folder / name).mkdir()
-        (folder / name / "mine.toml").write_text(text.replace("length = 6\n", ""))
-        monkeypatch.chdir(folder / name)
-        handles.append(open_study(storage=url))
-    worker = handles[1].for_worker(RunOptions(study="mine.toml", storage=url))
-    opened = search.create_or_join.open_study("mine", url, worker)
-    opened.storage.close()
-    assert np.array_equal(draw(opened), draw(handles[0]))
-
-
 def test_file_of_a_built_in_task_is_found_again(folder, monkeypatch):
     rows = np.random.default_rng(0).normal(size=(200, 2))
     np.savetxt(folder / "data.csv", rows, delimiter=",", header="a,b", comments="")
