@@ -38,15 +38,12 @@ import sys, time
 from itertools import product
 import torch
 from rnn.config import STATE_SOURCES, TrialConfig
-try:
-    from rnn.config import GatedOptions, NetworkConfig
-    def G(*values):
-        return GatedOptions(*values[:6]).network(*values[6:])
-except ImportError:  # a checkout before there was one network config
-    from rnn.config import BaselineConfig as NetworkConfig, GatedConfig as G
+from rnn.config import GatedOptions, NetworkConfig
 from rnn.engines import build_network
 from rnn.network import Window
 from rnn.training.step import TrainStep
+def G(*values):
+    return GatedOptions(*values[:6]).network(*values[6:])
 networks, precision, bptt_steps, batch, threads = eval(sys.argv[1])
 torch.set_num_threads(threads)
 configs = [TrialConfig(network, bptt_steps=bptt_steps) for network in networks]

@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -44,8 +44,6 @@ from rnn.training.step import WARMUP_STEPS, GraphRunner, find_recorder
 Size = tuple[int, int]
 """Layers and state size."""
 
-STAGE_ONE_STEPS = 10_000
-
 PLAIN_NETWORKS = 3
 """Networks of a shape that the plain loop trains, one after another."""
 
@@ -57,14 +55,14 @@ _MAX_BATCH = 128
 
 COLUMNS = (
     f"{'networks':26} {'':5} {'K':>3} {'steps/s':>8} {'K·steps/s':>9} {'× plain':>8} {'limit':>6} "
-    f"{'launches':>12} {'MiB':>7} {'record':>7}"
+    f"{'launches':>12} {'MiB':>7}"
 )
 
 EXPLANATION = """\
   steps/s: steps a second of all K networks together; K·steps/s: of each, added; × plain: K·steps/s
   over the steps a second of the plain loop (fp32, one network after another); limit: time of the
   step's matrix products alone over the time of the step; launches: of a step that is run, and
-  recorded as a graph; MiB: largest memory in use; record: seconds to record a step"""
+  recorded as a graph; MiB: largest memory in use"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class Scale:
         precisions: precisions of matrix products.
         counts: numbers of networks in lockstep.
         sizes: sizes that are measured with each of these numbers.
-        stage_one: networks in lockstep of each size of stage one.
         baseline_size: size of baselines and gradient windows.
         windows: ``bptt_steps``.
         streams: B.
@@ -86,7 +83,6 @@ class Scale:
     precisions: tuple[TrainingPrecision, ...]
     counts: tuple[int, ...]
     sizes: tuple[Size, ...]
-    stage_one: dict[Size, int]
     baseline_size: Size
     windows: tuple[int, ...]
     streams: int
@@ -98,9 +94,6 @@ GPU = Scale(
     precisions=("fp32", "tf32", "bf16"),
     counts=(1, 8, 48, 96),
     sizes=((2, 32), (2, 256), (3, 256)),
-    stage_one={
-        (layers, size): count for size, count in ((32, 48), (256, 96)) for layers in (1, 2, 3)
-    },
     baseline_size=(2, 256),
     windows=(1, 16),
     streams=256,
@@ -112,7 +105,6 @@ REHEARSAL = Scale(
     precisions=("fp32", "bf16"),
     counts=(1, 3, 6),
     sizes=((2, 8), (2, 16), (3, 16)),
-    stage_one={(layers, size): 6 for size in (8, 16) for layers in (1, 2, 3)},
     baseline_size=(2, 16),
     windows=(1, 4),
     streams=8,
@@ -149,9 +141,7 @@ def measure(device_name: str = "cuda") -> Iterator[str]:
     yield COLUMNS
     benchmark = Benchmark(device, scale)
     yield from benchmark.gated()
-    yield from benchmark.other_sizes()
     yield from benchmark.baselines_and_windows()
-    yield from benchmark.estimates()
     yield f"{benchmark.failures or 'no'} rows failed; {time.perf_counter() - started:.0f} s"
 
 
@@ -186,7 +176,6 @@ class Benchmark:
         # A training without an end, of sequences as in stage one.
         self._config = TrainConfig(10**9, scale.streams, 1000, scale.log_every, 0.95, 0)
         self.failures = 0
-        self._speeds: dict[tuple[TrainingPrecision, Size, int], float] = {}
 
     def gated(self) -> Iterator[str]:
         """Yield a row for each size, precision and number of networks."""
@@ -196,15 +185,8 @@ class Benchmark:
             head = f"{f'{size[0]}×{size[1]} gated, plain loop':26} {'fp32':5} {1:3}"
             yield f"{head} {plain:8,.0f} {plain:9,.0f} {1:8.2f}"
             for precision, count in itertools.product(self._scale.precisions, self._scale.counts):
-                yield from self._gated_row(size, precision, count, plain)
-
-    def other_sizes(self) -> Iterator[str]:
-        """Yield rows of the other sizes of stage one."""
-        scale = self._scale
-        for size, count in scale.stage_one.items():
-            if size not in scale.sizes or count not in scale.counts:
-                for precision in scale.precisions:
-                    yield from self._gated_row(size, precision, count, None)
+                configs = [TrialConfig(network) for network in networks[:count]]
+                yield from self._row(f"{size[0]}×{size[1]} gated", precision, configs, plain)
 
     def baselines_and_windows(self) -> Iterator[str]:
         """Yield rows of baseline cells, and of gradients through several steps."""
@@ -221,60 +203,29 @@ class Benchmark:
                 config = TrialConfig(architecture, bptt_steps=window)
                 yield from self._row(f"{layers}×{n} {name}, bptt {window}", precision, [config])
 
-    def estimates(self) -> Iterator[str]:
-        """Yield the estimated time of stage one, by precision, where all its sizes were measured.
-
-        A step of each size takes the time of a step of the networks that train in lockstep.
-        """
-        stage_one = self._scale.stage_one
-        goal = "of a rehearsal"
-        if self._device.type == "cuda":
-            goal = "goal: under 3 on an H100, 10 on an RTX 3090"
-        for precision in self._scale.precisions:
-            speeds = [
-                self._speeds.get((precision, size, count)) for size, count in stage_one.items()
-            ]
-            known = [speed for speed in speeds if speed is not None]
-            if len(known) == len(stage_one):
-                minutes = sum(STAGE_ONE_STEPS / speed for speed in known) / 60
-                yield (
-                    f"stage one, {sum(stage_one.values())} networks of {STAGE_ONE_STEPS:,} steps, "
-                    f"{precision}: {minutes:.1f} minutes of training; {goal}"
-                )
-
-    def _gated_row(
-        self, size: Size, precision: TrainingPrecision, count: int, plain: float | None
-    ) -> Iterator[str]:
-        configs = [TrialConfig(network) for network in mixed_networks(*size)[:count]]
-        name = f"{size[0]}×{size[1]} gated"
-        speed = yield from self._row(name, precision, configs, plain)
-        if speed is not None:
-            self._speeds[precision, size, count] = speed
-
     def _row(
         self,
         name: str,
         precision: TrainingPrecision,
         configs: Sequence[TrialConfig],
         plain: float | None = None,
-    ) -> Generator[str, None, float | None]:
-        """Yield a row of the table; return the steps per second."""
+    ) -> Iterator[str]:
+        """Yield a row of the table."""
         head = f"{name:26} {precision:5} {len(configs):3}"
         try:
             check_precision(precision, self._device)
             measured = self._measure(configs, precision)
         except DeviceError as error:
             yield f"{head}  skipped: {error}"
-            return None
+            return
         except RuntimeError as error:  # a failure says something too; the other rows follow
             reason = "out of memory" if is_out_of_memory(error) else str(error).partition("\n")[0]
             self.failures += not is_out_of_memory(error)
             yield f"{head}  failed: {reason}"
-            return None
+            return
         finally:
             _free_memory(self._device)
         yield f"{head} {_format_row(measured, len(configs), plain)}"
-        return measured.steps_per_second
 
     def _measure(
         self, configs: Sequence[TrialConfig], precision: TrainingPrecision
@@ -339,7 +290,6 @@ class Measurement:
         run_launches: launches of a step that is run.
         launches: launches of a step that is recorded, if it is.
         peak_bytes: largest memory in use.
-        record_seconds: time to record a step, and to replay it once.
         limit: time of the matrix products alone relative to that of a step.
     """
 
@@ -347,7 +297,6 @@ class Measurement:
     run_launches: int | None
     launches: int | None
     peak_bytes: int | None
-    record_seconds: float | None
     limit: float = 0.0
 
 
@@ -370,13 +319,8 @@ def _measure_steps(loop: TrainLoop, seconds: float) -> Measurement:
 
     step()
     run_launches = _count_launches(step, device)
-    for _ in range(WARMUP_STEPS - 2):
+    for _ in range(WARMUP_STEPS - 1):
         step()
-    _synchronize(device)
-    started = time.perf_counter()
-    step()
-    _synchronize(device)
-    record_seconds = time.perf_counter() - started
     runner = loop._train_step.graph_runner
     is_recorded = runner is not None and runner.is_recorded
     return Measurement(
@@ -384,7 +328,6 @@ def _measure_steps(loop: TrainLoop, seconds: float) -> Measurement:
         run_launches=run_launches,
         launches=_count_launches(step, device) if is_recorded else None,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        record_seconds=record_seconds if is_recorded else None,
     )
 
 
@@ -470,8 +413,7 @@ def _format_row(measured: Measurement, count: int, plain: float | None) -> str:
         launches += f" → {measured.launches}"
     return (
         f"{speed:8,.0f} {count * speed:9,.0f} {number(relative, '8.2f'):>8} "
-        f"{measured.limit:6.2f} {launches:>12} {number(mebibytes, '7,.0f'):>7} "
-        f"{number(measured.record_seconds, '7.2f'):>7}"
+        f"{measured.limit:6.2f} {launches:>12} {number(mebibytes, '7,.0f'):>7}"
     )
 
 

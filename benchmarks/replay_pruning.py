@@ -147,13 +147,16 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
     )
     is_stopped = np.isin(np.arange(count), stops.index)
     # As if every trial were audited, and with the values of the pruned ones hidden.
-    whole = pd.DataFrame(recorded.params).assign(
-        state=TrialState.COMPLETE.name,
-        value=recorded.values,
-        audited=True,
-        reason=pd.Series("pruned", range(count)).where(is_stopped),
+    whole = (
+        pd.DataFrame(recorded.params)
+        .join(stops)
+        .assign(
+            state=TrialState.COMPLETE.name,
+            value=recorded.values,
+            audited=True,
+            reason=pd.Series("pruned", range(count)).where(is_stopped),
+        )
     )
-    whole = whole.join(stops)
     is_pruned = is_stopped & ~audited
     table = whole.assign(
         state=np.where(is_pruned, TrialState.PRUNED.name, whole["state"]),
@@ -220,10 +223,7 @@ def keep_best_at_first_rung(recorded: RecordedCurves) -> ReplayResult:
 
 
 def replay_in_optuna(
-    recorded: RecordedCurves,
-    pruner: BasePruner,
-    order: Sequence[int],
-    concurrent: int,
+    recorded: RecordedCurves, pruner: BasePruner, order: Sequence[int], concurrent: int
 ) -> ReplayResult:
     """Simulate a search with a pruner of plain Optuna, which stops trials for good.
 
@@ -403,9 +403,8 @@ def main(
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
         for curves, pruner, parallel in itertools.product(names, pruners, concurrent):
             simulate = partial(replay, curves, pruner, parallel, nuisance=nuisance)
-            for line in _format_row(
-                curves, pruner, parallel, list(pool.map(simulate, range(searches)))
-            ):
+            results = list(pool.map(simulate, range(searches)))
+            for line in _format_row(curves, pruner, parallel, results):
                 click.echo(line)
 
 

@@ -22,7 +22,7 @@ than others from 20% of the steps on, by 0.2 to 1.4 nats."""
 
 STEPS = 1000
 
-SWITCHES = ("input_gate", "forget_gate", "output_gate", "state_gate")
+GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
 
 _KIND_LOG_EVERY = 40
 
@@ -50,7 +50,7 @@ def simulate_curves(name: str, seed: int) -> RecordedCurves:
 def _simulate_kind(kind: str, random: np.random.Generator) -> RecordedCurves:
     """Simulate 48 architectures of each of four sizes."""
     networks: list[dict[str, Any]] = [
-        {name: bool(index >> bit & 1) for bit, name in enumerate(SWITCHES)}
+        {name: bool(index >> bit & 1) for bit, name in enumerate(GATES)}
         | {"state_source": source, "state_size": size}
         for index in range(16)
         for source in ("new", "old", "both")
@@ -61,7 +61,7 @@ def _simulate_kind(kind: str, random: np.random.Generator) -> RecordedCurves:
     values = 2 + design.main_effects @ random.normal(0, 0.1, design.main_effects.shape[1])
     values += design.interactions @ random.normal(0, 0.03, design.interactions.shape[1])
     values += random.normal(0, 0.02, count)
-    switches = np.array([[network[name] for name in SWITCHES] for network in networks])
+    switches = np.array([[network[name] for name in GATES] for network in networks])
     kinds: dict[str, Mask] = {
         "late by a switch": switches[:, 3],
         "late by three switches": np.asarray(switches[:, 1:].all(axis=1)),

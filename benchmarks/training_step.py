@@ -13,10 +13,7 @@ from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedOptions, NetworkConfig, Precision, TrialConfig
 from rnn.engines import Engine, build_network
 from rnn.stacked.network import NetworkStack
-from rnn.tasks.corpus import (
-    ByteArray,
-    load_corpus,
-)
+from rnn.tasks.corpus import ByteArray, load_corpus
 from rnn.tasks.text import TextData
 from rnn.training.devices import supports_bf16
 from rnn.training.loop import TrainConfig, TrainLoop

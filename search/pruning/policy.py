@@ -327,23 +327,17 @@ class PruningPolicy:
         unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
         at_stake = self._pruned_loss + float(self.keep_probabilities[unfinished].sum())
         share = (self.loss_budget / max(at_stake, self.loss_budget)) ** SPENDING_EXPONENT
-        unfinished[self.to_train] = False
+        unfinished[self.plan_training()] = False
         candidates = np.flatnonzero(unfinished)
         order = candidates[np.argsort(self.keep_probabilities[candidates], kind="stable")]
         spent = self._pruned_loss + self.keep_probabilities[order].cumsum()
         return frozenset(order[spent <= share * self.loss_budget].tolist())
 
-    @cached_property
-    def to_train(self) -> list[int]:
-        """Indices of the trials that train on if predictions stay as they are.
+    def plan_training(self, resolved: float = 1.0) -> list[int]:
+        """Return the indices of the trials that train on if predictions stay as they are.
 
         They are running and paused ones, the most promising first. Among the others and the pruned
         ones, no more of the best are expected than the loss budget.
-        """
-        return self.plan_training()
-
-    def plan_training(self, resolved: float = 1.0) -> list[int]:
-        """Return the trials to train, as :attr:`to_train`.
 
         Args:
             resolved: share of the keep probability of a paused trial that is no longer lost once it

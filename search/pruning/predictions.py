@@ -263,7 +263,8 @@ def predict_final_values(
         memory: what earlier calls have predicted, which is updated.
     """
     count, rungs = losses.shape
-    has_value, is_held = ~np.isnan(values), held_out >= 0
+    has_value = ~np.isnan(values)
+    is_held = held_out >= 0
     first = losses[:, 0] if rungs else values
     scale_of_first = LossScale.from_losses(first, *losses.T, values)
     # No number below is large or small in itself, whatever the unit of the losses.
@@ -280,7 +281,8 @@ def predict_final_values(
     known = has_value.copy()
     reached = np.where(has_value, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
     for rung in range(rungs, -1, -1):
-        new, held = reached == rung, (held_out == rung) & has_value
+        new = reached == rung
+        held = (held_out == rung) & has_value
         if not (new | held).any():
             continue
         curve, loss = _curve_features(losses, rung)

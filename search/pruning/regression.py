@@ -210,7 +210,9 @@ class BayesianRidge:
         variance: Floats,
         noise: NoiseModel = EQUAL_NOISE,
     ) -> None:
-        self._features, self._target, self._noise_model = features, target, noise
+        self._features = features
+        self._target = target
+        self._noise_model = noise
         scale = max(float(target.std()), 1e-6)
         ratios = noise.compute_ratios(features)
         # One set of hyperparameters after the other, although NumPy could compute them all in one

@@ -96,9 +96,9 @@ class ThreadBudget:
         fixed = [int(name.rsplit("-", 1)[1]) for name in active if not name.endswith("-share")]
         sharing = [name for name in active if name.endswith("-share")]
         available = max(0, cores() - sum(fixed))
-        each, remainder = divmod(available, max(1, len(sharing)))
+        share, remainder = divmod(available, max(1, len(sharing)))
         gets_one_more = self._name in sharing[:remainder]
-        return max(1, each + gets_one_more)
+        return max(1, share + gets_one_more)
 
     def apply(self) -> int:
         """Set torch's threads to the share, and return it; cheap enough to call often."""

@@ -117,7 +117,8 @@ class LockstepPlan:
         On a fast path they are of one shape and read one text; in the autograd engine they are of
         one architecture and may read several. See :func:`rnn.engines.stack_key`.
         """
-        differing, trial_config = {*OPTIMIZER_PARAMS}, to_trial_config(params, self._config)
+        differing = {*OPTIMIZER_PARAMS}
+        trial_config = to_trial_config(params, self._config)
         spec = self._spec_of(trial_config.task_options)
         if can_stack(trial_config, spec):
             differing |= {*SWITCHES}
@@ -134,7 +135,8 @@ class LockstepPlan:
         task = self._config.of_trial(params).task_record
         spec = self._spec_of(trial_config.task_options)
         assert task is not None
-        streams, steps = settings.batch_size, task.steps or settings.sequence_length - 1
+        steps = task.steps or settings.sequence_length - 1
+        streams = settings.batch_size
         if spec.is_token_stream:
             streams = max(streams, self._config.evaluation.windows)
         return auto_lockstep(trial_config, streams, self._precision, self._device, spec, steps)
@@ -200,7 +202,8 @@ def auto_lockstep(
     if lockstep_obstacle(trial_config.architecture, precision, device) is not None:
         return 1
     architecture = trial_config.architecture
-    is_cpu, is_fast = device.type == "cpu", can_stack(trial_config, spec)
+    is_cpu = device.type == "cpu"
+    is_fast = can_stack(trial_config, spec)
     is_native = is_cpu and is_fast and pays_off(architecture.state_size, precision)
     is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
     if is_cpu and is_large and not is_native:

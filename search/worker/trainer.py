@@ -182,7 +182,8 @@ class Trainer:
     def _train_and_evaluate(
         self, loop: TrainLoop, poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        claims, saved_at = self._claims, time.monotonic()
+        claims = self._claims
+        saved_at = time.monotonic()
 
         def on_step() -> None:
             nonlocal saved_at
@@ -210,9 +211,11 @@ class Trainer:
         self, loop: TrainLoop, on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
         """Evaluate the trained networks on held-out data."""
-        claims, started_at = self._claims, time.monotonic()
+        claims = self._claims
+        started_at = time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
-        trial_configs, train_seconds = loop.configs, list(loop.seconds)
+        trial_configs = loop.configs
+        train_seconds = list(loop.seconds)
         evaluations = _evaluate_networks(loop, self._task, self.config, on_step)
         values = {
             claims[trial_config].trial.number: evaluation.value
@@ -224,7 +227,8 @@ class Trainer:
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
         ):
-            claim, rate = claims[trial_config], self._steps / seconds
+            claim = claims[trial_config]
+            rate = self._steps / seconds
             if claim.is_lost:
                 continue
             if evaluation.value is None:  # after the last log point, or on held-out data
@@ -247,13 +251,13 @@ class Trainer:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
         parameters = loop.stack.parameters
         task = save_task(self._task)
-        number, study = claim.trial.number, self._handle.study.study_name
+        number = claim.trial.number
         model = SavedModel(
             trial_config.architecture,
             parameters.extract(loop.configs.index(trial_config), parameters.values),
             task,
             self._precision,
-            {"study": study, "trial": str(number), "value": repr(value)},
+            {"study": self._handle.name, "trial": str(number), "value": repr(value)},
         )
         self.best_weights.write(number, partial(serialize_model, model))
         if isinstance(task, SavedTask):
@@ -288,7 +292,9 @@ class Trainer:
             for claim in indices
             if max(claim.trial.intermediate_values, default=0) < loop.step
         ]
-        trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
+        trial_configs = loop.configs
+        seconds = list(loop.seconds)
+        removed = []
         for claim, decision in decide(at_rung).items():
             if claim.is_lost:
                 continue
@@ -299,11 +305,13 @@ class Trainer:
                 **decision.attributes,
             }
             if decision.is_final:
-                state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
+                outcome = "pruned"
             elif self._write_checkpoint(claim, loop.train_state(trial_config)):
-                state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
+                outcome = "paused"
             else:
                 continue  # without a checkpoint it could not resume
+            state = TrialState.PRUNED if decision.is_final else TrialState.WAITING
+            message = f"{outcome} at step {loop.step:,}"
             yield claim, TrialResult(state, None, attributes, message)
             removed.append(trial_config)
         if removed:
@@ -460,7 +468,7 @@ class Worker:
             return
         except STORAGE_ERRORS:
             raise
-        except Exception as raised:
+        except Exception as raised:  # of any kind: a user's cell may raise it
             if is_bug(raised):
                 _logger.warning(f"training failed ({format_error(raised)})", exc_info=True)
             # The traceback would keep the memory of the failed training alive.

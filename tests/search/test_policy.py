@@ -152,7 +152,7 @@ def test_degenerate_curves_give_probabilities(kind, complete):
     assert np.isfinite(policy.prediction.scale).all()
     assert ((policy.keep_probabilities >= 0) & (policy.keep_probabilities <= 1)).all()
     policy.look()
-    assert not {*policy.to_prune} & {*policy.to_train}
+    assert not {*policy.to_prune} & {*policy.plan_training()}
     found = forecast_training(policy, policy.state, np.zeros(96, dtype=bool), np.ones(96))
     assert complete == 2 or 0 <= found.low <= found.likely <= found.high
 
@@ -173,10 +173,10 @@ def test_least_probable_paused_trials_are_pruned_while_others_train():
     state = make_state([COMPLETE] * 12 + [PAUSED] * 50 + [RUNNING] * 10)
     policy = PruningPolicy(state, 0.1, 0.95)
     pruned = sorted({*range(12, 62)} & {*policy.to_prune})
-    kept = sorted({*range(12, 62)} - {*pruned} - {*policy.to_train})
+    kept = sorted({*range(12, 62)} - {*pruned} - {*policy.plan_training()})
     expected = policy.keep_probabilities
     assert 0 < len(pruned) < 50
-    assert not {*pruned} & {*policy.to_train}
+    assert not {*pruned} & {*policy.plan_training()}
     assert expected[pruned].max() <= expected[kept].min()
     assert expected[pruned].sum() <= policy.loss_budget
     waiting = replace(state, stages=[*state.stages[:-1], TrialStatus.WAITING])
@@ -193,7 +193,7 @@ def test_all_paused_trials_are_pruned_once_the_loss_budget_covers_them():
 def test_nothing_is_at_stake_once_all_are_complete():
     policy = PruningPolicy(make_state([COMPLETE] * 40), 0.1, 0.95)
     assert not policy.to_prune
-    assert not policy.to_train
+    assert not policy.plan_training()
 
 
 def test_later_evidence_about_pruned_trials_resumes_no_others():
