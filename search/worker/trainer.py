@@ -92,6 +92,7 @@ class Trainer:
         self._loop: TrainLoop | None = None
         self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
         self._lockstep = 0  # when it began
+        self._saved_at = 0.0
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
 
     def train(
@@ -174,7 +175,7 @@ class Trainer:
             self._task = self._handle.task_of(next(iter(claims)).task_options)
             self._loop = loop = TrainLoop(network, self._task, settings, resumed)
             yield from self._train_and_evaluate(loop, poll, decide)
-        except Exception as error:
+        except Exception as error:  # PyTorch has no class for a lack of memory
             if is_out_of_memory(error):
                 self.lockstep_plan.reduce(params, len(claims))
             raise
@@ -182,30 +183,29 @@ class Trainer:
     def _train_and_evaluate(
         self, loop: TrainLoop, poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        claims = self._claims
-        saved_at = time.monotonic()
-
-        def on_step() -> None:
-            nonlocal saved_at
-            if not poll():
-                return
-            self.budget.apply()
-            if lost := [config for config in loop.configs if claims[config].is_lost]:
-                loop.remove_configs(lost)
-            if time.monotonic() - saved_at >= self.config.checkpoint.seconds:
-                self.save_checkpoints([claims[config] for config in loop.configs])
-                saved_at = time.monotonic()
-
+        self._saved_at = time.monotonic()
+        on_step = partial(self._check, loop, poll)
         # A checkpoint may be of a trial that diverged while the storage was unavailable.
         yield from self._remove_diverged(loop)
         for point in loop.train(on_step):
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
-                claims[trial_config].report(point.step, loss)
+                self._claims[trial_config].report(point.step, loss)
             yield from self._remove_diverged(loop)
             if loop.step in self._rungs:
                 yield from self._pause_or_prune(loop, decide)
         if loop.configs:
             yield from self._evaluate(loop, on_step)
+
+    def _check(self, loop: TrainLoop, poll: Callable[[], bool]) -> None:
+        """Do after a step what is due: share the cores, drop lost trials, write checkpoints."""
+        if not poll():
+            return
+        self.budget.apply()
+        if lost := [config for config in loop.configs if self._claims[config].is_lost]:
+            loop.remove_configs(lost)
+        if time.monotonic() - self._saved_at >= self.config.checkpoint.seconds:
+            self.save_checkpoints([self._claims[config] for config in loop.configs])
+            self._saved_at = time.monotonic()
 
     def _evaluate(
         self, loop: TrainLoop, on_step: Callable[[], None]
