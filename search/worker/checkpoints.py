@@ -198,6 +198,7 @@ class BestWeights:
         self._query = query
         stored = study.record.config
         self._best = BestReader(study.study, study.storage, stored)
+        self._has_replicates = stored.refinement is not None and stored.refinement.has_replicates
         self._count = study.config.keep_weights
         # A worker that keeps fewer than the study's config leaves those of other workers.
         self._evict_after = max(self._count, stored.keep_weights)
@@ -207,8 +208,7 @@ class BestWeights:
         """Return which trials, about to be complete with these values, have a file to write."""
         if not self._count:
             return set()
-        # Without an answer any of them may be needed.
-        if self._ask_for_replicates() is not False:
+        if self._has_replicates:
             return set(values)
         candidates = [*values.items()]
         if values:  # of one task
@@ -231,20 +231,10 @@ class BestWeights:
                 # Left by a worker that was killed before it recorded the trial's end.
                 self._files.remove(number)
             count = self._evict_after
-            has_replicates = self._ask_for_replicates()
-            if has_replicates:
+            if self._has_replicates:
                 self._evict_runs(count)
-            elif (
-                has_replicates is False
-                and is_written
-                and (ranking := self._read_ranking(count + EVICTION_MARGIN, number))
-            ):
+            elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN, number)):
                 self._files.evict([number for number, _ in ranking], count)
-
-    def _ask_for_replicates(self) -> bool | None:
-        """Return whether architectures have several runs; None if the storage does not answer."""
-        answer: bool | None = self._query(lambda: self._best.has_replicates)
-        return answer
 
     def _evict_runs(self, count: int) -> None:
         if (found := self._query(self._best.read_ranking)) is None:
