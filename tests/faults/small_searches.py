@@ -31,10 +31,6 @@ TWO = ONE | {"space_residual": "[true, false]"}
 
 FOUR = TWO | {"space_state_source": "['new', 'both']"}
 
-FIVE = TWO | {
-    "space_state_source": "['new', 'old', 'both']",
-    "space_exclude": "[{residual=false, state_source='old'}]",
-}
 
 VALUES = "SELECT value FROM trial_values"
 STATES = "SELECT DISTINCT state FROM trials"

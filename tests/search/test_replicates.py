@@ -5,7 +5,8 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from helpers import TEXT, study_attributes
+from factories import NO_GATES, gated_params, make_runs
+from helpers import TEXT
 from invocation import refused
 from optuna.trial import TrialState
 
@@ -17,53 +18,20 @@ from search.create_or_join import StudyHandle
 from search.stored_models import load_trial_model
 from search.worker.checkpoints import BestWeights
 from studies.artifacts import ArtifactFolders
-from studies.config import StudyConfig
-from studies.space import distributions, observed_search_space
-from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage, read_storage, read_study_record
 from studies.storage.reads import read_trials
-from studies.storage.trials import StoredStudy, StoredTrial
-
-
-def derived(**refinement) -> StudyConfig:
-    return StudyConfig.model_validate({"refinement": {"source": "s"} | refinement})
-
-
-SWITCHES = dict.fromkeys(("input_gate", "forget_gate", "output_gate", "state_gate"), False)
-FIXED = {"cell": "gated", **SWITCHES, "residual": False, "state_source": "new", "state_size": 8}
-ARCHITECTURES = [FIXED | {"layers": layers} for layers in (1, 2, 3)]
-
-
-def rows(counts, first=4):
-    """Return trials of each architecture, with replicates from the first number on."""
-    params = [
-        each | {"replicate": first + run}
-        for each, count in zip(ARCHITECTURES, counts, strict=True)
-        for run in range(count)
-    ]
-    return [
-        StoredTrial(
-            each,
-            {"source_trials": [each["layers"]]},
-            state=TrialState.COMPLETE,
-            value=1.0,
-            number=number,
-        )
-        for number, each in enumerate(params)
-    ]
 
 
 def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url):
     """The first has the best run. Until the last run, each may become the best."""
-    params = [row.params for row in rows((2, 2, 0))]
-    config = derived(replicates=2).model_copy(update={"keep_weights": 1})
-    storage, space = open_storage(sqlite_url), distributions(observed_search_space(params))
-    create_study(
-        storage, StoredStudy("s", "", study_attributes(config), space, [*map(StoredTrial, params)])
-    )
+    raw = {"refinement": {"source": "source", "replicates": 2}, "keep_weights": 1}
+    runs = [gated_params(layers, replicate=number) for layers in (1, 2) for number in (4, 5)]
+    make_runs(sqlite_url, "s", raw, [(params, None, {}) for params in runs])
     folders = ArtifactFolders(None, sqlite_url)
+    storage = open_storage(sqlite_url)
     study = load_study(storage, "s")
-    handle = StudyHandle(study, storage, config, folders, read_study_record(study), None)
+    record = read_study_record(study)
+    handle = StudyHandle(study, storage, record.config, folders, record, None)
     kept = []
     weights = folders.trial_files("made-1", "safetensors")
     files = BestWeights(handle, lambda query: query())
@@ -83,15 +51,8 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
 
 SOURCE = {
     "objective": "validation",
-    "space": {
-        "layers": [1],
-        "state_size": [3, 4],
-        "input_gate": [False],
-        "forget_gate": [False],
-        "state_gate": [False],
-        "residual": [True],
-        "state_source": ["new"],
-    },
+    "space": NO_GATES
+    | {"layers": [1], "state_size": [3, 4], "output_gate": [False, True], "residual": [True]},
     "training": {"steps": 4, "batch_size": 4, "sequence_length": 8, "log_every": 2},
     "evaluation": {"windows": 2, "window_length": 8},
     "keep_weights": 0,
