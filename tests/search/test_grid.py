@@ -45,15 +45,6 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
 
 
-def check_each_ran_once(url: str) -> None:
-    study = optuna.load_study(study_name="stage-one", storage=url)
-    trials = [trial for trial in study.trials if not trial.system_attrs.get(NO_TRIAL_LEFT)]
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
-    expected = load_config_file("stage-one", OVERRIDES).resolve().grid.combinations()
-    found = {tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials}
-    assert found == {tuple(params[key] for key in GATED_PARAMS) for params in expected}
-
-
 # ------------------------------------------------------------------ studies of run_search.py
 
 
@@ -67,7 +58,12 @@ def test_optimize_with_threads_runs_each_combination_once(study, sqlite_url):
         return objective_of_stored_params(trial)
 
     study.optimize(meet_once, n_jobs=4)
-    check_each_ran_once(sqlite_url)
+    stored = optuna.load_study(study_name="stage-one", storage=sqlite_url).trials
+    trials = [trial for trial in stored if not trial.system_attrs.get(NO_TRIAL_LEFT)]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    expected = load_config_file("stage-one", OVERRIDES).resolve().grid.combinations()
+    found = {tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials}
+    assert found == {tuple(params[key] for key in GATED_PARAMS) for params in expected}
 
 
 def test_finished_study_has_no_trial_for_plain_optuna(study):

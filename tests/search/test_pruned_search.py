@@ -57,15 +57,11 @@ def search_in_new_folder(tmp_path_factory, *overrides, **options):
         return folder, *search(url, folder / "text", *overrides, lockstep=1, **options)
 
 
-def trials_by_params(joined):
-    return {tuple(trial.params.items()): trial for trial in joined.study.trials}
-
-
 @pytest.fixture(scope="module")
 def unpruned(tmp_path_factory):
     """Trials of the search without pruning, by their parameters."""
     _, joined, _ = search_in_new_folder(tmp_path_factory, prune=False)
-    return trials_by_params(joined)
+    return {tuple(trial.params.items()): trial for trial in joined.study.trials}
 
 
 @pytest.fixture(scope="module")
