@@ -35,15 +35,7 @@ KILLED, SURVIVED, ERROR = "killed", "SURVIVED", "ERROR"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A break of the code.
-
-    Attributes:
-        name: the behaviour that breaks.
-        file: file that changes, relative to the checkout.
-        old: text that occurs once in the file.
-        new: text that replaces it.
-        tests: arguments of pytest, ``FILE`` or ``FILE::TEST``; one of these tests must fail.
-    """
+    """A break of the code; ``mutants.toml`` describes the fields."""
 
     name: str
     file: str
