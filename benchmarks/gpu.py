@@ -244,7 +244,7 @@ class Benchmark:
         """Return the steps per second of the plain loop in float32, as PyTorch computes."""
         if self._device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
-        training = PlainTraining(config, self._data.tokens, self._config, device=self._device)
+        training = PlainTraining(config, self._data.train, self._config, device=self._device)
         training.begin_sequence(0)
         for t in range(WARMUP_STEPS):
             training.step(t)

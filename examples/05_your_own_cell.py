@@ -37,7 +37,7 @@ print(study.results[["label", "value", "parameter_count"]])
 # %% The effect of its option, and of the number of layers.
 print(study.effects())
 
-# %% Its trained network as a module, and as a folder that needs only PyTorch and this cell.
+# %% Its trained network as a module, and as a folder that needs PyTorch, NumPy and this cell.
 best = next(study.trial(number) for number, row in study.results.iterrows() if row.cell == "MinGRU")
 print(best.network())
 print(best.export(Path(tempfile.mkdtemp()) / "min-gru"))

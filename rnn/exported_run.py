@@ -1,6 +1,7 @@
-"""Predict from a file of inputs, as in ``python run.py inputs.npy outputs.npy``."""
+"""Predict from a file, as in ``python run.py inputs.npy outputs.npy``, or continue a text."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,17 +57,47 @@ def predict(run: Callable[[Tensor], Tensor], values: Any, task: Mapping[str, Any
     return predicted if axes == 2 else predicted[0]
 
 
+def continue_text(network: Any, prompt: bytes, merges: Any, length: int = 500) -> bytes:
+    """Return a text with ``length`` more tokens, sampled from what a network predicts.
+
+    Args:
+        network: instance of the class in ``network.py``.
+        prompt: text to read first.
+        merges: merges of the tokenizer.
+        length: number of tokens.
+    """
+    from bpe import BPE  # type: ignore[import-not-found]  # of an export
+
+    tokenizer = BPE(merges)
+    tokens = list(tokenizer.encode(prompt))
+    prompt_length = len(tokens)
+    states = network.init_state(1)
+    for step in range(prompt_length + length - 1):
+        logits, states = network(torch.tensor([tokens[step]]), states)
+        if step + 1 == len(tokens):
+            tokens.append(int(torch.softmax(logits[0] / 0.8, 0).multinomial(1)))
+    text: bytes = tokenizer.decode(tokens)
+    return text
+
+
 @torch.inference_mode()
 def main(network: Any, folder: Path, arguments: Sequence[str]) -> None:
     """Predict from a file; write what is predicted at each step, or print that of the last.
 
+    The network of a text continues one and prints it.
+
     Args:
         network: instance of the class in ``network.py``.
         folder: folder of its files.
-        arguments: paths of the file of inputs and, unless they are printed, that of the outputs.
+        arguments: paths of the file of inputs and, unless they are printed, that of the outputs; or
+            a text.
     """
     task = json.loads((folder / "task.json").read_text("utf-8"))
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    if task["merges"] is not None:
+        prompt = os.fsencode("".join(arguments[:1])) or b"\n"
+        print(continue_text(network, prompt, task["merges"]).decode(errors="replace"))
+        return
 
     def run(inputs: Tensor) -> Tensor:
         states, outputs = network.init_state(inputs.shape[1]), []

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -385,11 +385,11 @@ class Trial:
         """
         import torch
 
-        from rnn.export import SavedTask, build_trained_module
+        from rnn.export import build_trained_module
         from rnn.exported_run import predict
 
         model = self._load()
-        if not isinstance(model.task, SavedTask):
+        if model.task.merges is not None:
             raise TaskError(f"study {self.study.name!r} learns a text: use sample, or network")
         module = build_trained_module(model)
         dtype = module.head.weight.dtype
@@ -399,7 +399,7 @@ class Trial:
             return module(xs.to(dtype) if xs.is_floating_point() else xs, outputs=len(xs))[0]
 
         try:
-            predicted: npt.NDArray[Any] = predict(run, inputs, model.task.model_dump())
+            predicted: npt.NDArray[Any] = predict(run, inputs, asdict(model.task))
         except ValueError as error:
             raise UserError(str(error)) from error
         return predicted

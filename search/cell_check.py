@@ -41,8 +41,8 @@ from rnn.network import (
     split_tensors,
 )
 from rnn.own_code import CellSource, CodeSource, describe_error
+from rnn.tasks.task import SavedTask
 from rnn.tasks.text import TextData
-from rnn.tasks.tokenizer import ByteTokenizer
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
 from studies.config import StudyConfig
@@ -238,7 +238,8 @@ def check_export(config: NetworkConfig) -> None:
     """Require an export to run in a new process, without this program, and to compute the same."""
     module = _build(config)
     trained, constants = split_tensors(module)
-    model = SavedModel(config, trained | constants, ByteTokenizer(), "fp32", {})
+    task = SavedTask("text", BYTE_VOCAB_SIZE, BYTE_VOCAB_SIZE, merges=[])
+    model = SavedModel(config, trained | constants, task, "fp32", {})
     tokens = _draw_tokens(5, 1)
     with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as folder:
         for file, content in export_files(model).items():

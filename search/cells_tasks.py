@@ -30,7 +30,7 @@ from rnn.tasks.built_in import find_built_in
 from rnn.tasks.corpus import load_corpus
 from rnn.tasks.task import SequenceTask, Task, is_built_in
 from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
+from rnn.tasks.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from studies.atomic_files import atomic_write
 from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
@@ -516,7 +516,7 @@ def _load_text(file: ConfigFile, settings: TaskSettings) -> StudyTask:
         corpus=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
     # A corpus has at most as many tokens as bytes, so that it is long enough if those suffice.
-    tokens = Text(corpus, ByteTokenizer())
+    tokens = Text(corpus, Tokenizer())
     return StudyTask.of_text(tokens, TaskRecord.of_text(settings.tokenizer, text))
 
 

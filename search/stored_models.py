@@ -16,7 +16,7 @@ from pydantic import Field
 
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
-from rnn.export import SavedModel, SavedTask, deserialize_model, export_files, generate
+from rnn.export import SavedModel, deserialize_model, export_files, generate
 from search.derive import find_trial
 from studies.artifacts import ArtifactFolders
 from studies.atomic_files import remove_temporary_files_of, temporary_path
@@ -207,7 +207,7 @@ def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
     bits_per_byte = trial.attributes.get("validation_bits_per_byte")
     if bits_per_byte is not None:
         metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"
-    if isinstance(task, SavedTask):
+    if task.merges is None:
         metrics = trial.attributes.get("metrics", {}).items()
         metadata |= {f"validation {name}": f"{value:.5g}" for name, value in metrics}
         metadata["task"] = task.name

@@ -1,12 +1,21 @@
-"""Tasks on stored sequences, and two of them: small images and signals with ten classes."""
+"""Tasks on stored data: images and signals with ten classes, series, and labelled sequences."""
 
+import array
+import csv
+import itertools
+import math
 import random
 from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rnn.errors import TaskError
-from rnn.tasks.task import SPLITS, Array, Sample, Split
+from rnn.tasks.task import MAX_STEPS, SPLITS, Array, Sample, Split, check_range
+
+MAX_SYMBOLS = 100_000
+"""Bound of the tokens and classes of a file: others are numbers that were stored as integers."""
 
 _MAX_SLICES = 20
 """Number of classes up to which results are recorded by class."""
@@ -106,3 +115,229 @@ def _make_mnist1d() -> tuple[Array, Array]:
         np.random.set_state(states[1])
     lines = np.concatenate((data["x"], data["x_test"]))[..., None]
     return lines, np.concatenate((data["y"], data["y_test"]))
+
+
+# ------------------------------------------------------------------ files
+
+
+class Series:
+    """Forecast columns of a CSV file, whose lines are equal steps of time.
+
+    A step reads the columns of one line and predicts those ``horizon`` lines later. The first 80%
+    of the lines are for training, 10% for validation and the last 10% for the test. Each line of
+    validation and test is predicted once, in windows that may read lines from before the border.
+
+    Args:
+        file: path of the file, in UTF-8, with the names of the columns in its first line.
+        columns: names of the columns to read, with commas between them; "" for all.
+        targets: names of those to forecast; "" for all that are read.
+        separator: character between two values.
+        length: number of steps of a window.
+        horizon: number of lines from a step to its target.
+        warmup: number of steps at the start of a window that have no target.
+    """
+
+    standardize = True
+
+    def __init__(
+        self,
+        *,
+        file: str = "",
+        columns: str = "",
+        targets: str = "",
+        separator: Literal[",", ";", "\t"] = ",",
+        length: int = 100,
+        horizon: int = 1,
+        warmup: int = 0,
+    ) -> None:
+        check_range("length", length, 1, MAX_STEPS)
+        check_range("horizon", horizon, 1, MAX_STEPS)
+        check_range("warmup", warmup, 0, length - 1)
+        names, self._values = _read_csv(file, columns, separator)
+        self.persistence = _find_columns(file, names, targets)
+        self.output_names = [names[column] for column in self.persistence]
+        self.input_size, self.output_size = len(names), len(self.persistence)
+        self.files = [file]
+        self.length, self.horizon, self.warmup = length, horizon, warmup
+        lines = len(self._values)
+        borders = (0, lines * 80 // 100, lines * 90 // 100, lines)
+        if lines < 10 or borders[1] < length + horizon:
+            raise TaskError(
+                f"{file} has {lines} lines of numbers: expected {length + horizon} or more in the "
+                f"first 80%, for length = {length} and horizon = {horizon}, and 10 in all"
+            )
+        self._spans = dict(zip(SPLITS, itertools.pairwise(borders), strict=True))
+
+    def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
+        start, end = self._spans[split]
+        if split == "train":
+            first = rng.integers(end - self.length - self.horizon + 1, size=count)
+        else:  # the targets of a window follow those of the window before
+            first = np.arange(start, end, self.length - self.warmup) - self.warmup - self.horizon
+        step = np.arange(self.length)
+        lines = first[:, None] + step  # (count, T)
+        targets = self._values[np.minimum(lines + self.horizon, end - 1)][..., self.persistence]
+        return {
+            "inputs": self._values[np.minimum(lines, end - 1)],
+            "targets": targets,
+            "mask": (step >= self.warmup) & (lines + self.horizon < end),
+        }
+
+
+class Sequences(DataSet):
+    """Predict labels of N sequences of T steps, the arrays of an NPZ file.
+
+    - ``x``: tokens (N, T) as integers, numbers (N, T) as floats, or numbers (N, T, d),
+    - ``y``: classes as integers, (N,) of sequences or (N, T) of steps; or numbers as floats, (N,)
+      or (N, m) of sequences, (N, T) or (N, T, m) of steps,
+    - ``lengths``, optional: steps (N,) of each sequence, whose own target is at the last of them,
+    - ``mask``, optional: weights (N, T) of targets of steps,
+    - ``split``, optional: (N,) 0 for training, 1 for validation, 2 for the test; without it 80%,
+      10% and 10% at random.
+
+    Args:
+        file: path of the file.
+    """
+
+    standardize = True
+
+    def __init__(self, *, file: str = "") -> None:
+        self.files = [file]
+        arrays = _read_npz(file)
+        x, y = arrays["x"], arrays["y"]
+        count, steps = x.shape[:2]
+        is_stepwise, has_classes = y.shape[1:2] == (steps,), y.dtype.kind in "iub"
+        sizes = y.shape[1 + is_stepwise :]
+        if 0 in sizes or len(sizes) > 1 - has_classes:
+            expected = f"(N,) or (N, {steps}) of integers, or of floats with an axis more or not"
+            raise _array_error(file, "y", y, expected)
+        for name, shape in (("lengths", (count,)), ("split", (count,)), ("mask", (count, steps))):
+            if name in arrays and arrays[name].shape != shape:
+                raise _array_error(file, name, arrays[name], f"{shape}, by the shape of x")
+        if "mask" in arrays and not is_stepwise:
+            raise _array_error(file, "y", y, f"(N, {steps}, …), as there is an array mask")
+
+        lengths = arrays.get("lengths", np.full(count, steps))
+        step = np.arange(steps)
+        _check_each(file, "lengths", lengths, np.isin(lengths, step + 1), f"1 to {steps}")
+        last = lengths[:, None].astype(int) - 1
+        # Padding repeats the last step: zeros would shift the mean.
+        x = x[np.arange(count)[:, None], np.minimum(step, last)]
+        mask = (step <= last if is_stepwise else step == last) * arrays.get("mask", np.True_)
+        if is_stepwise:
+            y = np.where(mask.reshape(*mask.shape, *[1] * len(sizes)) > 0, y, 0)
+        if x.ndim == 2 and x.dtype.kind in "iub":
+            self.vocabulary = _count_symbols(file, "x", x)
+        else:
+            _check_each(file, "x", x, np.isfinite(x), "a finite number")
+            self.input_size = 1 if x.ndim == 2 else x.shape[2]
+        if has_classes:
+            self.classes = _count_symbols(file, "y", y)
+        else:
+            _check_each(file, "y", y, np.isfinite(y), "a finite number")
+            self.output_size = sizes[0] if sizes else 1
+        if not is_stepwise:
+            y = np.broadcast_to(y[:, None], (count, steps, *sizes))
+
+        rows = split_rows(count, 80, 10)
+        if "split" in arrays:
+            parts = arrays["split"]
+            _check_each(file, "split", parts, np.isin(parts, (0, 1, 2)), "0, 1 or 2")
+            rows = {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
+        for name, chosen in rows.items():
+            if not chosen.size:
+                raise TaskError(
+                    f"{file} has no sequence for {name}: expected 10 or more in all, or an array "
+                    "split of 0 (train), 1 (validation) and 2 (test)"
+                )
+        super().__init__(x, y, rows, None if mask.dtype == bool and mask.all() else mask)
+
+
+def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array]:
+    """Return the names of the columns to read and their values (lines, columns)."""
+    values = array.array("d")
+    try:
+        with Path(file).open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, delimiter=separator, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            if not any(names) or any(math.isfinite(_to_number(name)) for name in names):
+                expected = "the names of the columns, none of them a number"
+                raise TaskError(f"{file}, line 1: {names!r:.80}: expected {expected}")
+            chosen = _find_columns(file, names, columns)
+            for line in reader:
+                where = f"{file}, line {reader.line_num}"
+                if not line and len(names) > 1:
+                    continue
+                if len(line) != len(names):
+                    raise TaskError(f"{where}: {len(line)} values: expected {len(names)}")
+                for column in chosen:
+                    values.append(_to_number(line[column]))
+                    if not math.isfinite(values[-1]):
+                        raise TaskError(
+                            f"{where}, column {names[column]!r}: {line[column][:40]!r}: expected a "
+                            "finite number; fill the gap, or list other columns in columns"
+                        )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error, "a CSV file in UTF-8") from error
+    return [names[column] for column in chosen], np.array(values).reshape(-1, len(chosen))
+
+
+def _find_columns(file: str, names: list[str], wanted: str) -> list[int]:
+    """Return the numbers of columns whose names have commas between them; "" for all."""
+    chosen = [name.strip() for name in wanted.split(",")] if wanted else names
+    for name in chosen:
+        if not name or names.count(name) != 1:
+            number = "more than one" if name and name in names else "no"
+            raise TaskError(f"{file} has {number} column {name!r}: its columns are {names!r:.200}")
+    return [names.index(name) for name in chosen]
+
+
+def _to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _read_npz(file: str) -> dict[str, Array]:
+    """Return the arrays of a file by name. Pickled objects are refused, as they can be any code."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: np.asarray(stored[name]) for name in stored.files}
+    except Exception as error:  # what a damaged file raises is not documented
+        raise _unreadable(file, error, "an NPZ file without pickled objects") from error
+    if not {"x", "y"} <= arrays.keys() <= {"x", "y", "mask", "lengths", "split"}:
+        raise TaskError(
+            f"{file} has the arrays {', '.join(arrays)[:200]}: expected x and y, and where needed "
+            "mask, lengths and split"
+        )
+    if arrays["x"].ndim not in (2, 3) or not arrays["x"].size:
+        raise _array_error(file, "x", arrays["x"], "(N, T) or (N, T, d)")
+    count = len(arrays["x"])
+    for name, values in arrays.items():
+        if values.dtype.kind not in "iubf" or values.shape[:1] != (count,):
+            raise _array_error(file, name, values, f"numbers of {count} sequences, as many as in x")
+    return arrays
+
+
+def _unreadable(file: str, error: Exception, expected: str) -> TaskError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return TaskError(f"{file or 'the file'} cannot be read ({reason}): expected {expected}")
+
+
+def _array_error(file: str, name: str, values: Array, expected: str) -> TaskError:
+    given = f"shape {values.shape} and dtype {values.dtype}"
+    return TaskError(f"{file}: {name} has {given}: expected {expected}")
+
+
+def _check_each(file: str, name: str, values: Array, is_valid: Array, expected: str) -> None:
+    """Require that all values of an array are valid; the error gives the index of the first."""
+    for index in np.argwhere(~is_valid)[:1].tolist():
+        raise TaskError(f"{file}: {name}{index} is {values[tuple(index)]}: expected {expected}")
+
+
+def _count_symbols(file: str, name: str, values: Array) -> int:
+    """Return the number of tokens or classes."""
+    is_valid = (values >= 0) & (values < MAX_SYMBOLS)
+    _check_each(file, name, values, is_valid, f"0 to {MAX_SYMBOLS - 1}, or floats for numbers")
+    return int(values.max()) + 1

@@ -19,8 +19,10 @@ T is the number of time steps, B the number of streams.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -92,6 +94,42 @@ class TrainingData(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class SavedTask:
+    """What is needed to use the networks of a task: data alone.
+
+    Attributes:
+        name: name of the task, without the folder of a file.
+        inputs: number of tokens of the vocabulary, or of real numbers of a step.
+        outputs: number of classes, or of real numbers to predict.
+        reads_tokens: whether a step is a token.
+        predicts_classes: whether a target is a class.
+        has_own_loss: whether the loss is another than the cross-entropy or the squared error.
+        output_names: a name for each output; none if the task has none.
+        input_scaling: mean and standard deviation of each input; none if they are not standardized.
+        target_scaling: the same of the targets.
+        merges: those of a text's tokenizer, none for bytes; None for another task.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    reads_tokens: bool = True
+    predicts_classes: bool = True
+    has_own_loss: bool = False
+    output_names: Sequence[str] = ()
+    input_scaling: Sequence[tuple[float, float]] = ()
+    target_scaling: Sequence[tuple[float, float]] = ()
+    merges: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What the networks read and predict; whether it is dense is known of a text alone."""
+        classes = self.predicts_classes
+        is_dense = self.merges is not None
+        return TaskSpec(self.inputs, self.outputs, self.reads_tokens, classes, is_dense)
+
+
 class Task(TrainingData, Protocol):
     """What networks learn: :class:`rnn.tasks.text.Text`, or a :class:`SequenceTask`.
 
@@ -129,6 +167,9 @@ class Task(TrainingData, Protocol):
         They differ for other data, and by a rounding error where another processor or version of
         NumPy computed the same. A text has none: its hash is known.
         """
+
+    def save(self) -> SavedTask:
+        """Return what is needed to use the networks of the task."""
 
 
 def is_built_in(definition: type) -> bool:
@@ -270,7 +311,7 @@ class SequenceTask:
         """Call a method of a user's class; require a tensor (N,) for N outputs and targets."""
         try:
             result = getattr(self.definition, name)(outputs, targets)
-        except Exception as error:
+        except Exception as error:  # a user's method may raise any
             if is_out_of_memory(error):
                 raise
             raise TaskError(f"{name} of task {self.name} raises {describe_error(error)}") from error
@@ -397,8 +438,22 @@ class SequenceTask:
                 for part in (batch.inputs, batch.targets, batch.weights, resets):
                     values = part.astype(np.float64).ravel()
                     places = np.linspace(1, 2, len(values))
-                    sums += [float(np.maximum(each, 0) @ places) for each in (values, -values)]
+                    sums += [float(np.maximum(signed, 0) @ places) for signed in (values, -values)]
         return sums
+
+    def save(self) -> SavedTask:
+        spec = self.spec
+        return SavedTask(
+            PurePath(self.name).name,
+            spec.inputs,
+            spec.outputs,
+            spec.reads_tokens,
+            spec.predicts_classes,
+            spec.loss is not None,
+            self.output_names,
+            _list_scaling(self.input_scaling),
+            _list_scaling(self.target_scaling),
+        )
 
     def to_units(self, values: Any) -> Any:
         """Return outputs or targets (…, outputs) in the units of the data: tensors or arrays."""
@@ -543,6 +598,12 @@ class SequenceTask:
 
 def _time_first(values: Array) -> Array:
     return np.ascontiguousarray(np.swapaxes(values, 0, 1))
+
+
+def _list_scaling(scaling: Scaling | None) -> list[tuple[float, float]]:
+    if scaling is None:
+        return []
+    return list(zip(scaling.mean.tolist(), scaling.std.tolist(), strict=True))
 
 
 def _measure(values: Array, weights: Array) -> Scaling:

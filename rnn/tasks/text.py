@@ -14,6 +14,7 @@ from rnn.engines import Engine
 from rnn.errors import CorpusError
 from rnn.network import Batch
 from rnn.tasks.corpus import Corpus
+from rnn.tasks.task import SavedTask
 from rnn.tasks.tokenizer import TokenArray, Tokenizer
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
@@ -47,14 +48,14 @@ class TextData:
     A sequence of L tokens gives L − 1 steps. See :class:`rnn.tasks.task.TrainingData`.
 
     Args:
-        tokens: training split (length,), at least one sequence long.
+        train: training split (length,), at least one sequence long.
         vocab_size: V.
     """
 
     initial_loss = 3.0
 
-    def __init__(self, tokens: TokenArray, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
-        self.tokens = tokens
+    def __init__(self, train: TokenArray, vocab_size: int = BYTE_VOCAB_SIZE) -> None:
+        self.train = train
         self.spec = TaskSpec.of_text(vocab_size)
 
     def steps_per_sequence(self, sequence_length: int) -> int:
@@ -64,9 +65,9 @@ class TextData:
         self, seed: int, index: int, replicate: int, batch_size: int, sequence_length: int
     ) -> Batch:
         rng = np.random.default_rng([seed, index, replicate])
-        last_start = len(self.tokens) - sequence_length
+        last_start = len(self.train) - sequence_length
         starts = rng.integers(0, last_start, batch_size, endpoint=True)  # (B,)
-        tokens = gather_windows(self.tokens, starts, sequence_length)
+        tokens = gather_windows(self.train, starts, sequence_length)
         return Batch(tokens[:-1], tokens[1:])
 
 
@@ -85,12 +86,7 @@ class Text(TextData):
         self.spec = TaskSpec.of_text(tokenizer.size)
 
     @cached_property
-    def tokens(self) -> TokenArray:  # type: ignore[override]  # encoded when they are needed
-        """The tokens of the training split."""
-        return self.train
-
-    @cached_property
-    def train(self) -> TokenArray:
+    def train(self) -> TokenArray:  # type: ignore[override]  # encoded when they are needed
         """The tokens of the training split."""
         return self.tokenizer.encode(self.corpus.train)
 
@@ -167,6 +163,10 @@ class Text(TextData):
     def summarize_held_out(self, count: int) -> list[float]:
         return []
 
+    def save(self) -> SavedTask:
+        size = self.tokenizer.size
+        return SavedTask("text", size, size, merges=self.tokenizer.bpe.merges)
+
 
 def _describe_context(bins: list[int], long: Tensor, excess: Tensor) -> dict[str, Any]:
     """Return the attributes of a network's losses with a limited context, in bits per byte.
@@ -193,19 +193,14 @@ def select_eval_windows(text: TokenArray, window_count: int, window_length: int)
     """Return evenly spaced, non-overlapping windows of a text, the same for every network.
 
     Args:
-        text: held-out split (length,).
+        text: held-out split (length,), at least one window long.
         window_count: maximum number of windows; a short text gives as many as fit.
         window_length: tokens of a window; the first is read but not predicted.
 
     Returns:
         Tokens (window_length, windows).
-
-    Raises:
-        ValueError: if the text is shorter than one window.
     """
     count = min(window_count, len(text) // window_length)
-    if count < 1:
-        raise ValueError(f"text has {len(text)} tokens: expected {window_length} or more")
     starts = np.arange(count) * (len(text) - window_length) // max(count - 1, 1)  # (windows,)
     return gather_windows(text, starts, window_length)
 

@@ -2,9 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from functools import cached_property
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,69 +20,40 @@ _CHUNK_SIZE = 2**20
 """Bytes of text that are handed to the trainer at once."""
 
 
-class Tokenizer(Protocol):
-    """A lossless map between bytes and tokens."""
+class Tokenizer:
+    """A lossless map between bytes and tokens: byte pairs, or the bytes if there are no merges.
 
-    @property
-    def size(self) -> int:
-        """V, the number of tokens."""
+    Args:
+        merges: pairs of tokens to merge; see :class:`rnn.tasks.bpe.BPE`.
 
-    @property
-    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
-        """The number of bytes of each token (V,)."""
+    Attributes:
+        bpe: the byte-pair encoding.
+        size: V, the number of tokens.
+        token_byte_lengths: the number of bytes of each token (V,).
+    """
+
+    def __init__(self, merges: Sequence[tuple[int, int]] = ()) -> None:
+        self.bpe = BPE(merges)
+        self.size = len(self.bpe.tokens)
+        self.token_byte_lengths = np.array([len(token) for token in self.bpe.tokens], np.int64)
 
     @property
     def serialized(self) -> str | None:
-        """The tokenizer as :func:`load_tokenizer` reads it."""
-
-    def encode(self, text: ByteArray) -> TokenArray:
-        """Return the tokens (m,) of a text (n,)."""
-
-    def decode(self, tokens: Iterable[int]) -> bytes:
-        """Return the text of tokens."""
-
-
-class ByteTokenizer:
-    """Each byte is a token; nothing is copied."""
-
-    size = BYTE_VOCAB_SIZE
-    serialized = None
-
-    @property
-    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
-        return np.ones(BYTE_VOCAB_SIZE, np.int64)
-
-    def encode(self, text: ByteArray) -> TokenArray:
-        return text
-
-    def decode(self, tokens: Iterable[int]) -> bytes:
-        return bytes(tokens)
-
-
-class BPETokenizer:
-    """Tokens of byte-pair encoding."""
-
-    def __init__(self, bpe: BPE) -> None:
-        self.bpe = bpe
-
-    @property
-    def size(self) -> int:
-        return len(self.bpe.tokens)
-
-    @cached_property
-    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
-        return np.array([len(token) for token in self.bpe.tokens], np.int64)
-
-    @cached_property
-    def serialized(self) -> str:
+        """The tokenizer as :func:`load_tokenizer` reads it; None for bytes."""
+        if not self.bpe.merges:
+            return None
         content = {"format_version": _FORMAT_VERSION, "merges": self.bpe.merges}
         return json.dumps(content, separators=(",", ":"))
 
     def encode(self, text: ByteArray) -> TokenArray:
+        """Return the tokens (m,) of a text (n,); bytes are not copied."""
+        if not self.bpe.merges:
+            return text
         tokens = self.bpe.encode(np.ascontiguousarray(text).data)
         return np.fromiter(tokens, np.uint16)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
+        """Return the text of tokens."""
         return self.bpe.decode(tokens)
 
 
@@ -98,9 +67,9 @@ def train_tokenizer(name: str, training_text: ByteArray) -> Tokenizer:
         training_text: text (n,) to learn the pairs from.
     """
     if name == "bytes":
-        return ByteTokenizer()
+        return Tokenizer()
     size = int(name.removeprefix("bpe:"))
-    return BPETokenizer(BPE(_train_bpe(training_text, size)))
+    return Tokenizer(_train_bpe(training_text, size))
 
 
 def load_tokenizer(serialized: str | None) -> Tokenizer:
@@ -110,12 +79,12 @@ def load_tokenizer(serialized: str | None) -> Tokenizer:
         UserError: if it is damaged.
     """
     if serialized is None:
-        return ByteTokenizer()
+        return Tokenizer()
     try:
         content = json.loads(serialized)
         if content["format_version"] != _FORMAT_VERSION:
             raise ValueError(f"format version is {str(content['format_version'])[:20]!r}")
-        return BPETokenizer(BPE([(left, right) for left, right in content["merges"]]))
+        return Tokenizer([(left, right) for left, right in content["merges"]])
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r}"

@@ -79,7 +79,7 @@ def sample(
 def export(
     study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
 ) -> None:
-    """Export the model of a trial to the folder DIR, which depends on PyTorch only.
+    """Export the model of a trial to the folder DIR, which depends on PyTorch and NumPy only.
 
     The folder has its weights and its tokenizer or task. That of a task other than text depends on
     NumPy as well.

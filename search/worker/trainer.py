@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.export import SavedModel, SavedTask, generate, save_task, serialize_model
+from rnn.export import SavedModel, generate, serialize_model
 from rnn.network import count_parameters
 from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState
@@ -250,7 +250,7 @@ class Trainer:
     ) -> str | None:
         """Save a trial's weights; return a text sample of its network, if it predicts text."""
         parameters = loop.stack.parameters
-        task = save_task(self._task)
+        task = self._task.save()
         number = claim.trial.number
         model = SavedModel(
             trial_config.architecture,
@@ -260,7 +260,7 @@ class Trainer:
             {"study": self._handle.name, "trial": str(number), "value": repr(value)},
         )
         self.best_weights.write(number, partial(serialize_model, model))
-        if isinstance(task, SavedTask):
+        if task.merges is None:
             return None
         with warn_of_errors(f"generate a sample of trial {number}"):
             sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)

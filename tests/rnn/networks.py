@@ -83,12 +83,14 @@ def label(config: NetworkConfig) -> str:
 def make_model(config, tokenizer, precision="bf16", scale=1.0, **metadata: str) -> Any:
     """Return a network with initial weights as if it were trained; ``scale`` is of its head."""
     from rnn.export import SavedModel  # needs more than PyTorch
+    from rnn.tasks.task import SavedTask
 
     computed = "fp64" if precision == "fp64" else "fp32"
     network = AutogradStack([TrialConfig(config)], 7, computed, TaskSpec.of_text(tokenizer.size))
     weights = extract(network)
     weights["head.weight"] *= scale
-    return SavedModel(config, weights, tokenizer, precision, metadata)
+    task = SavedTask("text", tokenizer.size, tokenizer.size, merges=tokenizer.bpe.merges)
+    return SavedModel(config, weights, task, precision, metadata)
 
 
 # ------------------------------------------------------------------ the plain module

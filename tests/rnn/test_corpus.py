@@ -15,7 +15,7 @@ import pytest
 from rnn.errors import CorpusError
 from rnn.tasks.corpus import load_corpus
 from rnn.tasks.text import Text
-from rnn.tasks.tokenizer import ByteTokenizer
+from rnn.tasks.tokenizer import Tokenizer
 
 
 def assert_refused(name: str | Path, message: str) -> None:
@@ -46,7 +46,7 @@ def test_file_is_read_as_raw_bytes_and_named_by_its_absolute_path(tmp_path, monk
         assert (corpus.name, corpus.path) == (str(tmp_path / "text"), tmp_path / "text")
         assert corpus.text.tobytes() == content
         assert corpus.sha256 == hashlib.sha256(content).hexdigest()
-        text = Text(corpus, ByteTokenizer())
+        text = Text(corpus, Tokenizer())
         splits = text.train, text.validation, text.test
         assert all(np.shares_memory(split, corpus.text) for split in splits), "in memory once"
 

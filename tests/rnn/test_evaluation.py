@@ -28,8 +28,6 @@ def test_windows_are_evenly_spaced_and_the_last_is_at_the_end():
     assert windows[:, 3].tolist() == [*range(80, 100)]
     # A short text gives as many as fit.
     assert select_eval_windows(TEXT[:100], 99, 20).shape == (20, 5)
-    with pytest.raises(ValueError, match="20 or more"):
-        select_eval_windows(TEXT[:19], 4, 20)
 
 
 def test_bits_per_byte_are_all_nats_over_all_bytes():

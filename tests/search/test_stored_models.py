@@ -12,7 +12,9 @@ from factories import NO_GATES, make_runs
 from rnn.config import TrialConfig
 from rnn.engines import build_network
 from rnn.errors import TaskError, UserError
-from rnn.export import SavedModel, SavedTask, deserialize_model, serialize_model
+from rnn.export import SavedModel, deserialize_model, serialize_model
+from rnn.tasks.corpus import Corpus
+from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import train_tokenizer
 from rnn_search import load
 from rnn_search.commands.models import sample
@@ -49,9 +51,9 @@ def make_study(
     runs = [(params, value, {}) for params, value in zip(combinations, values, strict=True)]
     make_runs(url, "made", raw, runs)
     weights = ArtifactFolders(artifacts, url).trial_files("made-1", "safetensors")
-    learnt = (
-        SavedTask.from_task(task.build()) if task else train_tokenizer(config.task.tokenizer, PROSE)
-    )
+    learnt = Text(Corpus("prose", PROSE), train_tokenizer(config.task.tokenizer, PROSE)).save()
+    if task is not None:
+        learnt = task.build().save()
     for number in keep:
         trial_config = to_trial_config(combinations[number], config)
         config_of_trial = TrialConfig(trial_config.architecture)
