@@ -62,12 +62,8 @@ class AutogradStack:
             networks ``vmap`` replaces its parameters.
 
     Raises:
-        ValueError: if the configs differ in more, or have no valid ``bptt_steps`` and
-            ``update_every``.
         CellError: if a user's cell is not loaded or breaks the contract of a cell.
     """
-
-    separate_texts = True
 
     @staticmethod
     def can_train(
@@ -85,24 +81,12 @@ class AutogradStack:
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
     ) -> None:
         self.configs = tuple(configs)
-        shared = {
-            (config.architecture, config.bptt_steps, config.update_every) for config in configs
-        }
-        if len(shared) != 1:
-            raise ValueError(
-                "configs differ in architecture, bptt_steps or update_every: expected one of each "
-                "in a stack"
-            )
-        ((architecture, reach, update_every),) = shared
-        if not (1 <= update_every <= reach or (reach == 1 and update_every > 1)):
-            raise ValueError(
-                f"bptt_steps is {reach} and update_every {update_every}: expected update_every of "
-                "1 to bptt_steps, or bptt_steps = 1"
-            )
-        self._detaches = reach == 1
-        self._earlier = configs[0].earlier_states
+        first = configs[0]
+        architecture = first.architecture
+        self._detaches = first.bptt_steps == 1
+        self._earlier = first.earlier_states
         # How far behind the last update the state lies that the first of the earlier ones becomes.
-        self._kept_step = -reach % update_every
+        self._kept_step = -first.bptt_steps % first.update_every
         self._seed, self._precision, self._spec = seed, precision, spec
         self.device = device or torch.device("cpu")
         # A user's cell or loss may do anything, which a CUDA graph cannot.
@@ -404,7 +388,7 @@ def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.dev
         alone = [train([config])[0] for config in configs]
         with warnings.catch_warnings(record=True, action="always") as warned:
             stacked = train(configs)
-    except Exception as error:
+    except Exception as error:  # a user's cell may raise any
         if is_out_of_memory(error):
             raise
         return f"torch.vmap: {describe_error(error)}"

@@ -21,7 +21,6 @@ from rnn.config import (
     ParamValue,
     TaskSpec,
 )
-from rnn.errors import CellError
 
 # ------------------------------------------------------------------ the whole network
 
@@ -150,11 +149,6 @@ class _Cell(NamedTuple):
 @cache
 def _specialize(config: NetworkConfig) -> _Cell:
     """Return the class of a built-in cell, with the options of a config."""
-    if not config.is_built_in:
-        raise CellError(
-            f"cell {config.cell} has no generated code: its source file defines it, expected a "
-            "built-in cell"
-        )
     source = Path(__file__).with_name("cells.py").read_text("utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     (found,) = (node for node in classes if node.name.lower() == f"{config.cell}cell")
@@ -252,12 +246,12 @@ class _Specializer(ast.NodeTransformer):
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
     """Return the local names that are read or assigned."""
-    names = (each for each in ast.walk(node) if isinstance(each, ast.Name))
-    return [each for each in names if isinstance(each.ctx, context)]
+    names = (child for child in ast.walk(node) if isinstance(child, ast.Name))
+    return [name for name in names if isinstance(name.ctx, context)]
 
 
 def _assigned(statement: ast.stmt) -> list[str]:
-    return [each.id for each in _names(statement, ast.Store)]
+    return [name.id for name in _names(statement, ast.Store)]
 
 
 def _inline_copies(statements: list[ast.stmt]) -> None:
@@ -280,6 +274,6 @@ def _remove_unused(statements: list[ast.stmt]) -> list[ast.stmt]:
     for statement in reversed(statements):
         new = _assigned(statement)
         if not new or not read.isdisjoint(new):
-            read = (read - {*new}) | {each.id for each in _names(statement, ast.Load)}
+            read = (read - {*new}) | {name.id for name in _names(statement, ast.Load)}
             kept.append(statement)
     return kept[::-1]

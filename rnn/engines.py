@@ -30,14 +30,11 @@ class Engine(Protocol):
         device: device of all tensors.
         static_graph: whether all updates by windows of one shape run the same operations on the
             same memory, as a CUDA graph requires.
-        separate_texts: whether networks of several replicates can be trained together: each then
-            reads its own data, if no target of it is masked.
     """
 
     configs: tuple[TrialConfig, ...]
     device: torch.device
     static_graph: bool
-    separate_texts: bool
 
     @staticmethod
     def can_train(
@@ -105,8 +102,7 @@ class Engine(Protocol):
         their mask, taken back to the window's first step; they are written to ``parameters``.
 
         Args:
-            window: what to read; the networks read separate data, a text each, only if
-                ``separate_texts`` and they are of several replicates.
+            window: what to read; networks of several replicates read separate data.
             states: of :meth:`init_training_state` or the last update.
 
         Returns:
@@ -125,7 +121,8 @@ ENGINES: tuple[type[NativeStack | NetworkStack | AutogradStack], ...] = (
 def stack_key(config: TrialConfig, spec: TaskSpec = BYTES) -> Hashable:
     """Return what configs must have in common to be trained in lockstep.
 
-    A user's cell may have a :func:`rnn.autograd.lockstep_obstacle` all the same.
+    Networks of several replicates each read their own data, which the autograd engine alone can. A
+    user's cell may have a :func:`rnn.autograd.lockstep_obstacle` all the same.
     """
     architecture = config.architecture
     if can_stack(config, spec):
@@ -156,8 +153,11 @@ def build_network(
         weights: weights by config; networks without an entry get initial weights.
 
     Raises:
-        ValueError: if the configs cannot be trained together.
+        ValueError: if the configs have more than one :func:`stack_key`.
     """
+    if len({stack_key(config, spec) for config in configs}) != 1:
+        labels = ", ".join(config.label for config in configs)
+        raise ValueError(f"{labels} cannot be trained together: expected one stack_key")
     for engine in ENGINES:
         if all(engine.can_train(config, spec, precision, device) for config in configs):
             return engine(configs, seed, precision, spec, device, weights)

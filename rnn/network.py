@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parameter import is_lazy
 
 from rnn.cells import CELLS
 from rnn.config import (
@@ -72,11 +71,6 @@ class Network(nn.Module):
         names: dict[int, str] = {}
         for name, tensor in named_tensors(self).items():
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-            if is_lazy(tensor):
-                raise CellError(
-                    f"{kind} {name} of cell {self.cell} has no shape yet: expected the "
-                    "constructor to define it"
-                )
             if kind == "parameter" and tensor.is_complex():
                 raise CellError(
                     f"parameter {name} of cell {self.cell} is complex: expected real parameters, "
@@ -95,7 +89,7 @@ class Network(nn.Module):
         for layer in self.layers:
             initial_state = getattr(layer, "initial_state", None)
             if initial_state is not None:
-                state = self._call("initial_state", initial_state, streams)
+                state = initial_state(streams)
             else:
                 state = weight.new_zeros(streams, self.head.in_features)
             tensors = _list_parts(state)
@@ -181,7 +175,7 @@ class Network(nn.Module):
         is converted.
         """
         before = tuple(old) if is_tuple else old[0]
-        result = self._call("forward", layer, x, before)
+        result = layer(x, before)
         if not isinstance(result, tuple) or len(result) != 2:
             raise CellError(
                 f"cell {self.cell}: forward returned {_describe(result)}: expected the output and "
@@ -189,13 +183,6 @@ class Network(nn.Module):
             )
         (output,) = self._convert("output", result[0], x, "input")
         return output, self._convert("state", result[1], before, "initial state")
-
-    def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of the cell, which must not end the process."""
-        try:
-            return function(*arguments)
-        except SystemExit as error:
-            raise CellError(f"cell {self.cell}: {name} raises {describe_error(error)}") from error
 
     def _convert(self, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
         """Return the tensors of what forward returned, in the dtypes of its arguments."""
@@ -229,7 +216,7 @@ def _build_layer(config: NetworkConfig) -> nn.Module:
     cls: type[nn.Module] = load_class(loaded_source(config.cell, config.sha256))
     try:
         return cls(input_size=n, state_size=n, **options)
-    except (Exception, SystemExit) as error:
+    except Exception as error:  # the constructor may raise any
         if is_out_of_memory(error):
             raise
         given = "".join(f", {name}={value!r}" for name, value in options.items())

@@ -192,7 +192,7 @@ def _find_class(source: CodeSource, module: ModuleType) -> type[Any]:
         if isinstance(value, type) and issubclass(value, source.base)
     }
     if source.name not in classes:
-        own = [name for name, each in classes.items() if each.__module__ == module.__name__]
+        own = [name for name, cls in classes.items() if cls.__module__ == module.__name__]
         of_base, base = (
             (" of torch.nn.Module", "(nn.Module)") if source.kind == "cell" else ("", "")
         )

@@ -17,7 +17,7 @@ from rnn.config import BYTES, GatedOptions, NetworkConfig, Precision, TaskSpec, 
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
-from rnn.stacked.network import can_stack, require_one_shape
+from rnn.stacked.network import can_stack
 
 _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 """State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
@@ -96,11 +96,10 @@ class NativeStack:
         precision: precision of the arithmetic, fp32 or bf16.
 
     Raises:
-        ValueError: if the configs cannot be stacked, or there is no library for the precision.
+        ValueError: if there is no library for the precision.
     """
 
     static_graph = False
-    separate_texts = False
 
     @staticmethod
     def can_train(
@@ -126,7 +125,7 @@ class NativeStack:
         self.configs = tuple(configs)
         self.device = torch.device("cpu")
         self._seed, self._precision, self._spec = seed, precision, spec
-        architectures = require_one_shape(configs)
+        architectures = [config.architecture for config in configs]
         self._layers = architectures[0].layers
         self._state_size = architectures[0].state_size
         self.parameters = Parameters(self.configs, torch.float32, self.device, spec)

@@ -10,7 +10,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from rnn.config import BYTES, NetworkConfig, Precision, TaskSpec, TrialConfig
+from rnn.config import BYTES, Precision, TaskSpec, TrialConfig
 from rnn.network import NamedTensors, Window, draw_initial_weights
 from rnn.stacked.layer import StackedLayer, output_options, state_options
 from rnn.stacked.linear import BufferCache, FlatParameters, GatheredInput, Part, StackedLinear
@@ -35,11 +35,7 @@ class NetworkStack:
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
 
-    Raises:
-        ValueError: if the configs cannot be stacked; see :func:`require_one_shape`.
     """
-
-    separate_texts = False
 
     @staticmethod
     def can_train(
@@ -58,7 +54,7 @@ class NetworkStack:
         static_graph: bool | None = None,
     ) -> None:
         self.configs = tuple(sorted(configs, key=_sort_key))
-        architectures = require_one_shape(self.configs)
+        architectures = [config.architecture for config in self.configs]
         self.seed, self.precision = seed, precision
         self.device = device or torch.device("cpu")
         self.layers, self.state_size = architectures[0].layers, architectures[0].state_size
@@ -196,37 +192,9 @@ def can_stack(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
     return is_gated and config.updates_every_step and spec.is_token_stream
 
 
-def require_one_shape(configs: Sequence[TrialConfig]) -> list[NetworkConfig]:
-    """Return the architectures of configs, if they can be stacked.
-
-    Raises:
-        ValueError: if they differ in layers, state size or ``gate_inputs``, or one is not a gated
-            network with ``bptt_steps = update_every = 1``.
-    """
-    architectures = [_require_gated(config) for config in configs]
-    shapes = {(a.layers, a.state_size, a.gated.gate_inputs) for a in architectures}
-    if len(shapes) != 1:
-        raise ValueError(
-            f"networks have the shapes {sorted(shapes)}: expected one (layers, state size, "
-            "gate inputs) in a stack"
-        )
-    return architectures
-
-
-def _require_gated(config: TrialConfig) -> NetworkConfig:
-    """Return the architecture of a config, if it can be stacked."""
-    architecture = config.architecture
-    if not architecture.is_gated or not config.updates_every_step:
-        raise ValueError(
-            f"{architecture.label} with bptt_steps {config.bptt_steps} and update_every "
-            f"{config.update_every} cannot be stacked: expected a gated network with 1 and 1"
-        )
-    return architecture
-
-
 def _sort_key(config: TrialConfig) -> tuple[object, ...]:
     """Return a key by which configs with the same gates and outputs become consecutive."""
-    a = _require_gated(config).gated
+    a = config.architecture.gated
     return (
         *state_options(a),
         not a.reads_new_state,

@@ -67,8 +67,7 @@ class TrainLoop:
     """Training of networks in lockstep, from step 0 or from a checkpoint.
 
     Args:
-        stack: networks of one replicate, or of several if they can read separate data; trained in
-            place, and replaced by a smaller stack when networks are removed.
+        stack: networks to train in place; replaced by a smaller stack when some are removed.
         data: what they are trained on.
         train_config: settings of the run.
         train_states: state to resume each network from, all of the same step. The stack must
@@ -80,9 +79,6 @@ class TrainLoop:
         step: number of steps done.
         seconds: each network's share of the training time.
         curves: smoothed loss of each network at each log point so far, by step.
-
-    Raises:
-        ValueError: if the networks are of several replicates and read common data.
     """
 
     configs: tuple[TrialConfig, ...]
@@ -96,12 +92,6 @@ class TrainLoop:
         train_config: TrainConfig,
         train_states: Mapping[TrialConfig, TrainState] | None = None,
     ) -> None:
-        replicates = {config.replicate for config in stack.configs}
-        if len(replicates) > 1 and not (stack.separate_texts and data.spec.is_dense):
-            raise ValueError(
-                f"networks are of the replicates {sorted(replicates)}: expected one, since each "
-                "replicate reads other data"
-            )
         self.data = data
         self.train_config = train_config
         self._sequence_steps = data.steps_per_sequence(train_config.sequence_length)

@@ -142,7 +142,7 @@ def _tensors(window: Window) -> list[Tensor]:
 
 def _shape(window: Window) -> Hashable:
     # Without the flag begins: only networks that are not recorded learn their initial states.
-    shapes = (each.shape for each in _tensors(window))
+    shapes = (tensor.shape for tensor in _tensors(window))
     return window.advance, *(step for step, _ in window.resets), *shapes
 
 

@@ -333,25 +333,13 @@ def test_configs_of_one_key_are_trained_together():
 
 
 @pytest.mark.parametrize(
-    ("configs", "expected"),
+    "configs",
     [
-        (
-            [TrialConfig(FULL), TrialConfig(replace(FULL, layers=1))],
-            r"expected one \(layers, state",
-        ),
-        ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0 and update_every 1: expected"),
-        (
-            [MIN_GRU, MIN_GRU._replace(bptt_steps=3)],
-            "differ in architecture, bptt_steps or update_every",
-        ),
+        [TrialConfig(FULL), TrialConfig(replace(FULL, layers=1))],
+        [TrialConfig(FULL), TrialConfig(FULL, replicate=1)],  # which reads another text
+        [MIN_GRU, MIN_GRU._replace(bptt_steps=3)],
     ],
 )
-def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
-    with pytest.raises(ValueError, match=expected):
+def test_configs_that_cannot_be_trained_together_are_refused(configs):
+    with pytest.raises(ValueError, match="cannot be trained together: expected one stack_key"):
         build_network(configs, 0)
-
-
-def test_replicates_that_read_other_texts_cannot_share_a_run():
-    configs = [TrialConfig(FULL), TrialConfig(FULL, replicate=1)]
-    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
-        TrainLoop(build_network(configs, 1), DATA, SETTINGS)

@@ -120,7 +120,7 @@ def load_again():
     [
         ("CC", "no-such-compiler", "no C compiler 'no-such-compiler': install one, or set CC"),
         ("CC", "false", "false failed: exit code 1"),
-        ("CC", "cc 'unfinished", 'CC is "cc \'unfinished": expected a command'),
+        ("CC", "cc 'unfinished", "No closing quotation"),
         ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
         ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
         ("CC", "cc -c", "rnn-search/step-"),

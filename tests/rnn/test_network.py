@@ -172,7 +172,6 @@ CONSTRUCTORS = {
     "self.a = nn.Linear(4, 4); self.b = self.a": "has one parameter under two names, layers.0.a.w",
     "self.a = nn.BatchNorm1d(4); self.register_buffer('b', self.a.running_mean)": "has one buffer",
     "self.a = nn.Parameter(torch.zeros(4, dtype=torch.complex64))": "layers.0.a of cell Cell is c",
-    "self.a = nn.LazyLinear(4)": "parameter layers.0.a.weight of cell Cell has no shape yet",
 }
 FORWARDS = {
     "x": "forward returned a tensor of shape (3, 4): expected the output and the new state",
