@@ -87,7 +87,9 @@ class AutogradStack:
         self._earlier = first.earlier_states
         # How far behind the last update the state lies that the first of the earlier ones becomes.
         self._kept_step = -first.bptt_steps % first.update_every
-        self._seed, self._precision, self._spec = seed, precision, spec
+        self._seed = seed
+        self._precision = precision
+        self._spec = spec
         self.device = device or torch.device("cpu")
         # A user's cell or loss may do anything, which a CUDA graph cannot.
         self.static_graph = architecture.is_built_in and spec.loss is None
@@ -197,11 +199,14 @@ class AutogradStack:
             return functional.cross_entropy(outputs.flatten(0, 2), targets)[None]
         if window.mask is None:
             return self._target_losses(outputs, window.targets).flatten(1).mean(1)
-        weights, targets = window.mask.flatten(), window.targets.flatten(0, 1)  # (U·B, …)
+        weights = window.mask.flatten()
+        targets = window.targets.flatten(0, 1)  # (U·B, …)
         outputs = outputs.flatten(1, 2)  # (K, U·B, V)
         if self._spec.loss is not None:  # which may be infinite where there is no target
             counted = weights.nonzero()[:, 0]
-            outputs, targets, weights = outputs[:, counted], targets[counted], weights[counted]
+            outputs = outputs[:, counted]
+            targets = targets[counted]
+            weights = weights[counted]
         losses = self._target_losses(outputs[:, None], targets[None])[:, 0]  # (K, U·B)
         return (losses * weights).sum(1) / weights.sum()
 
@@ -209,7 +214,8 @@ class AutogradStack:
         """Return the losses (K, U, B) of outputs (K, U, B, V) and targets of a window."""
         spec = self._spec
         targets = self._stack(targets, 1 if spec.predicts_classes else 2)  # (K, U, B, …)
-        rows, wanted = outputs.flatten(0, 2), targets.flatten(0, 2)
+        rows = outputs.flatten(0, 2)
+        wanted = targets.flatten(0, 2)
         if spec.loss is not None:
             losses: Tensor = spec.loss(rows, wanted)
         elif spec.predicts_classes:
@@ -220,7 +226,8 @@ class AutogradStack:
 
     def _read(self, window: Window, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Read a window; return the outputs (K, U, B, V) of its targets, and what to carry on."""
-        steps, needed = len(window.inputs), len(window.targets)
+        steps = len(window.inputs)
+        needed = len(window.targets)
         half = len(states) // 2 if self._earlier else len(states)
         earlier = states[half:]
         current: Sequence[Tensor] | None = states[:half]
@@ -362,7 +369,9 @@ def lockstep_obstacle(
 
 @cache
 def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.device) -> str | None:
-    vocab_size, streams, steps = 4, 3, 3
+    vocab_size = 4
+    streams = 3
+    steps = 3
     configs = [TrialConfig(config, replicate, bptt_steps=2) for replicate in range(2)]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab_size, (steps + 1, streams), generator=generator).to(device)

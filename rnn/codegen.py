@@ -90,15 +90,19 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
         of the class of its layers; it imports PyTorch alone. A user's cell is imported from a
         module ``cell``, its source file.
     """
-    n, options = config.state_size, ""
+    n = config.state_size
+    options = ""
     if not config.is_built_in:
         label = f"{config.layers}×{n} {config.cell}"  # a text option could end the docstring
-        name, init_state = f"cell.{config.cell}", _STATES_OF_CELL
+        name = f"cell.{config.cell}"
+        init_state = _STATES_OF_CELL
         options = "".join(f", {name}={value!r}" for name, value in config.options)
         head = "import cell\nfrom torch import Tensor, nn"
     else:
-        label, cell = config.label, _specialize(config)
-        name, init_state = cell.name, _STATES_OF_CELL if "initial_state" in cell.methods else _ZEROS
+        label = config.label
+        cell = _specialize(config)
+        name = cell.name
+        init_state = _STATES_OF_CELL if "initial_state" in cell.methods else _ZEROS
         code = "\n\n".join([cell.description, *cell.methods.values()])
         layer = f"class {name}(nn.Module):\n{indent(code, '    ')}"
         head = f"import torch\nfrom torch import Tensor, nn\n\n\n{layer}"
@@ -166,11 +170,13 @@ def _specialize(config: NetworkConfig) -> _Cell:
 
 def _specialize_method(function: ast.FunctionDef, specializer: "_Specializer", source: str) -> str:
     """Return the source of a method with the options that a specializer knows."""
-    begin, end = function.lineno - 1, function.body[0].lineno - 1
+    begin = function.lineno - 1
+    end = function.body[0].lineno - 1
     lines = source.splitlines()
     signature = dedent("\n".join(lines[begin:end]))
     if function.args.kwonlyargs:
-        function.args.kwonlyargs, function.args.kw_defaults = [], []
+        function.args.kwonlyargs = []
+        function.args.kw_defaults = []
         signature = ast.unparse(function).partition("\n")[0]
     specializer.generic_visit(function)
     statements = function.body

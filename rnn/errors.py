@@ -50,7 +50,8 @@ def find_user_line(error: BaseException) -> int:
 
     Modules of users' files have the names that :mod:`rnn.own_code` gives them.
     """
-    line, traceback = 0, error.__traceback__
+    line = 0
+    traceback = error.__traceback__
     while traceback is not None:
         module = traceback.tb_frame.f_globals.get("__name__", "")
         if re.fullmatch("(cell|task)_[0-9a-f]{16}", str(module)):

@@ -205,7 +205,8 @@ def generate(
         )
     device = device or torch.device("cpu")
     configure_matmul("fp64" if model.precision == "fp64" else "fp32", device)
-    module, states = build_trained_module(model).to(device), None
+    module = build_trained_module(model).to(device)
+    states = None
     generator = torch.Generator().manual_seed(seed)
     read = model.tokenizer.encode(np.frombuffer(prompt or b"\n", np.uint8)).tolist()
     tokens: list[int] = []

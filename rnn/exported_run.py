@@ -28,7 +28,9 @@ def predict(run: Callable[[Tensor], Tensor], values: Any, task: Mapping[str, Any
     Raises:
         ValueError: if the values have another shape or dtype, or are out of range.
     """
-    values, size, reads_tokens = np.asarray(values), task["inputs"], task["reads_tokens"]
+    values = np.asarray(values)
+    size = task["inputs"]
+    reads_tokens = task["reads_tokens"]
     expected = f"finite numbers (T, {size}) or (N, T, {size})"
     if reads_tokens:
         expected = f"integers (T,) or (N, T) from 0 to {size - 1}"
@@ -100,7 +102,8 @@ def main(network: Any, folder: Path, arguments: Sequence[str]) -> None:
         return
 
     def run(inputs: Tensor) -> Tensor:
-        states, outputs = network.init_state(inputs.shape[1]), []
+        states = network.init_state(inputs.shape[1])
+        outputs = []
         for x in inputs:
             y, states = network(x, states)
             outputs.append(y)

@@ -84,7 +84,8 @@ class Network(nn.Module):
 
     def initial_states(self, streams: int) -> list[Tensor]:
         """Return the states of all layers at a sequence's start, (B, …) each."""
-        weight, states = self.head.weight, []
+        weight = self.head.weight
+        states = []
         self._tuple_sizes = []
         for layer in self.layers:
             initial_state = getattr(layer, "initial_state", None)
@@ -142,7 +143,8 @@ class Network(nn.Module):
             xs = xs + self.embedding.bias  # (T, B, n)
         else:
             xs = self.embedding(inputs).to(self.embedding.bias.dtype)  # (T, B, n)
-        dtype, next_states = xs.dtype, []
+        dtype = xs.dtype
+        next_states = []
         for layer, size in zip(self.layers, self._tuple_sizes, strict=True):
             old = [next(remaining) for _ in range(size or 1)]
             needed = len(inputs)
@@ -186,7 +188,8 @@ class Network(nn.Module):
 
     def _convert(self, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
         """Return the tensors of what forward returned, in the dtypes of its arguments."""
-        tensors, originals = _list_parts(value), _list_parts(like)
+        tensors = _list_parts(value)
+        originals = _list_parts(like)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
         is_like = isinstance(value, tuple) == isinstance(like, tuple)
         if not is_like or shapes != [tensor.shape for tensor in originals]:
@@ -406,11 +409,15 @@ def estimate_memory(
         parameters += 2 * config.architecture.layers * config.architecture.state_size**2
     weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
     # Activations and temporaries: a few numbers for each input and output.
-    per_input, per_output, others = 4, 6, 0
+    per_input = 4
+    per_output = 6
+    others = 0
     if not config.architecture.is_built_in:
         # Its other temporaries are unknown: eight of the size of its inputs and states.
-        n, layers = config.architecture.state_size, config.architecture.layers
-        per_input, per_output = 2, 1
+        n = config.architecture.state_size
+        layers = config.architecture.layers
+        per_input = 2
+        per_output = 1
         others = 8 * (shapes.states + layers * n) * window + 8 * n
     numbers = others + sum(
         (per_input * inputs + per_output * outputs)

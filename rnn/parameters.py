@@ -25,7 +25,8 @@ class Segment:
     """
 
     def __init__(self, memory: Tensor) -> None:
-        self._memory, self.size = memory, 0
+        self._memory = memory
+        self.size = 0
 
     @classmethod
     def unlimited(cls) -> "Segment":
@@ -92,7 +93,9 @@ class Parameters:
         spec: TaskSpec,
         place: Placement = place_stored,
     ) -> None:
-        self._configs, self._spec, self._place = configs, spec, place
+        self._configs = configs
+        self._spec = spec
+        self._place = place
         self.places: list[list[slice]] = []
         self.constants: dict[str, Tensor] = {}
         end = 0
@@ -104,7 +107,8 @@ class Parameters:
         self.values = torch.zeros(end, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
         self.full_grads = self.grads
-        self.matmul_grads, self.matmul_values = self.grads[:0], self.values[:0]
+        self.matmul_grads = self.grads[:0]
+        self.matmul_values = self.values[:0]
 
     def views(self, flat: Tensor, k: int) -> NamedTensors:
         """Return the parameters of network k as views of a flat tensor (P,)."""

@@ -117,7 +117,8 @@ def place_fused(
         """Place maps side by side; those with fewer inputs than others begin at row ``first``."""
         rows = max(shapes[name][0] for name in maps)
         width = sum(shapes[name][1] for name in maps)
-        block, bias = segment.take(rows, width), segment.take(width)
+        block = segment.take(rows, width)
+        bias = segment.take(width)
         column = 0
         for name in maps:
             inputs, outputs = shapes[name]
@@ -138,7 +139,8 @@ def place_fused(
         if options.input_gate:
             fused[f"{layer}of_x"], fused[f"{layer}bias_of_x"] = join(of_layer(index, "input_gate"))
         block, bias = join(of_layer(index, "candidate", "state_gate", "forget_gate"))
-        fused[f"{layer}of_c"], fused[f"{layer}bias_of_c"] = block[..., : 2 * n, :], bias
+        fused[f"{layer}of_c"] = block[..., : 2 * n, :]
+        fused[f"{layer}bias_of_c"] = bias
         for column, name in enumerate(of_layer(index, "state_gate", "forget_gate"), start=1):
             if options.gate_inputs == "candidate":
                 columns = slice(n * column, n * (column + 1))

@@ -124,7 +124,9 @@ class NativeStack:
         self._library = library
         self.configs = tuple(configs)
         self.device = torch.device("cpu")
-        self._seed, self._precision, self._spec = seed, precision, spec
+        self._seed = seed
+        self._precision = precision
+        self._spec = spec
         architectures = [config.architecture for config in configs]
         self._layers = architectures[0].layers
         self._state_size = architectures[0].state_size
@@ -166,7 +168,8 @@ class NativeStack:
         return buffers.output.mean(1), buffers.next_states
 
     def _step(self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]) -> _Buffers:
-        streams, is_training = tokens.numel(), targets is not None
+        streams = tokens.numel()
+        is_training = targets is not None
         given = [tokens, tokens if targets is None else targets, *states]
         shapes = [tuple(tensor.shape) for tensor in given]
         of_states = [(len(self.configs), streams, self._state_size)] * self._layers
@@ -194,7 +197,9 @@ class NativeStack:
 
     def _allocate(self, streams: int, threads: int, is_training: bool) -> _Buffers:
         """Allocate the memory of a step, which every step of as many streams reuses."""
-        count, values, grads = len(self.configs), self.parameters.values, self.parameters.grads
+        count = len(self.configs)
+        values = self.parameters.values
+        grads = self.parameters.grads
         most_packed = max(network.packed_size for network in self._networks)
         output = torch.empty(count, streams, *([] if is_training else [self._spec.outputs]))
         next_states = self.init_state(streams)
@@ -226,7 +231,8 @@ class NativeStack:
     def _describe(self, k: int, architecture: NetworkConfig) -> None:
         """Write the structs that tell the library where the weights of network k are."""
         packed_size = self._library.rnn_packed_size
-        views, n = self.parameters.views(self.parameters.values, k), self._state_size
+        views = self.parameters.views(self.parameters.values, k)
+        n = self._state_size
         maps: dict[str, _Map] = {}
         packed = 0
         linear_maps = network_shapes(architecture, self._spec).linear_maps

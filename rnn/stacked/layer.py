@@ -138,7 +138,8 @@ class StackedLayer:
                 gated_h[rows].copy_(state_update.forward(x.select(rows), h[rows], u[rows]))
         y = self._buffers.get("y", h.shape, like=h)
         inputs = GatheredInput(self._permute("x", x.values), x.index)
-        new, previous = self._permute("u permuted", u), self._permute("h' permuted", gated_h)
+        new = self._permute("u permuted", u)
+        previous = self._permute("h' permuted", gated_h)
         for rows, output in self._outputs:
             output.forward(inputs.select(rows), new[rows], previous[rows], y[rows])
         return self._permute("y permuted", y, inverse=True), u
@@ -188,7 +189,9 @@ class InputGate:
     def forward(self, x: GatheredInput, h: Tensor) -> tuple[Tensor, Tensor]:
         """Gate the input and the previous state (R, B, n); return x' and h', each (R, B, n)."""
         n = self.n
-        self.input, self.x, self.h = x, x.gather(self._buffers), h
+        self.input = x
+        self.x = x.gather(self._buffers)
+        self.h = h
         self.i = self.fused.forward(x, h).sigmoid_()  # (R, B, 2n)
         gated = self._buffers.get("gated", self.i.shape, like=h)
         torch.mul(self.i[:, :, :n], self.x, out=gated[:, :, :n])
@@ -228,7 +231,8 @@ class StateUpdate:
         self.needs_previous_state_grad = group.requires_grad and options.has_previous_state_grad
         self.input_gate = InputGate(group) if options.input_gate else None
         gates = ["state_gate"] * options.state_gate + ["forget_gate"] * options.forget_gate
-        self.state_gate, self.forget_gate = options.state_gate, options.forget_gate
+        self.state_gate = options.state_gate
+        self.forget_gate = options.forget_gate
         self.columns = {name: slice(n * i, n * (i + 1)) for i, name in enumerate(gates, start=1)}
         parts = [
             part

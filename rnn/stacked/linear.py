@@ -237,7 +237,8 @@ class FusedLinear:
             first = [x.values] if self.includes_x else []
             return self.linears[0].forward(*first, *states)
         assert x.index is not None
-        self._index, self._distinct = x.index, x.values.shape[1]
+        self._index = x.index
+        self._distinct = x.values.shape[1]
         y = gather_rows(self.linears[0].forward(x.values), x.index, self._buffers)
         return y.add_(self.linears[1].forward(*states))
 
@@ -313,7 +314,8 @@ class FlatParameters:
         def allocate(linear: StackedLinear, size: int) -> slice:
             """Return a new range for a number of values of each of the layer's networks."""
             nonlocal end
-            first, stop = end, end + size * len(linear.networks)
+            first = end
+            stop = end + size * len(linear.networks)
             if size:
                 for k, start in zip(linear.networks, range(first, stop, size), strict=True):
                     self.places[k].append(slice(start, start + size))
@@ -336,7 +338,8 @@ class FlatParameters:
         for linear in self._linears:
             is_mixed = mixed_precision and linear is not embedding
             values = self.matmul_values if is_mixed else self.values
-            linear.weight, linear.bias = _weight_view(values, linear), _bias_view(values, linear)
+            linear.weight = _weight_view(values, linear)
+            linear.bias = _bias_view(values, linear)
             linear.bias_grad = _bias_view(self.full_grads, linear, skipped)
             linear.weight_grad = (
                 _weight_view(self.matmul_grads, linear)
@@ -375,7 +378,8 @@ class FlatParameters:
             if k not in linear.networks:
                 continue
             r = linear.networks.index(k)
-            weight, bias = _weight_view(flat, linear)[r], _bias_view(flat, linear)
+            weight = _weight_view(flat, linear)[r]
+            bias = _bias_view(flat, linear)
             for part in linear.parts:
                 own = params[f"{part.param}.weight"].T
                 rows = slice(part.row, part.row + len(part.rows))

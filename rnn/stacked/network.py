@@ -55,15 +55,18 @@ class NetworkStack:
     ) -> None:
         self.configs = tuple(sorted(configs, key=_sort_key))
         architectures = [config.architecture for config in self.configs]
-        self.seed, self.precision = seed, precision
+        self.seed = seed
+        self.precision = precision
         self.device = device or torch.device("cpu")
-        self.layers, self.state_size = architectures[0].layers, architectures[0].state_size
+        self.layers = architectures[0].layers
+        self.state_size = architectures[0].state_size
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.static_graph = not sharing_pays if static_graph is None else static_graph
         self.spec = spec
         configure_matmul(precision, self.device)
 
-        networks, n = range(len(configs)), self.state_size
+        networks = range(len(configs))
+        n = self.state_size
         self._embedding = StackedLinear(networks, n, [Part("embedding", range(spec.inputs))])
         self._head = StackedLinear(networks, spec.outputs, [Part("head", range(n))])
         requires_grad = [True] * len(configs)

@@ -31,11 +31,14 @@ class Copy:
         check_range("delay", delay, 1, MAX_STEPS)
         check_range("items", items, 1, MAX_STEPS)
         check_range("symbols", symbols, 2, 1000)
-        self.delay, self.items = delay, items
-        self.classes, self.vocabulary = symbols, symbols + 2
+        self.delay = delay
+        self.items = items
+        self.classes = symbols
+        self.vocabulary = symbols + 2
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
-        blank, recall = self.classes, self.classes + 1
+        blank = self.classes
+        recall = self.classes + 1
         inputs = np.full((count, self.items + self.delay + self.items), blank)
         inputs[:, : self.items] = rng.integers(self.classes, size=(count, self.items))
         inputs[:, self.items + self.delay - 1] = recall
@@ -71,7 +74,8 @@ class Adding:
         self.length = length
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
-        numbers, marks = rng.random((count, self.length)), np.zeros((count, self.length))
+        numbers = rng.random((count, self.length))
+        marks = np.zeros((count, self.length))
         for start, end in ((0, self.length // 2), (self.length // 2, self.length)):
             marks[np.arange(count), rng.integers(start, end, count)] = 1
         return {"inputs": np.stack((numbers, marks), 2), "targets": (numbers * marks).sum(1)}
@@ -94,7 +98,8 @@ class Parity:
 
     def __init__(self, *, length: int = 40) -> None:
         check_range("length", length, 1, MAX_STEPS)
-        self.length, self.eval_lengths = length, (2 * length, 4 * length)
+        self.length = length
+        self.eval_lengths = (2 * length, 4 * length)
 
     def sample(
         self, split: Split, rng: np.random.Generator, count: int, length: int | None = None
@@ -125,7 +130,8 @@ class AssociativeRecall:
         check_range("pairs", pairs, 1, MAX_STEPS)
         check_range("length", length, 4 * pairs, MAX_STEPS)
         check_range("vocabulary", vocabulary, 2 * pairs + 2, 65536)
-        self.pairs, self.length = pairs, length
+        self.pairs = pairs
+        self.length = length
         self.vocabulary = self.classes = vocabulary
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
@@ -135,8 +141,10 @@ class AssociativeRecall:
         gaps = np.arange(1, (self.length - 2 * self.pairs) // 2 + 1)
         queries = 2 * self.pairs + 2 * _choose(rng, count, gaps**-0.99, self.pairs)
         inputs = np.zeros((count, self.length), np.int64)
-        targets, distances = np.zeros_like(inputs), np.zeros_like(inputs)
-        inputs[:, : 2 * self.pairs : 2], inputs[:, 1 : 2 * self.pairs : 2] = keys, values
+        targets = np.zeros_like(inputs)
+        distances = np.zeros_like(inputs)
+        inputs[:, : 2 * self.pairs : 2] = keys
+        inputs[:, 1 : 2 * self.pairs : 2] = values
         np.put_along_axis(inputs, queries, keys, 1)
         np.put_along_axis(targets, queries, values, 1)
         distance = queries - 2 * np.arange(self.pairs)

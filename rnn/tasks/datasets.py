@@ -156,9 +156,12 @@ class Series:
         names, self._values = _read_csv(file, columns, separator)
         self.persistence = _find_columns(file, names, targets)
         self.output_names = [names[column] for column in self.persistence]
-        self.input_size, self.output_size = len(names), len(self.persistence)
+        self.input_size = len(names)
+        self.output_size = len(self.persistence)
         self.files = [file]
-        self.length, self.horizon, self.warmup = length, horizon, warmup
+        self.length = length
+        self.horizon = horizon
+        self.warmup = warmup
         lines = len(self._values)
         borders = (0, lines * 80 // 100, lines * 90 // 100, lines)
         if lines < 10 or borders[1] < length + horizon:
@@ -204,9 +207,11 @@ class Sequences(DataSet):
     def __init__(self, *, file: str = "") -> None:
         self.files = [file]
         arrays = _read_npz(file)
-        x, y = arrays["x"], arrays["y"]
+        x = arrays["x"]
+        y = arrays["y"]
         count, steps = x.shape[:2]
-        is_stepwise, has_classes = y.shape[1:2] == (steps,), y.dtype.kind in "iub"
+        is_stepwise = y.shape[1:2] == (steps,)
+        has_classes = y.dtype.kind in "iub"
         sizes = y.shape[1 + is_stepwise :]
         if 0 in sizes or len(sizes) > 1 - has_classes:
             expected = f"(N,) or (N, {steps}) of integers, or of floats with an axis more or not"

@@ -218,7 +218,8 @@ class SequenceTask:
     initial_loss = None
 
     def __init__(self, definition: Any, name: str) -> None:
-        self.definition, self.name = definition, name
+        self.definition = definition
+        self.name = name
         self._held_out: dict[tuple[Split, int, int | None], Batch] = {}
         self._inputs, self._reads_tokens = self._read_size("input_size", "vocabulary")
         self._outputs, self._predicts_classes = self._read_size("output_size", "classes")
@@ -240,7 +241,8 @@ class SequenceTask:
                 "length=None)"
             )
         parameters = inspect.signature(definition.sample).parameters
-        self._takes_index, self._takes_length = "index" in parameters, "length" in parameters
+        self._takes_index = "index" in parameters
+        self._takes_length = "length" in parameters
         if self.eval_lengths and not self._takes_length:
             raise TaskError(
                 f"task {name} has eval_lengths, and its sample no parameter length: expected one"
@@ -361,7 +363,8 @@ class SequenceTask:
     ) -> Batch:
         rng = np.random.default_rng([seed, index, replicate])
         batch = self._sample("train", rng, batch_size, index=index)
-        steps, is_dense = len(batch.inputs), batch.mask is None and batch.resets is None
+        steps = len(batch.inputs)
+        is_dense = batch.mask is None and batch.resets is None
         if (steps, is_dense) != (self.steps, self.spec.is_dense):
             raise TaskError(
                 f"task {self.name} returned training sequences of {steps} steps "
@@ -485,7 +488,8 @@ class SequenceTask:
         return self._sample("train", rng, _SCALING_COUNT, index=0)
 
     def _standardize(self, batch: Batch) -> Batch:
-        inputs, targets = batch.inputs, batch.targets
+        inputs = batch.inputs
+        targets = batch.targets
         if self.input_scaling is not None:
             inputs = self.input_scaling.standardize(inputs)
         if self.target_scaling is not None:
@@ -528,7 +532,9 @@ class SequenceTask:
             raise self._error("inputs", f"shape {shape}", "one step or more of each sequence")
         if split == "train":
             shape = count, shape[1]
-        mask, resets, targets = result.get("mask"), result.get("resets"), result["targets"]
+        mask = result.get("mask")
+        resets = result.get("resets")
+        targets = result["targets"]
         if mask is not None:
             mask = self._read_array("mask", mask, "numbers", shape).astype(np.float32)
             if not (np.isfinite(mask).all() and (mask >= 0).all()):

@@ -82,7 +82,8 @@ class Text(TextData):
     """
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer) -> None:
-        self.corpus, self.tokenizer = corpus, tokenizer
+        self.corpus = corpus
+        self.tokenizer = tokenizer
         self.spec = TaskSpec.of_text(tokenizer.size)
 
     @cached_property

@@ -104,7 +104,8 @@ def deserialize_checkpoint(identity: str, content: bytes) -> TrainState:
     Raises:
         CheckpointError: if the checkpoint is damaged, of another format or of another training.
     """
-    digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    digest = content[:_DIGEST_SIZE]
+    body = content[_DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")
     try:
@@ -128,7 +129,8 @@ def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
             if name.startswith(group)
         }
 
-    steps, losses = tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist()
+    steps = tensors["curve.steps"].tolist()
+    losses = tensors["curve.losses"].tolist()
     return TrainState(
         step=int(metadata["step"]),
         seconds=float(metadata["seconds"]),

@@ -14,7 +14,8 @@ from rnn.errors import DeviceError
 _onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
 """The setting that selects oneDNN for matrix products; None before torch 2.9."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 """Options of glibc's ``mallopt``."""
 
 _OUT_OF_MEMORY = re.compile(

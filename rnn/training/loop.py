@@ -120,7 +120,8 @@ class TrainLoop:
         try:
             windows = self._count_updates(self.step)
             for window, loss_steps in self._windows():
-                train_step, updates = self._train_step, self._train_step.updates
+                train_step = self._train_step
+                updates = self._train_step.updates
                 train_step.optimizer.set_learning_rates(windows, self._total_updates)
                 train_step.step(window, loss_steps)
                 windows += 1
@@ -154,7 +155,9 @@ class TrainLoop:
             config: self.train_state(config) for config in self.configs if config not in removed
         }
         if not kept:
-            self.configs, self.seconds, self.curves = (), [], []
+            self.configs = ()
+            self.seconds = []
+            self.curves = []
             return
         weights = {config: train_state.weights for config, train_state in kept.items()}
         stack = self.stack
@@ -165,7 +168,8 @@ class TrainLoop:
         """Return the state to resume a network's training from; call between two steps."""
         self._account_time()
         k = self.configs.index(config)
-        parameters, train_step = self.stack.parameters, self._train_step
+        parameters = self.stack.parameters
+        train_step = self._train_step
         first, second = (parameters.extract(k, flat) for flat in train_step.optimizer.moments)
         return TrainState(
             step=self.step,
@@ -199,15 +203,18 @@ class TrainLoop:
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
-        code, torch_version = checkpoint.source_hash(), checkpoint.torch_version()
+        code = checkpoint.source_hash()
+        torch_version = checkpoint.torch_version()
         self._source_hashes: list[tuple[str, ...]] = [(code,) for _ in self.configs]
         self._torch_versions: list[tuple[str, ...]] = [(torch_version,) for _ in self.configs]
         for k, config in enumerate(self.configs):
             if (saved := train_states.get(config)) is None:
                 continue
-            self.step, train_step.updates = saved.step, saved.updates
+            self.step = saved.step
+            train_step.updates = saved.updates
             self._averaged = saved.averaged
-            self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
+            self.seconds[k] = saved.seconds
+            self.curves[k] = dict(saved.curve)
             self._source_hashes[k] = _append_latest(saved.source_hashes, code)
             self._torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
@@ -251,7 +258,8 @@ class TrainLoop:
 
     def _windows(self) -> Iterator[tuple[Window, int]]:
         """Yield what each update to come reads, and how many of its steps have targets."""
-        step, last_step = self.step, self.train_config.steps
+        step = self.step
+        last_step = self.train_config.steps
         while step < last_step:
             index, begin = divmod(step, self._sequence_steps)
             drawn = self._draw(index)
@@ -311,7 +319,8 @@ class TrainLoop:
         """Return the inputs, targets and mask of the networks; see :class:`Window`."""
         batches = [drawn[config.replicate] for config in self.configs]
         is_common = len({config.replicate for config in self.configs}) == 1
-        first, device = batches[0], self.stack.device
+        first = batches[0]
+        device = self.stack.device
 
         def arrange(parts: Sequence[npt.NDArray[Any]]) -> Tensor:
             tensor = torch.from_numpy(parts[0] if is_common else np.stack(parts, 1)).to(device)

@@ -126,7 +126,8 @@ class Optimizer:
             for config in self._places
             if config.schedule != "constant" or config.warmup_steps
         }
-        matmul_grads, matmul_values = parameters.matmul_grads, parameters.matmul_values
+        matmul_grads = parameters.matmul_grads
+        matmul_values = parameters.matmul_values
         end = len(matmul_grads)
         clipped = [
             (config.gradient_clipping, places)

@@ -162,7 +162,8 @@ class CudaGraphRecorder:
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run work on the stream that is recorded later, as ``torch.cuda.graph`` requires."""
         with torch.cuda.device(self._device):
-            stream, current = _side_stream(self._device), torch.cuda.current_stream()
+            stream = _side_stream(self._device)
+            current = torch.cuda.current_stream()
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 work()
