@@ -29,7 +29,7 @@ from rnn.config import (
 )
 from rnn.engines import Engine, build_network
 from rnn.errors import DeviceError
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.tasks.corpus import load_corpus
 from rnn.tasks.text import TextData
 from rnn.training.devices import (

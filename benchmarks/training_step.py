@@ -12,7 +12,7 @@ from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedOptions, NetworkConfig, Precision, TrialConfig
 from rnn.engines import Engine, build_network
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.tasks.corpus import ByteArray, load_corpus
 from rnn.tasks.text import TextData
 from rnn.training.devices import supports_bf16

@@ -1,8 +1,8 @@
 """The interface of the engines, which train networks, and the choice of one.
 
 Three engines compute the same, and each says what it can train: two faster paths train gated
-networks of text with an update at every step, :class:`rnn.native.network.NativeStack` on CPUs and
-:class:`rnn.stacked.network.NetworkStack`; :class:`rnn.autograd.AutogradStack` every cell and task.
+networks of text with an update at every step, :class:`rnn.native.engine.NativeStack` on CPUs and
+:class:`rnn.stacked.engine.NetworkStack`; :class:`rnn.autograd.AutogradStack` every cell and task.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rnn.autograd import AutogradStack
 from rnn.config import BYTES, Precision, TaskSpec, TrialConfig
-from rnn.native.network import NativeStack
+from rnn.native.engine import NativeStack
 from rnn.network import NamedTensors, Window
 from rnn.parameters import Parameters
+from rnn.stacked.engine import NetworkStack, can_stack
 from rnn.stacked.linear import FlatParameters
-from rnn.stacked.network import NetworkStack, can_stack
 
 
 class Engine(Protocol):

@@ -1,7 +1,7 @@
 // One training step of gated networks, each computed in a CPU's caches from its tokens to the
 // gradients of all its weights.
 //
-// rnn/native/network.py calls rnn_step; see it for the layout of the arrays. K is the number of
+// rnn/native/engine.py calls rnn_step; see it for the layout of the arrays. K is the number of
 // networks, B the number of streams, n the state size, V the vocabulary size, P the size of the
 // flat values of all networks.
 //

@@ -17,9 +17,9 @@ from rnn.config import (
     TrialConfig,
 )
 from rnn.errors import CellError
-from rnn.native.network import library_obstacle, pays_off
+from rnn.native.engine import library_obstacle, pays_off
 from rnn.network import estimate_memory
-from rnn.stacked.network import can_stack
+from rnn.stacked.engine import can_stack
 from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
 from search.cells_tasks import TaskOptions

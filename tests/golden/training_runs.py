@@ -16,9 +16,9 @@ from rnn.config import (
     TrialConfig,
 )
 from rnn.engines import build_network, stack_key
+from rnn.native.engine import NativeStack
 from rnn.native.library import load_library
-from rnn.native.network import NativeStack
-from rnn.stacked.network import NetworkStack, can_stack
+from rnn.stacked.engine import NetworkStack, can_stack
 from rnn.tasks.text import TextData, select_eval_windows
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
 from rnn.training.evaluation import (

@@ -29,10 +29,10 @@ from rnn.config import (
     TrialConfig,
 )
 from rnn.engines import Engine
+from rnn.native.engine import NativeStack
 from rnn.native.library import load_library
-from rnn.native.network import NativeStack
 from rnn.network import NamedTensors, Network, Window
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.training.evaluation import compute_eval_losses
 from rnn.training.step import TrainStep
 

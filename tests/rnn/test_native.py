@@ -18,8 +18,8 @@ from networks import (
 from rnn.config import GatedOptions, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.native import library
+from rnn.native.engine import NativeStack, computes_correctly, library_obstacle
 from rnn.native.library import SWITCH, load_library
-from rnn.native.network import NativeStack, computes_correctly, library_obstacle
 from rnn.network import Window
 
 each_precision = pytest.mark.parametrize("precision", NATIVE_PRECISIONS)

@@ -22,7 +22,7 @@ from rnn.config import NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.tasks.text import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep

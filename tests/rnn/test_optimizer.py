@@ -10,7 +10,7 @@ from torch import Tensor
 from rnn.config import OPTIMIZERS, GatedOptions, OptimizerConfig, TrialConfig
 from rnn.engines import Engine
 from rnn.network import Window
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.training import optimizer
 from rnn.training.optimizer import Optimizer
 

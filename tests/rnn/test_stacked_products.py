@@ -11,7 +11,7 @@ from networks import gated_configs, representatives
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
-from rnn.stacked.network import NetworkStack
+from rnn.stacked.engine import NetworkStack
 from rnn.tasks.text import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
 

@@ -17,7 +17,7 @@ from rnn.config import BYTES, GatedOptions, NetworkConfig, Precision, TaskSpec, 
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
-from rnn.stacked.network import can_stack
+from rnn.stacked.engine import can_stack
 
 _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 """State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
