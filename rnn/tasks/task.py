@@ -235,6 +235,7 @@ class SequenceTask:
                 "output_names to be lists"
             ) from error
         self.is_standardized = bool(getattr(definition, "standardize", False))
+        self.loss_unit = str(getattr(definition, "loss_unit", ""))
         if not callable(getattr(definition, "sample", None)):
             raise TaskError(
                 f"task {name} has no method sample: expected sample(self, split, rng, count, "
@@ -243,12 +244,17 @@ class SequenceTask:
         parameters = inspect.signature(definition.sample).parameters
         self._takes_index = "index" in parameters
         self._takes_length = "length" in parameters
+        self._check_results()
+
+    def _check_results(self) -> None:
+        """Require that what the definition says about results fits together."""
+        name = self.name
         if self.eval_lengths and not self._takes_length:
             raise TaskError(
                 f"task {name} has eval_lengths, and its sample no parameter length: expected one"
             )
         for metric, direction in self.metrics.items():
-            is_known = metric in ("accuracy", "mae") or hasattr(definition, metric)
+            is_known = metric in ("accuracy", "mae") or hasattr(self.definition, metric)
             if direction not in ("maximize", "minimize") or not is_known:
                 raise TaskError(
                     f"task {name} has the metric {metric!r}: {direction!r}: expected a dict from "
@@ -258,14 +264,8 @@ class SequenceTask:
                 raise TaskError(
                     f"task {name} has the metric {metric}, the name of another result: rename it"
                 )
-        self.loss_unit = getattr(definition, "loss_unit", "")
-        if not isinstance(self.loss_unit, str):
-            raise TaskError(
-                f"task {name} has loss_unit {self.loss_unit!r:.40}: expected a text, such as '°C²'"
-            )
         for measured, bound in self.solved.items():
-            is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
-            if measured not in (*self.metrics, "loss") or not is_number:
+            if measured not in (*self.metrics, "loss") or not isinstance(bound, int | float):
                 raise TaskError(
                     f"task {name} is solved at {measured!r}: {bound!r}: expected a dict from loss, "
                     "or a metric, to a number"
@@ -285,7 +285,7 @@ class SequenceTask:
                 f"task {self.name} has {given} of {numbers} and {symbols}: expected one of them"
             )
         size = getattr(self.definition, found[0])
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or size < 1:
             raise TaskError(
                 f"{found[0]} of task {self.name} is {size!r}: expected an integer of 1 or more"
             )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rnn.autograd import AutogradStack
 from rnn.config import GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.tasks.task import SequenceTask
@@ -138,7 +139,7 @@ def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric)
     task = SequenceTask(definition, "made")
     batch = task.held_out("validation", 16)
     configs = [TrialConfig(NetworkConfig("gru", 1, 4), replicate=i) for i in (0, 1)]
-    stack = build_network(configs, 0, "fp32", task.spec)
+    stack = AutogradStack(configs, 0, "fp32", task.spec)
     results = evaluate_sequences(
         stack, batch, {name: partial(task.measure, name) for name in task.metrics}, streams=5
     )

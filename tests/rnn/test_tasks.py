@@ -60,7 +60,6 @@ def line_of(call, *arguments, **options):
         (NUMBERS | {"sample": None}, "has no method sample"),
         (NUMBERS | {"eval_lengths": (9,)}, "its sample no parameter length"),
         (NUMBERS | {"metrics": {"mae": "smallest"}}, "'mae': 'smallest'"),
-        (NUMBERS | {"loss_unit": 3}, "has loss_unit 3: expected a text, such as '°C²'"),
         (NUMBERS | {"metrics": {"my mae": "minimize"}}, "'my mae': 'minimize'"),
         (NUMBERS | {"metrics": {"loss": "minimize"}, "loss": abs}, "has the metric loss, the name"),
         (NUMBERS | {"output_names": ["a", "b", "c", "d"]}, "has 4 output_names: expected one for"),
