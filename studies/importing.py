@@ -1,8 +1,8 @@
 """Studies of results that other programs recorded: what their columns are, and their runs.
 
 Roles of columns are guessed by name and by two rules of values: a column with one value was not
-varied, and one with another value in most rows names the rows or is a result. Where these do not
-decide, nothing is imported until the parameters are named.
+varied, and one with another value in most rows may be a parameter or a result. Then nothing is
+imported until the parameters are named.
 """
 
 import json
@@ -401,7 +401,7 @@ def _find_roles(table: _Table, options: ImportOptions) -> ImportOptions:
         replicate = table.find(options.replicate, "--replicate")
     others = _list_others(table, value, replicate)
     if not parameters:
-        parameters = _guess_parameters(table, others, replicate)
+        parameters = _guess_parameters(table, others)
     if not parameters or not set(parameters) <= set(others):
         raise UserError(
             f"{table.source} has no such parameters: expected columns that vary, other than the "
@@ -461,7 +461,7 @@ def _find_curve(table: _Table, value: str) -> dict[str, int]:
     return {name: int(match[1]) for name, match in matches.items() if match}
 
 
-def _guess_parameters(table: _Table, names: Sequence[str], replicate: str | None) -> list[str]:
+def _guess_parameters(table: _Table, names: Sequence[str]) -> list[str]:
     """Return the columns that are parameters.
 
     Raises:
@@ -470,28 +470,17 @@ def _guess_parameters(table: _Table, names: Sequence[str], replicate: str | None
     varied = [name for name in names if table.count_values([name]) > 1]
     if any(map(_has_prefix, names)):
         return [name for name in varied if _has_prefix(name)]
-    candidates = [
+    found = [
         name for name in varied if not (_RESULT.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
     ]
-    keys = [] if replicate is None else [replicate]
-    if len(candidates) < 2 or _is_grid(table, [*candidates, *keys]):
-        return candidates
     half = max(2, len(table.states) / 2)
-    scattered = [name for name in candidates if table.count_values([name]) > half]
-    others = [name for name in candidates if name not in scattered]
-    if scattered and not _is_grid(table, [*others, *keys]):
+    scattered = [name for name in found if table.count_values([name]) > half]
+    if scattered and len(found) > 1:
         raise UserError(
             f"{table.source}: {', '.join(scattered)} may be parameters or results, with another "
-            "value in most rows: name the parameters with --parameters, of "
-            f"{','.join(candidates)}"
+            f"value in most rows: name the parameters with --parameters, of {','.join(found)}"
         )
-    return others
-
-
-def _is_grid(table: _Table, names: Sequence[str]) -> bool:
-    """Return whether the rows are each combination of the values of some columns, once."""
-    product = math.prod(table.count_values([name]) for name in names)
-    return product == table.count_values(names) == len(table.states)
+    return found
 
 
 def _has_prefix(name: str) -> bool:
