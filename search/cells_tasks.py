@@ -7,7 +7,7 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ def with_records(config: StudyConfig, records: Mapping[str, TaskRecord]) -> Stud
 def load_tasks(
     file: ConfigFile,
     stored: StudyRecord | None,
-    open_sources: Callable[[], CodeStore] | None = None,
+    sources: CodeStore | None = None,
 ) -> tuple[ConfigFile, dict[str, StudyTask]]:
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
@@ -291,15 +291,15 @@ def load_tasks(
     if not specs and file.source is not None:  # a trial of one of them is run once more
         specs = {name: record.source for name, record in records.items()}
     if not specs:
-        file, task = load_task(file, stored, open_sources)
+        file, task = load_task(file, stored, sources)
         return file, {} if task is None else {ONLY: task}
     if "space.task" in file.overridden or not (file.is_stored or file.source):
         records = {}
     known = {name: record for name, record in records.items() if name in specs}
     found = {}
     if known:
-        assert open_sources is not None
-        found = load_recorded(known, open_sources())
+        assert sources is not None
+        found = load_recorded(known, sources)
     folder = file.folder_of("space.task").absolute()
     tasks = {
         name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
@@ -326,14 +326,14 @@ def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict
 def load_task(
     file: ConfigFile,
     stored: StudyRecord | None,
-    open_sources: Callable[[], CodeStore] | None = None,
+    sources: CodeStore | None = None,
 ) -> tuple[ConfigFile, StudyTask | None]:
     """Load the only task of a config file; return the file with its record, and the task.
 
     Args:
         file: the file.
         stored: record of the study that the file names, or that it derives from, if any.
-        open_sources: opens the copies of that study's source files, if there is one.
+        sources: copies of that study's source files, if there is one.
 
     Returns:
         None for malformed settings, which are reported with the others.
@@ -360,9 +360,8 @@ def load_task(
     code = None
     try:
         if earlier is not None and earlier.sha256 is not None:
-            assert open_sources is not None
-            own = earlier.name, earlier.source, earlier.sha256
-            code = open_sources().read_source(TaskSource, *own)
+            assert sources is not None
+            code = sources.read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
         task = load_task_of(settings.source, settings.options, folder, code)
     except TaskError as error:
         if earlier is None:

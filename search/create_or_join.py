@@ -282,18 +282,17 @@ def _resolve(
     if record is None and file.source is not None:
         with closing(read_storage(url)) as storage:
             record = read_study_record(load_study(storage, file.source))
-
-    def open_sources() -> CodeStore:
-        assert record is not None
-        return CodeStore(folders.root("cells") / record.artifact_folder)
-
-    file, tasks = load_tasks(file, record, open_sources)
+    sources = None if record is None else _open_sources(folders, record)
+    file, tasks = load_tasks(file, record, sources)
     config = file.resolve_from(record)
-    inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
-    if inherited:
-        open_sources().load(inherited)
+    if sources is not None:
+        sources.load({name: cell for name, cell in config.cells.items() if name not in file.cells})
     config = with_held_out(config, tasks)
     return _Wanted(name, file, record, config, tasks, folders, device, trains)
+
+
+def _open_sources(folders: ArtifactFolders, record: StudyRecord) -> CodeStore:
+    return CodeStore(folders.root("cells") / record.artifact_folder)
 
 
 def _open(
@@ -427,8 +426,7 @@ def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     added = {name: task for name, task in stored.items() if name not in wanted.tasks}
     if not added:
         return wanted
-    sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
-    tasks = load_recorded(added, sources)
+    tasks = load_recorded(added, _open_sources(wanted.folders, record))
     return replace(wanted, tasks={**wanted.tasks, **tasks})
 
 
@@ -436,10 +434,9 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
     cells = record.config.cells
     tasks = record.config.list_tasks().values()
-    if cells or any(task.sha256 is not None for task in tasks):
-        sources = CodeStore(wanted.folders.root("cells") / record.artifact_folder)
-        sources.load(cells)  # one that another process added
-        sources.save(cells, tasks)
+    sources = _open_sources(wanted.folders, record)
+    sources.load(cells)  # one that another process added
+    sources.save(cells, tasks)
 
 
 # ------------------------------------------------------------------ join
@@ -530,14 +527,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
             f"--name{hint}"
         )
     check_held_out(name, stored, config)
-    if not is_outdated:
-        return ""
-    used = []
-    if stored.grid is not None and config.space != stored.space:
-        used.append(f"grid of {stored.grid.count()} trials")
-    if stored.refinement is not None and config.refinement != stored.refinement:
-        used.append(f"{stored.refinement.replicates} replicates")
-    return f"study {name!r} was extended: using its stored {' and '.join(used)}"
+    return f"study {name!r} was extended: using its stored trials" if is_outdated else ""
 
 
 def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:

@@ -101,71 +101,15 @@ class Status:
         }
 
 
-def read_status(
-    study: optuna.Study,
-    storage: LeasedRDBStorage,
-    config: StudyConfig,
-    workers: int = 0,
-    best_reader: BestReader | None = None,
-    forecaster: Forecaster | None = None,
-) -> Status:
-    """Read the progress of a study.
-
-    There are at least so many ``workers``, including those that hold no trial just now. A caller
-    keeps the reader of the best and the forecaster for further calls.
-    """
-    study_id = study._study_id
-    with storage.reading() as connection:  # one for all queries
-        name = study.study_name
-        with contextlib.suppress(KeyError):  # it was deleted
-            name = storage.get_study_name_from_id(study_id)
-        counts = count_trials(storage, study_id)
-        best_reader = best_reader or BestReader(study, storage, config)
-        best, best_by_task = best_reader.read(), best_reader.read_tasks()
-        holders = read_active_workers(connection, study_id)
-        # Of programs without a lease, each is taken to run one trial.
-        alive = [worker for worker in holders if not worker.is_expired]
-        active = sum(1 if worker.name else len(worker.trials) for worker in alive)
-        active = max(active, workers)
-        is_pruned = config.pruning.enabled
-        seconds_left = seconds_range = None
-        if is_pruned and counts.waiting:  # pruning decides how many are needed
-            forecaster = forecaster or Forecaster(storage, study_id, config)
-            forecast = forecaster.read() if active else None
-            if forecast is not None:
-                seconds_left = forecast.likely / active
-                seconds_range = forecast.low / active, forecast.high / active
-        else:
-            timing = timing_by_shape(storage, study_id, _list_cost_params(config))
-            seconds_left = estimate_seconds_left(timing, counts, active)
-        retries = count_retries(storage, study_id)
-        is_audited = has_system_attr(AUDIT)
-        audited = count_where(connection, study_id, is_audited) if is_pruned else 0
-        looks = read_audit_looks(storage, study_id) if audited else {}
-    return Status(
-        name,
-        counts,
-        best,
-        seconds_left,
-        retries,
-        audited,
-        looks,
-        holders,
-        best_by_task,
-        seconds_range,
-    )
-
-
-def _list_cost_params(config: StudyConfig) -> Sequence[str]:
-    """Return the parameters in which trials of different cost can differ."""
-    grid = config.grid
-    return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
+def read_status(study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig) -> Status:
+    """Read the progress of a study once."""
+    return StatusReader(study, storage, config).read_status()
 
 
 class StatusReader:
-    """Reads a study's progress for a display; returns the last known state during outages.
+    """Reads a study's progress again and again; returns the last known state during outages.
 
-    Arguments are those of :func:`read_status`.
+    There are at least so many ``workers``, including those that hold no trial just now.
     """
 
     def __init__(
@@ -175,7 +119,7 @@ class StatusReader:
         config: StudyConfig,
         workers: int = 0,
     ) -> None:
-        self.config = config
+        self._config = config
         self._study = study
         self._storage = storage
         self._workers = workers
@@ -213,19 +157,58 @@ class StatusReader:
         return self._status
 
     def _read(self) -> Status:
-        return read_status(
-            self._study,
-            self._storage,
-            self.config,
-            self._workers,
-            self._best_reader,
-            forecaster=self._forecaster,
-        )
+        storage = self._storage
+        study_id = self._study._study_id
+        with storage.reading() as connection:  # one for all queries
+            name = self._study.study_name
+            with contextlib.suppress(KeyError):  # it was deleted
+                name = storage.get_study_name_from_id(study_id)
+            counts = count_trials(storage, study_id)
+            holders = read_active_workers(connection, study_id)
+            likely, range_of_seconds = self._estimate_time(counts, holders)
+            is_pruned = self._config.pruning.enabled
+            audited = count_where(connection, study_id, has_system_attr(AUDIT)) if is_pruned else 0
+            return Status(
+                name,
+                counts,
+                self._best_reader.read(),
+                likely,
+                count_retries(storage, study_id),
+                audited,
+                read_audit_looks(storage, study_id) if audited else {},
+                holders,
+                self._best_reader.read_tasks(),
+                range_of_seconds,
+            )
+
+    def _estimate_time(
+        self, counts: TrialCounts, holders: Sequence[ActiveWorker]
+    ) -> tuple[float | None, tuple[float, float] | None]:
+        """Return the likely seconds that are left and, of a search that prunes, their range."""
+        # Of programs without a lease, each is taken to run one trial.
+        alive = [worker for worker in holders if not worker.is_expired]
+        active = sum(1 if worker.name else len(worker.trials) for worker in alive)
+        active = max(active, self._workers)
+        if not (self._config.pruning.enabled and counts.waiting):
+            params = _list_cost_params(self._config)
+            timing = timing_by_shape(self._storage, self._study._study_id, params)
+            return estimate_seconds_left(timing, counts, active), None
+        # Pruning decides how many trials are needed.
+        forecast = self._forecaster.read() if active else None
+        if forecast is None:
+            return None, None
+        return forecast.likely / active, (forecast.low / active, forecast.high / active)
 
     def _verify_and_read(self) -> Status:
         with self._storage.reading():  # one connection for both
             self._storage.verify()
             return self._read()
+
+
+def _list_cost_params(config: StudyConfig) -> Sequence[str]:
+    """Return the parameters in which trials of different cost can differ."""
+    grid = config.grid
+    return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
 
 
 def estimate_seconds_left(

@@ -106,7 +106,7 @@ def test_extension_runs_the_new_trials_only_and_accepts_earlier_configs(search, 
     for name in ("params", "value", "datetime_complete"):
         assert getattr(again, name) == getattr(first, name)
     assert again.distributions["layers"].choices == (1, 2)
-    line = "study 'quick' was extended: using its stored grid of 4 trials"
+    line = "study 'quick' was extended: using its stored trials"
     for words in ((), ("--extend",), wider[1:]):
         assert line in search(*words).stdout
     for words in (wider, (*wider, "--extend")):  # nothing is left to add

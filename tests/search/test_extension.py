@@ -64,7 +64,7 @@ def test_values_are_added_several_times_and_finished_trials_stay(sqlite_url, tex
     for settings in (FOUR, WIDER, widest):
         joined = join(sqlite_url, text, settings, extend=True)
         assert len(joined.study.trials) == 16
-        assert ("using its stored grid of 16 trials" in joined.notice) == (settings is not widest)
+        assert ("using its stored trials" in joined.notice) == (settings is not widest)
 
 
 def test_process_that_knows_the_smaller_grid_stops_at_its_next_write(sqlite_url, text):
@@ -137,7 +137,7 @@ def test_descriptive_settings_change_with_the_values_and_from_an_earlier_file(sq
     assert (stored.grid.count(), stored.nuisance) == (8, ["state_size"])
     earlier = join(sqlite_url, text)
     assert earlier.notice.startswith(
-        "study 'quick' was extended: using its stored grid of 8 trials; study 'quick' keeps "
+        "study 'quick' was extended: using its stored trials; study 'quick' keeps "
         "question = 'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: only --extend "
         "changes them"
     )

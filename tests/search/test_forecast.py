@@ -9,7 +9,7 @@ from test_policy import COMPLETE, PAUSED, RUNNING, SMALL, STEPS, make_state
 from benchmarks.simulated_curves import simulate_curves
 from search.pruning.forecast import forecast_training, measure_pace
 from search.pruning.policy import PruningPolicy
-from search.status import format_status, read_status
+from search.status import StatusReader, format_status
 from tests.simulations.large_study import create_large_study
 from tests.simulations.pruned_search import Replay
 
@@ -67,7 +67,7 @@ def test_pace_is_the_mean_of_a_shape():
 def test_status_shows_the_time_left_with_its_range(sqlite_url, text):
     made = create_large_study(sqlite_url, 96, 40, pruning=True, corpus=str(text), overrides=SMALL)
     with made.storage.reading():
-        status = read_status(made.study, made.storage, made.config, workers=2)
+        status = StatusReader(made.study, made.storage, made.config, workers=2).read_status()
     low, high = status.seconds_range
     assert 0 < low < status.seconds_left < high
     assert status.as_json()["seconds_range"] == (low, high)

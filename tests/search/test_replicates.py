@@ -237,7 +237,7 @@ def test_worker_may_join_with_the_replicates_that_the_study_had(extend, capsys):
     extend(replicates=4)
     capsys.readouterr()
     assert extend(extend=False).counts.planned == 12
-    assert "study 'copies' was extended: using its stored 4 replicates" in capsys.readouterr().out
+    assert "study 'copies' was extended: using its stored trials" in capsys.readouterr().out
     for other in (3, 1):
         with pytest.raises(UserError, match=f"4 in the study, {other} here; use .* --name"):
             extend(extend=False, replicates=other)

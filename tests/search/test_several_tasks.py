@@ -187,7 +187,7 @@ def test_extension_adds_a_task(study, folder):
     assert study.counts.complete == 12
     assert study.results.loc[before.index, "value"].equals(before["value"])
     handle = join()  # with the file of before
-    assert "was extended: using its stored grid of 12 trials" in handle.notice
+    assert "was extended: using its stored trials" in handle.notice
     assert set(handle.tasks) == set(handle.record.task_floors) == {*before["task"], "adding:5"}
 
 
