@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 import torch
 
-from rnn.config import TaskSpec
+from rnn.config import Precision, TaskSpec
 from rnn.errors import UserError
 from rnn.tasks.task import Task
 from rnn.training.devices import check_precision, supports_bf16
@@ -47,7 +47,7 @@ from search.task_check import check_held_out, check_length, check_tasks, check_t
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import StudyRecord
-from studies.config import StudyConfig
+from studies.config import PrecisionSetting, StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.loader import (
     PER_WORKER,
@@ -353,7 +353,6 @@ def _create(
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
     config = wanted.config
-    device = wanted.device
     planned, space = _plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
@@ -365,9 +364,7 @@ def _create(
     check_length(tasks, config, params)
     learned = {name: task.record for name, task in tasks.items() if task.text is not None}
     config = with_records(config, learned)
-    precision = config.precision
-    if precision == "auto":  # resolved once: results must not depend on the hardware of others
-        precision = "bf16" if supports_bf16(device) else "fp32"
+    precision, notice = _choose_precision(config.precision, wanted.device)
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision}),
         floors=floors.pop(ONLY, None),
@@ -390,11 +387,19 @@ def _create(
     )
     if not create_study(storage, study):
         return ""
-    notice = describe_trials("created", len(planned), config)
-    if config.precision == "auto":
-        supports = "supports" if supports_bf16(device) else "does not support"
-        notice += f"; precision {precision}: {device} {supports} bfloat16; fixed for this study"
-    return notice
+    return describe_trials("created", len(planned), config) + notice
+
+
+def _choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
+    """Return the precision of a new study, and what a notice says about it.
+
+    It is chosen once: results must not depend on the hardware of other workers.
+    """
+    if setting != "auto":
+        return setting, ""
+    if supports_bf16(device):
+        return "bf16", f"; precision bf16: {device} supports bfloat16; fixed for this study"
+    return "fp32", f"; precision fp32: {device} does not support bfloat16; fixed for this study"
 
 
 def _plan_trials(

@@ -284,14 +284,9 @@ def _start_session(
     handle: StudyHandle, device: torch.device, stop: ShutdownSignal, reader: StatusReader
 ) -> Iterator[_Session]:
     """Handle signals and claim trials until the session ends."""
-    claims = ClaimManager(
-        handle.storage,
-        handle.study_id,
-        name_worker(),
-        stop,
-        handle.config.lease.seconds,
-        handle.config.outage.seconds,
-    )
+    lease = handle.config.lease.seconds
+    outage = handle.config.outage.seconds
+    claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
     with stop, claims:
         reader.attach(claims)
         yield _Session(handle, device, stop, reader, claims)
@@ -303,20 +298,8 @@ def _work(session: _Session, options: WorkerOptions) -> None:
     claims = session.claims
     query = partial(claims.query, default=None, after_flush=True)
     with ThreadBudget(options.threads) as budget:
-        trainer = Trainer(
-            handle,
-            session.device,
-            budget,
-            query,
-            name_worker(),
-            options.lockstep,
-        )
-        queue = TrialQueue(
-            handle,
-            claims,
-            session.stop,
-            trainer.best_weights.evict,
-        )
+        trainer = Trainer(handle, session.device, budget, query, name_worker(), options.lockstep)
+        queue = TrialQueue(handle, claims, session.stop, trainer.best_weights.evict)
         Worker(queue, trainer, options.wait).run()
 
 

@@ -18,7 +18,7 @@ from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
 from rnn.export import SavedModel, deserialize_model, export_files, generate
 from search.derive import find_trial
-from studies.artifacts import ArtifactFolders
+from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.atomic_files import remove_temporary_files_of, temporary_path
 from studies.best import rank_trials
 from studies.config import StudyConfig, to_trial_config
@@ -93,29 +93,12 @@ def load_trial_model(
     ranking = rank_trials(trials, config)
     ranked = [complete[run.number] for architecture in ranking for run in architecture.runs]
     stored = weights.list_trials()
-    available = [t for t in ranked if t.number in stored]
-    chosen = next((t for t in available if trial is None or t.number == trial), None)
-    content = None
-    if chosen is not None:
-        try:
-            content = weights.read(chosen.number)
-        except OSError as error:
-            raise UserError(
-                f"the weights of trial {chosen.number} cannot be read ({error.strerror}): check "
-                "--artifacts"
-            ) from error
-    if chosen is None or content is None:  # perhaps removed meanwhile
+    available = [run for run in ranked if run.number in stored]
+    chosen = next((run for run in available if trial in (None, run.number)), None)
+    if chosen is None:
         raise UserError(_explain_missing(study, trial, trials, available, config))
-    architecture = to_trial_config(chosen.params, config).architecture
-    model = deserialize_model(content)
-    expected = str(chosen.number), repr(chosen.value), architecture
-    found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
-    if found != expected:
-        raise UserError(
-            f"the weights of trial {chosen.number} of study {study!r} belong to another run: "
-            "remove them, or choose another trial"
-        )
-    better = [t.number for t in ranked[: ranked.index(chosen)]]
+    model = _read_model(weights, study, chosen, config)
+    better = [run.number for run in ranked[: ranked.index(chosen)]]
     if trial is None and better:
         click.echo(
             f"using trial {chosen.number}: better trials have no stored weights "
@@ -123,6 +106,31 @@ def load_trial_model(
             err=True,
         )
     return LoadedModel(model, chosen, study, config)
+
+
+def _read_model(
+    weights: TrialFiles, study: str, trial: StoredTrial, config: StudyConfig
+) -> SavedModel:
+    """Read the weights of a trial; require that they are those of its one recorded result."""
+    try:
+        content = weights.read(trial.number)
+    except OSError as error:
+        raise UserError(
+            f"the weights of trial {trial.number} cannot be read ({error.strerror}): check "
+            "--artifacts"
+        ) from error
+    if content is None:
+        raise UserError(f"the weights of trial {trial.number} were removed meanwhile: run again")
+    model = deserialize_model(content)
+    architecture = to_trial_config(trial.params, config).architecture
+    expected = str(trial.number), repr(trial.value), architecture
+    found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
+    if found != expected:
+        raise UserError(
+            f"the weights of trial {trial.number} of study {study!r} belong to another run: "
+            "remove them, or choose another trial"
+        )
+    return model
 
 
 def _explain_missing(
