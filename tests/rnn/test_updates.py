@@ -25,25 +25,7 @@ LEARNING_RATE = 0.01
 GRU = NetworkConfig("gru", 2, 4)
 LSTM = NetworkConfig("lstm", 1, 4)
 GATED = GatedOptions.of_largest().network(2, 4)
-LEARNED = cell_config(
-    "Learned",
-    2,
-    4,
-    """
-class Learned(nn.Module):
-    def __init__(self, input_size, state_size):
-        super().__init__()
-        self.map = nn.Linear(input_size + state_size, state_size)
-        self.start = nn.Parameter(torch.full((state_size,), 0.1))
-
-    def initial_state(self, batch_size):
-        return self.start.expand(batch_size, -1), torch.zeros(batch_size, 1)
-
-    def forward(self, x, state):
-        new = torch.tanh(self.map(torch.cat((x, state[0]), 1))) + state[1]
-        return new, (new, 0.5 * state[1] + new[:, :1])
-""",
-)
+LEARNED = cell_config("Everything", 2, 4)
 """Its state is a tuple; where a sequence begins or a stream is reset, it is learned."""
 
 WINDOWS = {
@@ -112,9 +94,9 @@ def train_plainly(config, data, train_config, weights):
             states = before[start] or initial
             for t in range(start, stop):
                 if batch.resets is not None:
-                    chosen = torch.from_numpy(batch.resets[t])[:, None]
+                    chosen = torch.from_numpy(batch.resets[t])
                     states = [
-                        torch.where(chosen, new, old)
+                        torch.where(chosen.view(-1, *[1] * (old.ndim - 1)), new, old)
                         for new, old in zip(initial, states, strict=True)
                     ]
                 outputs, states = module(inputs[t : t + 1], states)
