@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from factories import MIN_GRU, NO_GATES
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
@@ -139,25 +140,13 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
         derive_trials(kept + pruned, left, two, keep=0.34)
 
 
-UNION = StudyConfig.model_validate(
-    {
-        "cells": {
-            "MinGRU": {
-                "spec": "a.py:MinGRU",
-                "sha256": "0" * 64,
-                "options": {"decay": {"type": "float", "default": 0.5}},
-            }
-        },
-        "space": {
-            "cell": ["gated", "lstm", "a.py:MinGRU"],
-            "layers": [1],
-            "state_size": [8],
-            **{f"{name}_gate": [False] for name in ("input", "forget", "output", "state")},
-            "residual": [True],
-            "state_source": ["new"],
-        },
-    }
-)
+UNION_SPACE = NO_GATES | {
+    "cell": ["gated", "lstm", MIN_GRU["spec"]],
+    "layers": [1],
+    "state_size": [8],
+    "residual": [True],
+}
+UNION = StudyConfig.model_validate({"cells": {"MinGRU": MIN_GRU}, "space": UNION_SPACE})
 
 
 def refine_union(*variants: dict, **training) -> list[dict]:
@@ -171,14 +160,14 @@ def refine_union(*variants: dict, **training) -> list[dict]:
 
 def test_variant_is_applied_to_the_trials_that_have_its_parameters():
     gated, lstm, _ = refine_union({})
-    changed = refine_union({}, {"forget_gate": True}, {"decay": 1})
+    changed = refine_union({}, {"forget_gate": True}, {"expansion": 2})
     assert changed[:3] == [gated, gated | {"forget_gate": True}, lstm]
-    # The option is a parameter of all trials of the cell: 0.5 is its default.
+    # The option is a parameter of all trials of the cell: 1.0 is its default.
     assert changed[3:] == [
-        {"cell": "MinGRU", "decay": decay, "layers": 1, "state_size": 8} for decay in (0.5, 1.0)
+        {"cell": "MinGRU", "expansion": size, "layers": 1, "state_size": 8} for size in (1.0, 2.0)
     ]
-    assert isinstance(changed[4]["decay"], float)
-    assert list(changed[4]) == ["cell", "decay", "layers", "state_size"]
+    assert isinstance(changed[4]["expansion"], float)
+    assert list(changed[4]) == ["cell", "expansion", "layers", "state_size"]
 
 
 def test_variant_of_a_training_setting_is_applied_where_the_optimizer_uses_it():
@@ -197,10 +186,10 @@ def test_variant_that_applies_to_no_trial_is_refused():
     ):
         refine_union({}, {"momentum": 0.5})
     assert refine_union({"momentum": 0.5}, optimizer="sgd")[0]["momentum"] == 0.5
-    with pytest.raises(UserError, match=r"unknown parameter in .*: forget_gate, decay; none of"):
-        refine_union({"forget_gate": True, "decay": 0.1})
-    with pytest.raises(ValueError, match="a variant has decay = 'x': expected a number"):
-        refine_union({"decay": "x"})
+    with pytest.raises(UserError, match=r"unknown parameter in .*: forget_gate, expansion"):
+        refine_union({"forget_gate": True, "expansion": 0.1})
+    with pytest.raises(ValueError, match="a variant has expansion = 'x': expected a number"):
+        refine_union({"expansion": "x"})
 
 
 @pytest.mark.parametrize(
