@@ -28,11 +28,9 @@ SPACE = {
     "training.log_every": 10,
     "space.layers": "[1]",
     "space.state_size": "[4]",
-    "space.input_gate": "[false]",
-    "space.output_gate": "[false]",
-    "space.forget_gate": "[false]",
     "space.residual": "[true]",
     "space.exclude": "[]",
+    **{f"space.{name}_gate": "[false]" for name in ("input", "forget", "output")},
 }
 """One switch and three state sources."""
 
