@@ -270,7 +270,8 @@ class Grid:
             raise ValueError(f"{table} has the unknown key {name}: {explain_key(name, known)}")
 
     def _check_task(self, table: str, space: Space) -> None:
-        task, known = (self._task.name, self._task.options) if self._task else ("text", {})
+        task = self._task.name if self._task else "text"
+        known = self._task.options if self._task else {}
         for name, values in space.task_options.items():
             if name not in known:
                 expected = expect_one_of(known, name) if known else "it has none"

@@ -117,7 +117,8 @@ class TimingStats:
 def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
     """Return the numbers of trials by state, given those by status."""
     counts = {status.value.lower(): count for status, count in statuses.items()}
-    failed, waiting = counts.pop("fail", 0), counts.pop("waiting", 0)
+    failed = counts.pop("fail", 0)
+    waiting = counts.pop("waiting", 0)
     return TrialCounts(**counts, failed=failed, waiting=waiting + counts.get("paused", 0))
 
 
@@ -282,7 +283,8 @@ def timing_by_shape(
 
 def read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
     """Return when the first trial was started, and when the last one was started or finished."""
-    start, end = raw(TRIALS.c.datetime_start), raw(TRIALS.c.datetime_complete)
+    start = raw(TRIALS.c.datetime_start)
+    end = raw(TRIALS.c.datetime_complete)
     query = sa.select(sa.func.min(start), sa.func.max(start), sa.func.max(end))
     row = connection.execute(query.where(TRIALS.c.study_id == study_id)).one()
     with locating(study_id):
@@ -380,7 +382,8 @@ def read_active_workers(connection: Connection, study_id: int) -> list[ActiveWor
         silences = [silent for _, silent, _ in rows if silent is not None]
         durations = [seconds for _, _, seconds in rows if seconds is not None]
         numbers = tuple(number for number, _, _ in rows)
-        last, longest = min(silences, default=None), max(durations, default=None)
+        last = min(silences, default=None)
+        longest = max(durations, default=None)
         workers.append(ActiveWorker(name, numbers, last, longest))
     return sorted(workers, key=lambda each: (each.name is None, -(each.silent_seconds or 0.0)))
 

@@ -109,7 +109,8 @@ class LeaseMonitor:
         """
         elapsed = 0.0 if self._observed_at is None else now - self._observed_at
         self._observed_at = now
-        previous, self._observations = self._observations, {}
+        previous = self._observations
+        self._observations = {}
         expired = []
         for trial_id, lease in leases:
             before, unchanged_for = previous.get(trial_id, (None, 0.0))
