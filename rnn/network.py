@@ -324,17 +324,15 @@ def split_tensors(module: nn.Module) -> tuple[NamedTensors, NamedTensors]:
 
 
 class NetworkShapes(NamedTuple):
-    """Shapes of the tensors of a network, by their names in its state dict.
+    """Shapes of what a network trains and carries on.
 
     Attributes:
-        parameters: trained ones, such as ``layers.0.candidate.bias``; weights of linear maps have
-            the shape (outputs, inputs).
-        constants: buffers, and parameters that require no gradient.
+        parameters: trained tensors by their names in the state dict, such as
+            ``layers.0.candidate.bias``; weights of linear maps have the shape (outputs, inputs).
         states: number of numbers in the states of all layers, of one stream.
     """
 
     parameters: dict[str, tuple[int, ...]]
-    constants: dict[str, tuple[int, ...]]
     states: int
 
     @property
@@ -364,10 +362,9 @@ def network_shapes(config: NetworkConfig, spec: TaskSpec = BYTES) -> NetworkShap
             raise
         module = build_seeded(config, spec, 0)
         states = module.initial_states(1)
-    parameters, constants = split_tensors(module)
+    parameters, _ = split_tensors(module)
     return NetworkShapes(
         {name: tuple(tensor.shape) for name, tensor in parameters.items()},
-        {name: tuple(tensor.shape) for name, tensor in constants.items()},
         sum(state.numel() for state in states),
     )
 
