@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 
-STARTS, TURNS = 2, 8
+STARTS = 2
+TURNS = 8
 
 _SMALL = "[G(*s, True, r, 2, 32) for s in product((False, True), repeat=4) for r in STATE_SOURCES]"
 _BEST = "False, True, False, True, True, 'new'"

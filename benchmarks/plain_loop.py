@@ -16,7 +16,11 @@ from rnn.tasks.task import SequenceTask
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.cells_tasks import load_task_of
 
-NETWORKS, LOCKSTEP, LAYERS, STATE_SIZE, STREAMS = 24, 8, 2, 64, 64
+NETWORKS = 24
+LOCKSTEP = 8
+LAYERS = 2
+STATE_SIZE = 64
+STREAMS = 64
 
 UPDATES = 5
 """Updates of each network, which one measurement times."""

@@ -11,7 +11,7 @@ import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -59,9 +59,6 @@ AUDIT = 20
 
 CHECKS = 20
 """Calls of Optuna's pruners per training: each takes milliseconds."""
-
-FORECAST_SHARES = (0.25, 0.5, 0.75)
-"""Shares of a search's steps after which the rest is forecast."""
 
 
 def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
@@ -111,8 +108,6 @@ class AuditedReplay(ReplayResult):
             whole grid.
         estimates: the same of the effects that the audited trials estimate; empty if they are too
             few.
-        forecasts: low, likely and high forecast of the steps that are left, relative to them, by
-            the share of the search's steps that were trained; only where there is a forecast.
     """
 
     stated: float
@@ -122,7 +117,6 @@ class AuditedReplay(ReplayResult):
     bound_holds: bool
     survivors: list[bool]
     estimates: list[bool]
-    forecasts: dict[float, tuple[float, float, float]]
 
 
 def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> AuditedReplay:
@@ -182,18 +176,7 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
         bound_holds=lost - recall.lost <= recall.lost_high,
         survivors=cover_effects(truth, survivors),
         estimates=cover_effects(truth, estimate_with_audit(known, names, traits=traits).effects),
-        forecasts=_compare_forecasts(search),
     )
-
-
-def _compare_forecasts(search: Replay) -> dict[float, tuple[float, float, float]]:
-    """Return the forecasts of a simulated search relative to the steps that were left."""
-    found = {share: search.forecast_rest(share) for share in FORECAST_SHARES}
-    return {
-        share: (forecast.low / left, forecast.likely / left, forecast.high / left)
-        for share, (forecast, left) in found.items()
-        if forecast is not None and left
-    }
 
 
 def cover_effects(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
@@ -280,7 +263,9 @@ def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
 
 # ------------------------------------------------------------------ the table
 
-OURS, UNAUDITED, ONE_LOOK = "ours", "ours, no audit", "best after a look"
+OURS = "ours"
+UNAUDITED = "ours, no audit"
+ONE_LOOK = "best after a look"
 PRUNERS = (OURS, UNAUDITED, ONE_LOOK, *optuna_pruners(1))
 
 HEAD = (
@@ -309,9 +294,7 @@ def replay(
     return replay_in_optuna(recorded, optuna_pruners(recorded.end)[pruner](), order, concurrent)
 
 
-def _format_row(
-    curves: str, pruner: str, concurrent: int, results: Sequence[ReplayResult]
-) -> Iterator[str]:
+def _format_row(curves: str, pruner: str, concurrent: int, results: Sequence[ReplayResult]) -> str:
     recalls = [result.recall for result in results]
     error = np.std(recalls, ddof=1) / math.sqrt(len(recalls)) if len(recalls) > 1 else math.nan
     row = (
@@ -322,33 +305,20 @@ def _format_row(
     )
     audited = [result for result in results if isinstance(result, AuditedReplay)]
     if not audited:
-        yield row
-        return
+        return row
     survivors = [hit for result in audited for hit in result.survivors]
     estimates = [hit for result in audited for hit in result.estimates]
     inside = _share(sum(r.inside for r in audited), sum(r.pruned for r in audited))
-    yield (
+    return (
         f"{row} {np.mean([r.stated for r in audited]):7.3f} {inside:>7} "
         f"{sum(r.has_alarm for r in audited):3}/{len(audited):<3} "
         f"{_share(sum(r.bound_holds for r in audited), len(audited)):>6} "
         f"{_share(sum(survivors), len(survivors)):>10} {_share(sum(estimates), len(estimates)):>10}"
     )
-    yield f"{'':24} left: {', '.join(_format_forecasts(audited))}"
 
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.3f}" if whole else "-"
-
-
-def _format_forecasts(replays: Sequence[AuditedReplay]) -> Iterator[str]:
-    """Yield the geometric means of forecasts, relative to the truth, after each share."""
-    for share in FORECAST_SHARES:
-        rows = [replay.forecasts[share] for replay in replays if share in replay.forecasts]
-        if rows:
-            found = np.array(rows)
-            low, likely, high = np.exp(np.log(found).mean(axis=0))
-            inside = int(((found[:, 0] <= 1) & (found[:, 2] >= 1)).sum())
-            yield f"{likely:.2f} ({low:.2f} to {high:.2f}) {inside}/{len(found)}"
 
 
 @click.command()
@@ -389,11 +359,7 @@ def main(
     concurrent: tuple[int, ...],
     nuisance: tuple[str, ...],
 ) -> None:
-    """Simulate pruners on recorded curves, without a file on simulated ones.
-
-    A second line of ours has the steps left after a quarter, a half and three quarters of a search,
-    as forecast relative to the truth, with the range, and how many ranges contain the truth.
-    """
+    """Simulate pruners on recorded curves, without a file on simulated ones."""
     # Numerical libraries with several threads per process would compete for the cores.
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     for path in files:
@@ -404,8 +370,7 @@ def main(
         for curves, pruner, parallel in itertools.product(names, pruners, concurrent):
             simulate = partial(replay, curves, pruner, parallel, nuisance=nuisance)
             results = list(pool.map(simulate, range(searches)))
-            for line in _format_row(curves, pruner, parallel, results):
-                click.echo(line)
+            click.echo(_format_row(curves, pruner, parallel, results))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,12 @@ MAX_ACTIVE_FACTOR = 2.0
 """How many of the most promising trials may be promoted while others run, as a multiple of the
 number to keep."""
 
-FIRST_LOOK, LAST_LOOK = "first", "last"
-"""Planned looks at the audited trials: once as many trials are complete as are to be kept, before
-which none is pruned, and before the paused trials are pruned."""
+FIRST_LOOK = "first"
+"""Look at the audited trials once as many trials are complete as are to be kept; none is pruned
+before."""
+
+LAST_LOOK = "last"
+"""Look at the audited trials before the paused trials are pruned."""
 
 SPENDING_EXPONENT = 2.0
 """How late the loss budget is spent: see :meth:`PruningPolicy.to_prune`."""
