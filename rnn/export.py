@@ -175,7 +175,6 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
-    device: torch.device | None = None,
 ) -> bytes:
     """Continue a text; the result repeats on the same machine for the same seed.
 
@@ -188,33 +187,26 @@ def generate(
             most likely token.
         top_k: number of most likely tokens to sample from; None for all.
         seed: seed of the sampling.
-        device: device to compute on; the CPU by default.
 
     Returns:
         The generated text, without the prompt.
 
     Raises:
-        ValueError: if a number is out of range.
         TaskError: if the network was trained on another task than text.
         CellError: if the source of a user's cell is not one, or does not match the weights.
     """
-    if length < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"length is {length}, temperature {temperature}, top_k {top_k}: expected length >= 1, "
-            "temperature >= 0, top_k >= 1"
-        )
-    device = device or torch.device("cpu")
-    configure_matmul("fp64" if model.precision == "fp64" else "fp32", device)
-    module = build_trained_module(model).to(device)
+    configure_matmul("fp64" if model.precision == "fp64" else "fp32", torch.device("cpu"))
+    module = build_trained_module(model)
     states = None
     generator = torch.Generator().manual_seed(seed)
-    read = model.tokenizer.encode(np.frombuffer(prompt or b"\n", np.uint8)).tolist()
+    tokenizer = model.tokenizer
+    read = tokenizer.encode(np.frombuffer(prompt or b"\n", np.uint8)).tolist()
     tokens: list[int] = []
     while len(tokens) < length:
-        logits, states = module(torch.tensor(read, device=device)[:, None], states)  # (1, V)
-        tokens.append(_sample_token(logits[0].cpu(), temperature, top_k, generator))
+        logits, states = module(torch.tensor(read)[:, None], states)  # (1, V)
+        tokens.append(_sample_token(logits[0], temperature, top_k, generator))
         read = tokens[-1:]
-    return model.tokenizer.decode(tokens)
+    return tokenizer.decode(tokens)
 
 
 def _sample_token(

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from rnn.errors import DeviceError
-from rnn.training.devices import assign_devices, resolve_device, trim_heap
+from rnn.training.devices import assign_devices, resolve_device
 from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
 from search.errors import ShutdownRequestedError
@@ -174,7 +174,6 @@ def _run(
         if status.is_finished:
             _remove_leftovers(handle)
         failure = failure or _conclude(session, status, launcher)
-    trim_heap()  # a report, which may follow, needs as much memory
     return RunResult(
         status.name,
         status.counts.finished,

@@ -77,12 +77,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
 
 
-def trim_heap() -> None:
-    """Return freed memory to the operating system; without effect if the C library is not glibc."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that a device or this machine ran out of memory.
 
