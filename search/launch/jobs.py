@@ -30,9 +30,6 @@ POLL_SECONDS = 2.0
 JOBS_SECONDS = 20.0
 """Interval between lists of the jobs; a cluster's controller serves many users."""
 
-MAX_ROWS = 60
-"""Number of jobs that the status lists."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -152,9 +149,7 @@ def read_jobs(launcher: Launcher, name: str, workers: Sequence[ActiveWorker]) ->
 def format_jobs(jobs: Sequence[Job]) -> str:
     """Format jobs as the lines that the status prints below those of the study."""
     lines = [f"{'jobs':9} {count_states(jobs) or 'none'}"]
-    for job in jobs[:MAX_ROWS]:
+    for job in jobs:
         trials = format_trials(job.trials) if job.trials else ""
         lines.append(f"  {job.id:12}  {job.state:10}  {job.host:12}  {trials}".rstrip())
-    if len(jobs) > MAX_ROWS:
-        lines.append(f"  and {len(jobs) - MAX_ROWS} more")
     return "\n".join(lines)
