@@ -3,9 +3,12 @@
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from hooks import HANG_TIMEOUT
 from process_runner import CURVES, query, wait_until, wait_until_running
 from small_searches import (
@@ -133,6 +136,50 @@ def test_repeated_interrupts_of_workers_print_one_line(search, gate):
     assert command.wait() == 130
     assert command.stderr.strip() in ("", "error: interrupted")
     assert "KeyboardInterrupt" not in command.output
+
+
+HOLD_WORKERS = """
+import os, pathlib, sys, time
+if "--multiprocessing-fork" in sys.orig_argv:
+    pathlib.Path(os.environ["HELD"], str(os.getpid())).touch()
+    while True:
+        time.sleep(0.05)
+"""
+"""Module that holds a worker process while it starts, and leaves a file named after its id."""
+
+
+@pytest.mark.extended
+def test_interrupt_of_workers_that_start_prints_no_traceback(search, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HOLD_WORKERS)
+    held = tmp_path / "held"
+    held.mkdir()
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "HELD": str(held)}
+    command = search("--workers", "2", environment=environment)
+    wait_until_running([command], lambda: len(list(held.iterdir())) == 2)
+    interrupt_all(command)
+    assert command.wait() == 130
+    assert command.stderr == ""
+    assert command.stdout.endswith("stopped; progress is saved: run the same command to resume\n")
+
+
+INTERRUPTED_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, *others):
+        if name == "studies.failures":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from rnn_search.commands import main
+main("list")
+"""
+
+
+def test_interrupt_of_the_first_imports_is_quiet():
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 # ------------------------------------------------------------------ damaged and foreign checkpoints
