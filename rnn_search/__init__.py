@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rnn.errors import UserError
     from rnn_search.api import run
-    from rnn_search.effects import Effects
-    from rnn_search.management import (
+    from rnn_search.printed_results import Effects
+    from rnn_search.stored_studies import (
         delete_study,
         export_study,
         import_results,
@@ -33,12 +33,12 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "run": "api",
-    "Effects": "effects",
+    "Effects": "printed_results",
     "Study": "study",
     "Trial": "study",
     "load": "study",
 }
-"""Modules of the names of ``__all__`` that are not errors and not in ``management``."""
+"""Modules of the names of ``__all__`` that are not errors and not in ``stored_studies``."""
 
 __all__ = [
     "Effects",
@@ -60,7 +60,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
     if name in __all__:
-        module = "errors" if name.endswith("Error") else _MODULES.get(name, "management")
+        module = "errors" if name.endswith("Error") else _MODULES.get(name, "stored_studies")
         return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # slow to import
 
     from reports.results import Results
     from rnn.export import SavedModel
-    from rnn_search.effects import Effects, TaskEffects, Verdicts
+    from rnn_search.printed_results import Effects, TaskEffects, Verdicts
     from search.status import Status
 
 
@@ -214,7 +214,7 @@ class Study:
         the replicates of studies of the storage that derive from this one, in pruned studies, and
         by least squares where no pairs match. If there are none, the answer says why.
         """
-        from rnn_search.effects import find_effects
+        from rnn_search.printed_results import find_effects
 
         return find_effects(self._read_results(False, require_complete=True), self.storage)
 
@@ -226,7 +226,7 @@ class Study:
         """
         from reports.findings import StudyFindings
         from rnn.errors import UserError
-        from rnn_search.effects import Verdicts
+        from rnn_search.printed_results import Verdicts
 
         findings = StudyFindings(self._read_one_task("verdicts", with_windows=True))
         if findings.summary.judgement is None:
@@ -267,7 +267,7 @@ class Study:
         mean difference ``effect`` with ``low``, ``high`` and ``pairs``; the ``verdict``, or why
         there is none; when it was ``registered``.
         """
-        from rnn_search.effects import frame_hypotheses
+        from rnn_search.printed_results import frame_hypotheses
 
         results = self._read_one_task("hypotheses", require_complete=False)
         return frame_hypotheses(results, self.storage)

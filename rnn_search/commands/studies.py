@@ -18,7 +18,7 @@ from rnn_search.commands.options import (
     storage_options,
     study_argument,
 )
-from rnn_search.management import list_studies
+from rnn_search.stored_studies import list_studies
 from studies import management
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import Objective

@@ -15,7 +15,7 @@ from reports.findings import StudyFindings
 from reports.sentences import describe_insignificance
 from reports.study_reader import read_results
 from rnn_search import load
-from rnn_search.effects import Effects
+from rnn_search.printed_results import Effects
 from studies.importing import ImportOptions, import_results
 from studies.stated_hypotheses import Hypothesis, register
 from studies.storage.open import read_storage
