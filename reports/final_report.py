@@ -18,8 +18,8 @@ from studies.atomic_files import atomic_write, require_regular
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.failures import is_bug, print_bug
 from studies.storage.counts import read_times
+from studies.storage.database import error_message, is_transient
 from studies.storage.edits import update_note, update_system_attributes, write_note
-from studies.storage.engine import error_message, is_transient
 from studies.storage.open import load_study, open_storage, read_record
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them

@@ -17,7 +17,7 @@ from studies.messages import expect_one_of, shorten
 from studies.option_models import build_options
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
-from studies.storage.engine import database_path, parse_url
+from studies.storage.database import database_path, parse_url
 from studies.storage.open import (
     artifacts_or_default,
     load_study,

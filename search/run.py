@@ -42,7 +42,7 @@ from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.messages import shorten
-from studies.storage.engine import database_error, error_message, is_outage
+from studies.storage.database import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
 RETRY_SECONDS = 5.0

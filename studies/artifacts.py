@@ -19,8 +19,8 @@ from studies.atomic_files import (
     remove_temporary_files_of,
 )
 from studies.errors import ArtifactsError
+from studies.storage.database import parse_url
 from studies.storage.edits import OwnedFiles
-from studies.storage.engine import parse_url
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights", "cells"]
 """Kind of file: checkpoints of running trials, files for the dashboard, weights of the best

@@ -59,8 +59,8 @@ from studies.errors import RowError, StudyFileError, StudyFormatError
 from studies.loader import describe_mistakes
 from studies.messages import check_study_name, shorten
 from studies.storage.counts import count_where, find_study
+from studies.storage.database import redact
 from studies.storage.edits import to_note_attributes, write_note
-from studies.storage.engine import redact
 from studies.storage.open import list_study_names, open_storage, parse_record, read_storage
 from studies.storage.reads import read_study
 from studies.storage.tables import insert_study

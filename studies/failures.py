@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 from rnn.errors import UserError
 from studies.errors import StorageUnavailableError
 from studies.messages import shorten, to_line
-from studies.storage.engine import database_error, error_message, is_transient
+from studies.storage.database import database_error, error_message, is_transient
 
 
 class _WarningHandler(logging.Handler):

@@ -35,8 +35,8 @@ from studies.messages import check_study_name, format_count, shorten, to_line
 from studies.option_models import Options, option, to_words
 from studies.space import REPLICATE
 from studies.storage.counts import count_statuses
+from studies.storage.database import redact
 from studies.storage.edits import create_study, to_note_attributes, write_note
-from studies.storage.engine import redact
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import ImportedResults

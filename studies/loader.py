@@ -25,7 +25,7 @@ from studies.space import (
     explain_key,
     task_name,
 )
-from studies.storage.engine import redact
+from studies.storage.database import redact
 from studies.storage.open import (
     list_study_names,
     load_study,

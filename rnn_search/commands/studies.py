@@ -28,8 +28,8 @@ from studies.importing import ImportOptions, import_results
 from studies.management import ListedStudy
 from studies.messages import format_bytes, format_count
 from studies.option_models import build_options
+from studies.storage.database import parse_url, redact
 from studies.storage.edits import list_derived
-from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -15,7 +15,7 @@ from uuid import uuid4
 from search.errors import LaunchError
 from studies.messages import shorten
 from studies.storage.counts import ActiveWorker
-from studies.storage.engine import parse_url, redact
+from studies.storage.database import parse_url, redact
 
 PROJECT = Path(__file__).resolve().parents[2]
 """Folder of the project's packages."""

@@ -28,7 +28,7 @@ from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
 from studies.messages import format_trials
-from studies.storage.engine import error_message, is_transient
+from studies.storage.database import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import DEFAULT_LEASE_SECONDS

@@ -32,7 +32,7 @@ from studies.attributes import (
 from studies.errors import StorageLostError, StudyNotFoundError
 from studies.messages import did_you_mean, format_duration, format_trials, shorten
 from studies.space import COST_PARAMS, REPLICATE, TASK
-from studies.storage.engine import error_message, is_transient, redact
+from studies.storage.database import error_message, is_transient, redact
 from studies.storage.leases import Lease, database_seconds
 from studies.storage.tables import (
     IS_FINITE,

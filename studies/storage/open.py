@@ -25,7 +25,7 @@ from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.errors import StorageError, StorageNotFoundError, StudyFormatError
 from studies.messages import shorten
 from studies.storage.counts import find_study
-from studies.storage.engine import (
+from studies.storage.database import (
     configure,
     database_path,
     engine_options,

@@ -26,7 +26,7 @@ from studies.attributes import (
 from studies.errors import LeaseLostError, RowError, StorageLostError, StudyFormatError
 from studies.messages import shorten
 from studies.storage.counts import StudyIdentity, count_where
-from studies.storage.engine import DatabaseFile, begin_as, configure, engine_options
+from studies.storage.database import DatabaseFile, begin_as, configure, engine_options
 from studies.storage.leases import (
     Lease,
     LeaseMonitor,

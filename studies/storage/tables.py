@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import AUDIT, IS_GRID_TRIAL, LONG_RESULTS
 from studies.errors import StorageError
-from studies.storage.engine import redact
+from studies.storage.database import redact
 from studies.storage.optuna_tables import (
     FINITE,
     METADATA,

@@ -24,8 +24,8 @@ from studies.attributes import AuditState, Failure
 from studies.errors import LeaseLostError, StorageError
 from studies.failures import run_with_exit_code
 from studies.storage.counts import count_trials, top_trials
+from studies.storage.database import error_message, is_outage, is_transient
 from studies.storage.edits import create_study, extend_study
-from studies.storage.engine import error_message, is_outage, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import Rung, TrialReader
