@@ -197,11 +197,7 @@ def make_stated(url: str, name: str = "stated", **config: Any) -> None:
               "both", where={"state_size": 8}),
     ]  # fmt: skip
     space = {"layers": [1], "state_size": [8, 16], "output_gate": [False], "state_gate": [False]}
-    raw = {
-        "space": space,
-        "report_threshold": 1.7,
-        "hypothesis": hypotheses,
-    } | config
+    raw = {"space": space, "report_threshold": 1.7, "hypothesis": hypotheses} | config
     generator = random.Random(0)
     runs = []
     for params in StudyConfig.model_validate(raw).grid.combinations():

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import runpy
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -106,8 +105,6 @@ class Hooks:
 
     patient: bool = True
     report: bool = True
-    # A process that writes a report stops in the middle of the page.
-    half_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
     calls: CallGate | None = None
@@ -131,8 +128,6 @@ def install() -> None:
         importlib.import_module("reports.final_report").finalize_search = lambda *study: None
     # No test looks at the floors that a command measures.
     importlib.import_module("search.task_check")._MAX_UPDATES = 20
-    if settings["half_report"]:
-        _hold_half_reports()
     for name, apply in (
         ("gate", _hold_trainings),
         ("clock", _replace_clock),
@@ -160,22 +155,6 @@ def _hold(folder: str) -> None:
     _mark(folder).touch()
     while not Path(folder, "open").exists():
         time.sleep(0.02)
-
-
-def _hold_half_reports() -> None:
-    import reports.page.page
-
-    write = reports.page.page.atomic_write
-
-    def write_half(path, content):
-        def half():
-            pieces = list(content)
-            yield from pieces[: len(pieces) // 2]
-            signal.pause()
-
-        write(path, half())
-
-    reports.page.page.atomic_write = write_half
 
 
 def _hold_statements(folder: str, statement: str) -> None:

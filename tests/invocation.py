@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -75,20 +75,23 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(
-    error: type[Exception] | tuple[type[Exception], ...], message: str, folder: Path | None = None
+    error: type[Exception] | tuple[type[Exception], ...],
+    message: str | Sequence[str],
+    folder: Path | None = None,
 ) -> Iterator[None]:
     """Require that a block raises an error of one line with a message, and leaves a folder as is.
 
     Args:
         error: classes of the error.
-        message: part of its line.
+        message: part of its line, or several.
         folder: folder that must be :func:`unchanged`; None for none.
     """
     kept = contextlib.nullcontext() if folder is None else unchanged(folder)
     with kept, pytest.raises(error) as raised:
         yield
     line = str(getattr(raised.value, "message", raised.value))
-    assert message in line, line
+    for part in [message] if isinstance(message, str) else message:
+        assert part in line, line
     assert len(line.splitlines()) == 1, line
     assert not any(secret in line for secret in SECRETS)
 

@@ -123,11 +123,4 @@ def list_files(folder):
     }
 
 
-def folder_of(url, name="made"):
-    """Return the artifact folder of a study."""
-    (value,) = (value for key, value in dump(url, name)["study_user_attributes"]
-                if key == "artifact_folder")  # fmt: skip
-    return json.loads(value)
-
-
 assert {*FILES, "artifacts"} == {*get_args(ArtifactKind)}

@@ -217,28 +217,6 @@ def query(url, statement):
         return database.execute(statement).fetchall()
 
 
-def freeze_process(command, url):
-    """Stop a process outside of transactions: it would keep the lock of an SQLite file."""
-    threads = Path(f"/proc/{command.pid}/task")
-
-    def has_halted() -> bool:
-        stats = (path.read_text() for path in threads.glob("*/stat"))
-        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-    def is_frozen() -> bool:
-        command.send(signal.SIGSTOP)
-        wait_until(has_halted)
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as file:
-            try:
-                file.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                command.send(signal.SIGCONT)
-                return False
-        return True
-
-    wait_until(is_frozen)
-
-
 FINISHED = """
     SELECT number, state, (SELECT count(*) FROM trial_values v WHERE v.trial_id = t.trial_id)
     FROM trials t ORDER BY number

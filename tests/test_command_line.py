@@ -15,22 +15,13 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
-from helpers import (
-    EACH_DATABASE,
-    ONE_TRIAL,
-    ONE_TRIAL_OVERRIDES,
-    QUICK,
-    ROOT,
-    TINY,
-    join_study,
-)
+from helpers import ONE_TRIAL, ONE_TRIAL_OVERRIDES, QUICK, ROOT, TINY, join_study
 from invocation import require_refused, restored_process, unchanged
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
 from rnn.training.devices import supports_bf16
 from search.worker.shutdown import parse_duration
-from studies.failures import is_bug
 from studies.storage.open import open_storage
 
 
@@ -371,26 +362,6 @@ def test_bug_ends_a_command_with_its_traceback_and_asks_for_a_report(
     assert last.startswith(f"error: bug in rnn-search ({error}")
     assert "please report it" in last
     assert [trial.state for trial in load(sqlite_url).trials] == [TrialState.COMPLETE]
-
-
-DATABASE_ERRORS = {
-    "SELEC 1": True,
-    "SELECT no_column FROM studies": True,
-    "SELECT :value": True,  # no value is given
-    "SELECT * FROM dropped": False,
-    "INSERT INTO studies (study_id) VALUES (1)": False,  # as another process may at once
-}
-"""Statements, and whether the error of each is a bug of the program."""
-
-
-@EACH_DATABASE
-@pytest.mark.parametrize("statement", DATABASE_ERRORS)
-def test_wrong_statement_is_a_bug_and_a_failure_of_the_database_is_none(url, statement):
-    with closing(open_storage(url)) as storage, storage.engine.connect() as connection:
-        connection.execute(sa.text("INSERT INTO studies VALUES (1, 'one')"))
-        with pytest.raises(sa.exc.SQLAlchemyError) as raised:
-            connection.execute(sa.text(statement))
-    assert is_bug(raised.value) == DATABASE_ERRORS[statement]
 
 
 # ------------------------------------------------------------------ rnn-search

@@ -5,7 +5,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -14,12 +13,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers import EACH_DATABASE, ONE_TRIAL, QUICK, ROOT, TINY
+from helpers import ONE_TRIAL, QUICK, ROOT, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until, wait_until_running
 
-from studies.atomic_files import atomic_write
 from studies.attributes import TrialRecord
 from studies.loader import load_config_file
 
@@ -121,35 +119,6 @@ THREE = (*ONE_TRIAL, "--set=space.state_source=['new', 'old', 'both']", "--locks
 
 def report_lines(output):
     return [line for line in output.splitlines() if line.startswith("report: ")]
-
-
-HINT = "for another copy: rnn-search report quick"
-
-
-@pytest.mark.extended
-@EACH_DATABASE
-def test_one_of_three_processes_writes_the_report_or_the_next_if_the_writer_is_killed(
-    url, tmp_path, text, invoke, start, gate
-):
-    page = tmp_path / "reports" / "out" / "quick.html"
-    command = ("run", QUICK, "--storage", url, "--corpus", str(text), *THREE)
-    hooks = Hooks(gate=gate, half_report=True)
-    searches = [start(*command, cwd=tmp_path, hooks=hooks) for _ in range(3)]
-    wait_until_running(searches, lambda: len(gate.held) == 3)
-    gate.open()
-    wait_until(lambda: sum(search.ended.is_set() for search in searches) == 2)
-    (writer,) = (search for search in searches if not search.ended.is_set())
-    name = f"process {socket.gethostname()}/{writer.pid}"
-    for other in searches:
-        if other is not writer:
-            assert other.wait() == 0, other.stderr
-            assert report_lines(other.stdout) == [f"report: {name} writes it; {HINT}"]
-    writer.send(signal.SIGKILL)
-    assert writer.wait() == -signal.SIGKILL
-    assert report_lines(invoke(*command, cwd=tmp_path).stdout) == [f"report: {page}"]
-    # What the killed writer has begun stays for an hour, under a name of its own.
-    assert [path for path in page.parent.iterdir() if path.suffix != ".part"] == [page]
-    assert page.read_text("utf-8").rstrip().endswith("</html>")
 
 
 def test_report_of_a_finished_study_is_written_again(invoke, sqlite_url, text, tmp_path):
@@ -340,16 +309,3 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
         done = start(*command, cwd=folder, umask=umask)
         assert done.wait() == 0, done.output
     check(".db.weights", ".safetensors", "quick.html", "trials.csv", "network.py")
-
-
-def test_file_of_a_report_gets_the_mode_of_a_new_file(tmp_path):
-    """A report that is written again is a new file; the umask decides again."""
-    page = tmp_path / "page.html"
-    atomic_write(page, [b"old"])
-    page.chmod(0o600)
-    before = os.umask(0o027)
-    try:
-        atomic_write(page, [b"new"])
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(page.stat().st_mode) == 0o640

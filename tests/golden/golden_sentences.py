@@ -4,13 +4,11 @@
 """
 
 import random
-from contextlib import closing
 from dataclasses import replace
-from functools import cache
-from tempfile import TemporaryDirectory
 
 import pandas as pd
-from golden import FOLDER, Golden
+from golden import Golden
+from golden_statistics import import_studies, open_study
 
 from reports.findings import StudyFindings
 from reports.formatting import to_plain
@@ -25,19 +23,12 @@ from reports.sentences import (
     list_noise,
     list_warnings,
 )
-from reports.study_reader import read_results
-from rnn_search import import_results, import_study
-from studies.storage.open import read_storage
+from rnn_search import import_results
 
 
-@cache
 def read_findings(name: str) -> StudyFindings:
     """Read the findings of a study of ``inputs/``."""
-    with TemporaryDirectory(prefix="golden-") as folder:
-        storage = f"sqlite:///{folder}/studies.db"
-        import_study(FOLDER / "inputs" / f"{name}.jsonl", storage=storage)
-        with closing(read_storage(storage)) as opened:
-            return StudyFindings(read_results(opened, name))
+    return StudyFindings(open_study(name).results)
 
 
 def search_at_random() -> StudyFindings:
@@ -49,17 +40,14 @@ def search_at_random() -> StudyFindings:
         accuracy = 0.9 - 0.05 * (exponent + 2) ** 2 + 0.04 * (number % 2)
         accuracy += generator.gauss(0, 0.01)
         rows.append({"rate": 10**exponent, "norm": number % 2 == 1, "accuracy": accuracy})
-    with TemporaryDirectory(prefix="golden-") as folder:
-        storage = f"sqlite:///{folder}/studies.db"
-        import_results(
-            pd.DataFrame(rows),
-            storage=storage,
-            name="random",
-            value="accuracy",
-            parameters=["rate", "norm"],
-        )
-        with closing(read_storage(storage)) as opened:
-            return StudyFindings(read_results(opened, "random"))
+    import_results(
+        pd.DataFrame(rows),
+        storage=f"sqlite:///{import_studies().name}/studies.db",
+        name="random",
+        value="accuracy",
+        parameters=["rate", "norm"],
+    )
+    return read_findings("random")
 
 
 def with_margin(results: Results, margin: float) -> Results:

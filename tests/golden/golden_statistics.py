@@ -51,7 +51,7 @@ class StoredStudy:
     """A study of ``inputs/`` and what the project computes from it."""
 
     def __init__(self, name: str) -> None:
-        self.study = load(name, storage=f"sqlite:///{_import_studies().name}/studies.db")
+        self.study = load(name, storage=f"sqlite:///{import_studies().name}/studies.db")
 
     @cached_property
     def results(self) -> Any:
@@ -93,16 +93,16 @@ class StoredStudy:
         return {name: dict(sorted(zip(bar.y, bar.x, strict=True))) for name, bar in bars.items()}
 
 
-_open_study = cache(StoredStudy)
+open_study = cache(StoredStudy)
 
 
 @cache
-def _import_studies() -> TemporaryDirectory[str]:
+def import_studies() -> TemporaryDirectory[str]:
     """Import the studies to a storage in a folder, which is removed at the end of the process."""
     folder = TemporaryDirectory(prefix="golden-")
     storage = f"sqlite:///{folder.name}/studies.db"
     *exported, sweep = STUDIES
-    for name in exported:
+    for name in (*exported, "cells"):
         import_study(INPUTS / f"{name}.jsonl", storage=storage)
     parameters = ["optimizer", "width", "dropout", "warmup"]
     import_results(
@@ -113,7 +113,7 @@ def _import_studies() -> TemporaryDirectory[str]:
 
 def compute_statistics(name: str) -> dict[str, Any]:
     """Return all statistics of a study but fANOVA."""
-    stored = _open_study(name)
+    stored = open_study(name)
     return {
         "counts": _pick(stored.study.counts, COUNTS),
         "best": _pick(stored.study.best, ("number", "value", "params")),
@@ -137,7 +137,7 @@ def compute_statistics(name: str) -> dict[str, Any]:
 
 def compute_fanova() -> dict[str, Any]:
     """Return the fANOVA importances of the parameters of all studies."""
-    return {name: _to_plain(_open_study(name).importances.get("fANOVA", {})) for name in STUDIES}
+    return {name: _to_plain(open_study(name).importances.get("fANOVA", {})) for name in STUDIES}
 
 
 def _list_effects(stored: StoredStudy) -> dict[str, Any]:

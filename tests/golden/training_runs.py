@@ -8,22 +8,14 @@ import numpy as np
 from user_cells import CELLS, EXAMPLES, cell_config
 
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import (
-    BASELINE_CELLS,
-    GatedOptions,
-    NetworkConfig,
-    Precision,
-    TrialConfig,
-)
+from rnn.config import BASELINE_CELLS, GatedOptions, NetworkConfig, Precision, TrialConfig
 from rnn.engines import build_network, stack_key
 from rnn.native.engine import NativeStack
 from rnn.native.library import load_library
 from rnn.stacked.engine import NetworkStack, can_stack
 from rnn.tasks.text import TextData, select_eval_windows
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
-from rnn.training.evaluation import (
-    compute_eval_losses,
-)
+from rnn.training.evaluation import compute_eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 
 ENGINES = {"native": NativeStack, "stacked": NetworkStack, "autograd": AutogradStack}

@@ -38,13 +38,11 @@ REFUSED = {
     "script of another site": {"ORIGIN": OTHER, "SEC_FETCH_SITE": "cross-site"},
     "script of another port": {"SEC_FETCH_SITE": "same-site", "SEC_FETCH_MODE": "cors"},
     "another port": {"ORIGIN": "http://127.0.0.1:1"},
-    "no port": {"ORIGIN": "http://127.0.0.1"},
     "another local name": {"ORIGIN": "http://localhost"},
     "page without an origin": {"ORIGIN": "null"},
     "form": LINK,
     "rebound name": {"HOST": "rebound.example", "ORIGIN": "http://rebound.example"},
     "longer name": {"HOST": "127.0.0.1.example"},
-    "no address": {"HOST": "[::1"},
     "no host": {"HOST": ""},
 } | {place: LINK | {"SEC_FETCH_DEST": place} for place in ("iframe", "frame", "embed", "object")}
 

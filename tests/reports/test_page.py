@@ -164,14 +164,6 @@ def test_figure_of_the_first_screen_is_drawn_once(build_page):
 
 # ------------------------------------------------------------------ in a browser
 
-BEST_CURVE = """() => {
-    const plot = document.querySelectorAll('[aria-label^="Training curves"]')[1];
-    const box = plot.getBoundingClientRect(), trace = plot._fullData.at(-1);
-    const {xaxis, yaxis} = plot._fullLayout;
-    const x = xaxis._offset + xaxis.d2p(trace.x[1]), y = yaxis._offset + yaxis.d2p(trace.y[1]);
-    return [box.left + x, box.top + y];
-}"""
-
 MARKS = """(plot) => plot.querySelector(
     '.trace path, .trace .point, .points path, .hm image') !== null"""
 
@@ -200,10 +192,7 @@ def bottom_of(element):
 @pytest.mark.extended
 @pytest.mark.parametrize(
     ("width", "height", "at_once"),
-    [
-        (1200, 800, ("h1", ".answer", ".first .plot", ".limits")),
-        (390, 844, ("h1", ".answer")),
-    ],
+    [(1200, 800, ("h1", ".answer", ".first .plot", ".limits")), (390, 844, ("h1", ".answer"))],
 )
 def test_page_begins_with_the_answer_and_draws_every_chart_offline(
     open_page, page_file, width, height, at_once
@@ -236,31 +225,6 @@ def test_page_begins_with_the_answer_and_draws_every_chart_offline(
             "for (const part of document.querySelectorAll('main details')) part.open = true"
         )
         assert page.evaluate(CUT_OFF) == []
-
-
-@pytest.mark.extended
-def test_curve_is_named_and_its_group_can_be_hidden(open_page, page_file):
-    with open_page(page_file) as page:
-        plot = page.locator("[aria-label^='Training curves']").nth(1)
-        plot.scroll_into_view_if_needed()
-        page.wait_for_function(
-            "plot => plot.classList.contains('drawn')", arg=plot.element_handle()
-        )
-        hover = plot.locator(".hoverlayer .hovertext")
-
-        def is_named():
-            # Charts above that are being drawn move it.
-            page.mouse.move(*page.evaluate(BEST_CURVE))
-            return hover.count()
-
-        wait_until(is_named)
-        assert "step 100: 1.5000 nats" in hover.text_content()
-        assert "trial 0: 1×4 no gates, new state" in hover.text_content()
-
-        visible = "plot => plot._fullData.filter(trace => trace.visible === true).length"
-        before = plot.evaluate(visible)
-        plot.locator(".legend .traces", has_text="best tenth").locator(".legendtoggle").click()
-        wait_until(lambda: plot.evaluate(visible) == before - 1)
 
 
 @pytest.mark.extended

@@ -19,19 +19,10 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from reports.analysis.hypotheses import run_tests
-from reports.analysis.pruning import (
-    audit_pruning,
-    estimate_audited_effects,
-    summarize_pruning,
-)
+from reports.analysis.pruning import audit_pruning, estimate_audited_effects, summarize_pruning
 from reports.findings import StudyFindings
 from reports.formatting import label_change
-from reports.stats.audit import (
-    bound_lost,
-    estimate_with_audit,
-    judge_architectures,
-    measure_recall,
-)
+from reports.stats.audit import bound_lost, estimate_with_audit, judge_architectures, measure_recall
 from reports.stats.effects import FactorialTable
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook

@@ -4,14 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from factories import (
-    gated_params,
-    make_replicates,
-    make_runs,
-    make_study,
-    read_studies,
-    results_of,
-)
+from factories import gated_params, make_replicates, make_runs, make_study, read_studies, results_of
 from pages import build_from
 
 from reports.analysis.refinement import compare_with_source, compute_variant_effects

@@ -9,15 +9,7 @@ from html import escape
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from factories import (
-    NO_GATES,
-    created_once,
-    gated_params,
-    make_replicates,
-    make_runs,
-    make_study,
-    results_of,
-)
+from factories import NO_GATES, created_once, make_replicates, make_runs, results_of
 from optuna_dashboard import get_note
 from pages import build_from, read_answer
 
@@ -142,10 +134,7 @@ def test_change_whose_mean_is_zero_is_said_to_depend_on_another_parameter(sqlite
     levels = tuple(replace(level, p_adjusted=1.0) for level in condition.levels)
     main = replace(reversal.main, error=9.0)
     effect = replace(
-        reversal,
-        main=main,
-        p_adjusted=1.0,
-        condition=replace(condition, main=main, levels=levels),
+        reversal, main=main, p_adjusted=1.0, condition=replace(condition, main=main, levels=levels)
     )
     findings.__dict__["answer"] = replace(findings.answer, reversals=[], dependent=[effect])
     line = (
@@ -161,28 +150,6 @@ def test_no_significant_effect_and_many_undecided_ones_are_one_line_each(sqlite_
     make_switches(sqlite_url, has_effects=False)
     *lines, _ = read_answer(findings_of(sqlite_url, "switches"))
     assert lines == ["no change has a significant effect", "7 changes are undecided"]
-
-
-def test_unfinished_study_and_few_pairs_are_named(sqlite_url):
-    make_study(sqlite_url, finished=5)
-    first, second, best = read_answer(findings_of(sqlite_url))
-    assert first == "so far: 5 of 8 trials are finished"
-    assert second == "whether any change has an effect is not known (too few pairs to test: 1 of 8)"
-    assert best.endswith("; a single run, so its place is partly luck")
-
-
-def test_replicates_have_verdicts_and_the_smallest_that_is_as_good(sqlite_url):
-    make_replicates(sqlite_url)
-    verdicts, smallest, best = read_answer(findings_of(sqlite_url, "replicates"))
-    assert verdicts == "compared with the best: 1 worse, 1 as good, 0 undecided"
-    assert smallest == (
-        "the smallest that is as good as the best (at most 0.02 bits per byte worse): "
-        "1×4 no gates, new state, with 100 parameters instead of 200"
-    )
-    assert best == (
-        "best: 2×4 no gates, new state (trial 0), test loss 2.4081 bits per byte, mean of 3 runs "
-        "[2.1592, 2.6570]"
-    )
 
 
 def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_path, monkeypatch):
@@ -207,19 +174,6 @@ def test_page_terminal_notebook_and_note_have_the_same_lines(sqlite_url, tmp_pat
     with closing(open_storage(sqlite_url)) as storage:
         note = get_note(load_study(storage, "made")).replace("\\", "")
     assert [line[2:] for line in note.splitlines() if line.startswith("- ")] == answer
-
-
-def test_headline_of_several_studies_names_each(sqlite_url):
-    make_study(sqlite_url)
-    raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
-    studies = [findings_of(sqlite_url, name) for name in ("better", "made")]
-    lines = list_headline(studies, {})
-    first, second = lines.index("better:"), lines.index("made:")
-    assert first == 0
-    assert "(trial 0), validation loss 1.2500 nats per byte" in lines[second - 1]
-    assert "(trial 0), validation loss 1.5000 nats per byte" in lines[-1]
-    assert lines[second:] == ["made:", *list_headline(studies[1:], {})]
 
 
 def test_labels_round_the_values_of_nuisance_parameters(sqlite_url):
@@ -276,15 +230,4 @@ def test_values_with_unequal_budgets_at_equal_steps_are_named(sqlite_url):
     assert list_warnings(findings_of(sqlite_url)) == [
         f"{in_steps}, batch size 64 has 4 times as many bytes as 16",
         f"{in_steps}, update every 1 has 4 times as many updates as 4",
-    ]
-
-
-@pytest.mark.parametrize(("column", "name"), [("torch", "PyTorch"), ("code", "the training code")])
-def test_trials_of_several_versions_are_warned_of_once(sqlite_url, column, name):
-    make_study(sqlite_url)
-    results = results_of(sqlite_url)
-    versions = ["1", "2", *["1"] * 6]
-    mixed = replace(results, table=results.table.assign(**{column: versions}))
-    assert list_warnings(StudyFindings(mixed)) == [
-        f"the trials were trained by 2 versions of {name}"
     ]

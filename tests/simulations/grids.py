@@ -175,9 +175,7 @@ def simulate_tuned(gaps: Gaps, factor: float) -> Iterator[Tables]:
         noise = estimate_run_noise(codes, values.ravel())
         assert noise is not None
         expected, slopes = estimate_selected(
-            values.ravel(),
-            noise.deviations.of_trials,
-            np.repeat(np.arange(size), RATES),
+            values.ravel(), noise.deviations.of_trials, np.repeat(np.arange(size), RATES)
         )
         groups = noise.deviations.groups[np.arange(size) * RATES + values.argmin(axis=1)]
         noise_at_best = estimate_run_noise(empty.codes, expected)

@@ -258,26 +258,20 @@ def _attributes(
         return outcome.attributes
     results: dict[str, Any] = {}
     if outcome.state is TrialState.COMPLETE:
-        bits = loss / math.log(2)
-        bins = [2**power for power in range(10)]
         results = {
             "training_loss": loss + 0.01,
             "training_mean_loss": loss + 0.02,
             "validation_loss": loss,
-            "validation_bits_per_byte": bits,
+            "validation_bits_per_byte": loss / math.log(2),
             "validation_stderr": 0.02,
-            "context_bins": bins,
-            "context_excess": [round(0.5 / each, 5) for each in bins],
-            "context_stderr": [round(0.1 / each, 5) for each in bins],
-            "context_loss": bits,
         }
-    architecture = to_trial_config(params, config).architecture
+    worker = _worker_of(number)
     record = TrialRecord(
-        parameter_count=count_parameters(architecture),
+        parameter_count=count_parameters(to_trial_config(params, config).architecture),
         steps_per_second=150.0 + number % 17,
         seconds=outcome.log_points * 0.3,
-        host=f"host-{number % WORKERS // 4}",
-        worker=f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}",
+        host=worker.partition("/")[0],
+        worker=worker,
         device="cpu",
         threads=1,
         precision=config.precision,
@@ -292,16 +286,19 @@ def _attributes(
     return record.attributes() | outcome.attributes
 
 
+def _worker_of(number: int) -> str:
+    return f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}"
+
+
 def _system_attributes(outcome: TrialOutcome, number: int, loss: float) -> dict[str, Any]:
     found: dict[str, Any] = {PAUSED: BEGIN.isoformat()} if outcome.is_paused else {}
     if outcome.log_points:
         found[CHECKPOINTED] = True
     is_pruned = outcome.state is TrialState.PRUNED
     if not is_pruned and (outcome.state.is_finished() or outcome.state is TrialState.RUNNING):
-        worker = f"host-{number % WORKERS // 4}/{1000 + number % WORKERS}"
-        found[LEASE] = asdict(Lease(f"{worker}/{number:032x}", 120.0, 3))
+        found[LEASE] = asdict(Lease(f"{_worker_of(number)}/{number:032x}", 120.0, 3))
     if outcome.state is TrialState.COMPLETE:
         bits = loss / math.log(2)
-        windows = [round(bits + 0.3 * math.sin(number + each), 5) for each in range(64)]
+        windows = [round(bits + 0.3 * math.sin(number + window), 5) for window in range(64)]
         found["validation_windows"] = windows
     return found

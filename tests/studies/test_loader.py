@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import QUICK
+from invocation import refused
 
 from rnn.errors import UserError
 from studies.config import StudyConfig
@@ -35,10 +36,7 @@ def test_every_invalid_setting_is_named_with_its_value(path):
         "exclude = [{layers = []}]\n[pruning]\nkeep = 2\n"
     )
     file = load_config_file(str(path), ["training={steps='many'}"])
-    with pytest.raises(UserError) as caught:
-        file.with_overrides({"pruning": {"enabled": True}}).resolve()
-    line = str(caught.value)
-    for mistake in (
+    mistakes = (
         f"{path}: seed is -1: input should be greater than or equal to 0; ",
         "unknown key objektive: did you mean 'objective'? expected one of quest",
         "space.layers.2 is 'two': input should be a valid integer; ",
@@ -47,9 +45,9 @@ def test_every_invalid_setting_is_named_with_its_value(path):
         "string; ",
         "pruning.keep is 2: input should be less than 1; ",
         "training.steps is 'many': input should be a valid integer",
-    ):
-        assert line.count(mistake) == 1
-    assert "\n" not in line
+    )
+    with refused(UserError, mistakes):
+        file.with_overrides({"pruning": {"enabled": True}}).resolve()
 
 
 def test_invalid_toml_is_refused_with_its_path(path):
@@ -57,13 +55,6 @@ def test_invalid_toml_is_refused_with_its_path(path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"mine\.toml is not valid TOML"):
             load_config_file(str(path))
-
-
-def test_long_override_is_refused_in_a_short_line():
-    for override in ("corpus=" + "text" * 1000, "seed=" + "9" * 5000):
-        with pytest.raises(UserError, match=r"--set .* is not a TOML value") as refused:
-            load_config_file(QUICK, [override])
-        assert len(str(refused.value)) < 400
 
 
 def test_derived_config_inherits_unspecified_settings_but_not_the_test_split():
@@ -93,10 +84,8 @@ def test_mistake_in_a_union_names_its_table(path):
         ("state_size = [8]\n\n", "\n", "space.1.state_size: field required"),
     ):
         path.write_text(UNION.replace(old, new, 1))
-        with pytest.raises(UserError) as caught:
+        with refused(UserError, f"{path}: {message}"):
             load_config_file(str(path)).resolve()
-        assert f"{path}: {message}" in str(caught.value)
-        assert "\n" not in str(caught.value)
 
 
 def test_override_of_the_space_changes_every_table(path):
@@ -108,9 +97,8 @@ def test_override_of_the_space_changes_every_table(path):
         ("space=3", "space is 3: "),
         ("nuisance=['layers', 'layers']", "nuisance names layers twice: "),
     ):
-        with pytest.raises(UserError) as caught:
+        with refused(UserError, f"{path}: {mistake}"):
             load_config_file(str(path), [override]).resolve()
-        assert str(caught.value).startswith(f"{path}: {mistake}")
 
 
 def test_cells_of_a_file_are_named_but_never_stated(path):

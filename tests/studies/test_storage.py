@@ -5,7 +5,6 @@ import itertools
 import math
 import multiprocessing
 import pickle
-import re
 import sqlite3
 import subprocess
 import sys
@@ -14,15 +13,14 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from helpers import DatabaseUse, create_small_study, run_simultaneously, wait_for_others
+from invocation import refused
 from managed_studies import list_files
 from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from studies.attributes import AuditState, Failure
 from studies.errors import LeaseLostError, StorageError
-from studies.failures import run_with_exit_code
 from studies.storage.counts import count_trials, top_trials
 from studies.storage.database import error_message, is_outage, is_transient
 from studies.storage.edits import create_study, extend_study
@@ -107,40 +105,6 @@ def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url)
     storage.requeue_all([PendingWrite(5, "me/1")], Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
         storage.claim_matching(5, "me/1", 9, [])
-
-
-def test_connection_that_is_lost_is_an_outage(
-    postgresql_server, postgresql_url, monkeypatch, capsys, caplog
-):
-    """As Optuna reads trials, it sends another statement, and logs warnings that hide the cause."""
-
-    def end(connection):
-        """Have the server end a connection, as an administrator does."""
-        pid = connection.info.backend_pid
-        postgresql_server.execute(f"SELECT pg_terminate_backend({pid}, 600000)")
-
-    def end_before_reading(connection, cursor, statement, *parameters):
-        if "FROM trials" in statement:
-            end(cursor.connection)
-
-    storage = open_storage(postgresql_url)
-    create_small_study(storage, 2)
-    sa.event.listen(storage.engine, "before_cursor_execute", end_before_reading)
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # its type is what is tested
-        storage.get_trials(1, [1, 2])
-    assert is_transient(raised.value)
-    assert is_outage(raised.value)
-    assert "rollback" not in error_message(raised.value)
-    caplog.clear()
-    with pytest.raises(SystemExit, match="1"):
-        run_with_exit_code(lambda: storage.get_trials(1, [1, 2]))
-    assert re.fullmatch(r"error: storage failed \(.*\n", capsys.readouterr().err)
-    assert not caplog.messages
-    # As it is established.
-    monkeypatch.setattr(PGDialect_psycopg, "get_default_isolation_level", lambda _, each: end(each))
-    with pytest.raises(StorageError, match="cannot be opened") as raised:
-        open_storage(postgresql_url)
-    assert is_outage(raised.value)
 
 
 def claim_in_forks(url: str) -> list[int]:
@@ -326,10 +290,8 @@ def test_invalid_url_is_reported_in_one_line_without_its_password():
     urls += ["postgresql+psycopg://me:a@s3cret/b@127.0.0.1:1/none"]
     for url in (*urls, f"postgresql{server}:1/none", f"mysql{server}/none", f"redis{server}"):
         for opener in (open_storage, read_storage):
-            with pytest.raises(StorageError) as raised:
+            with refused(StorageError, ""):
                 opener(url)
-            assert "s3cret" not in str(raised.value)
-            assert "\n" not in str(raised.value)
 
 
 def test_storage_is_created_where_a_link_leads(tmp_path):

@@ -15,14 +15,8 @@ from studies.storage.open import open_storage
 
 RANDOM = "0123456789abcdef" * 2
 
-KINDS = ("checkpoint", "safetensors")
-
-# Names that are not those of temporary files of ``studies.db``.
-FOREIGN = (
-    *(f"studies.db{end}" for end in (".part", f".{RANDOM}", f".{RANDOM[1:]}.part")),
-    *(f"studies.db.{RANDOM}{end}" for end in (".part-copy", ".part.gz", ".PART")),
-    *(f"{start}.db.{RANDOM}.part" for start in ("other", "my-studies")),
-)
+FOREIGN = ("studies.db.part", f"studies.db.{RANDOM}.part.gz", f"my-studies.db.{RANDOM}.part")
+"""Names that are not those of temporary files of ``studies.db``."""
 
 
 def names(folder):
@@ -81,7 +75,8 @@ def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
     kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint", "trial-3.quarantined"}
     kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
     kept.add("trial-4.safetensors")
-    left = {"trial-2.checkpoint", *(f"trial-1.{kind}.{RANDOM}.part" for kind in KINDS)}
+    left = {"trial-2.checkpoint", f"trial-1.checkpoint.{RANDOM}.part"}
+    left.add(f"trial-1.safetensors.{RANDOM}.part")
     (tmp_path / "s").mkdir()
     for name in kept | left:
         (tmp_path / "s" / name).touch()
