@@ -135,7 +135,7 @@ def test_python_has_the_effects_of_each_task(url):
 # ------------------------------------------------------------------ a single task
 
 
-TASK = {"source": "tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd" * 32, "steps": 50,
+TASK = {"source": "/tasks/mine.py:Mine", "sha256": "ab" * 32, "data_sha256": "cd" * 32, "steps": 50,
         "inputs": 2, "outputs": 3, "reads_tokens": False, "predicts_classes": True,
         "options": {"distance": {"type": "int", "default": 7}}, "values": {"distance": 9},
         "metrics": {"accuracy": "maximize", "mae": "minimize"},
