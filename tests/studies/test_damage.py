@@ -10,12 +10,16 @@ from helpers import create_small_study, study_attributes
 from invocation import refused
 from optuna.trial import TrialState
 
+from rnn.config import LATER_SWITCHES
 from studies.attributes import AUDIT_LOOKS, SCHEMA_VERSION
 from studies.config import ImportedResults, StudyConfig
 from studies.errors import StudyFormatError
+from studies.space import distributions
 from studies.storage.counts import count_trials, read_active_workers
+from studies.storage.edits import create_study
 from studies.storage.open import open_storage, parse_record
 from studies.storage.reads import TrialReader, read_audit_looks, read_curves, read_trials
+from studies.storage.trials import StoredStudy, StoredTrial
 
 ATTRIBUTE = "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'seconds'"
 LEASED = "UPDATE trial_system_attributes SET value_json = '[]' WHERE key = 'lease'"
@@ -124,3 +128,14 @@ def test_study_of_another_version_or_with_a_folder_that_leads_elsewhere_is_refus
     parse_record("small", attributes)
     with pytest.raises(StudyFormatError, match=message):
         parse_record("small", attributes | changes)
+
+
+def test_trial_that_was_stored_without_a_switch_has_it_off(sqlite_url, monkeypatch):
+    monkeypatch.setitem(LATER_SWITCHES, "input_gate", False)
+    others = {"forget_gate": True, "output_gate": True, "state_gate": True, "residual": True}
+    params = others | {"state_source": "new", "layers": 1, "state_size": 4}
+    choices = distributions({name: [value] for name, value in params.items()})
+    with closing(open_storage(sqlite_url)) as storage:
+        create_study(storage, StoredStudy("earlier", "loss", {}, choices, [StoredTrial(params)]))
+        (trial,) = read_trials(storage, 1)
+    assert trial.params == params | {"input_gate": False}
