@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
 def require_stored(study: Study, storage: LeasedRDBStorage, record: StudyRecord) -> StudyConfig:
     """Let each write require that a study is still the one that was opened; return its config."""
     config = record.config
-    grid_size = None if config.grid is None else config.grid.count()
+    count_grid = None if config.grid is None else cache(config.grid.count)
     storage.require_study(
-        StudyIdentity(study._study_id, study.study_name, record.artifact_folder, grid_size)
+        StudyIdentity(study._study_id, study.study_name, record.artifact_folder, count_grid)
     )
     study.sampler = GridSampler()
     study.pruner = NopPruner()

@@ -5,7 +5,7 @@ The database computes it, so that little is read.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -399,13 +399,14 @@ class StudyIdentity:
 
     Attributes:
         artifact_folder: its unique folder of artifacts.
-        grid_size: number of points in the grid that this process knows; None if it trains none.
+        count_grid: counts the combinations of the grid that this process knows, where the study was
+            extended; None if it trains none.
     """
 
     study_id: int
     name: str
     artifact_folder: str
-    grid_size: int | None = None
+    count_grid: Callable[[], int] | None = None
 
     def require_stored(self, connection: Connection) -> None:
         """Check that the study is stored, with the grid that this process knows.
@@ -413,10 +414,10 @@ class StudyIdentity:
         Raises:
             StorageLostError: if it is not, or the tables cannot be read any more.
         """
-        size = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+        stored_size = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
             STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == GRID_SIZE
         )
-        query = sa.select(size.scalar_subquery()).where(
+        query = sa.select(stored_size.scalar_subquery()).where(
             STUDY_USER_ATTRS.c.study_id == self.study_id,
             STUDY_USER_ATTRS.c.key == "artifact_folder",
             STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
@@ -436,9 +437,10 @@ class StudyIdentity:
                 f"study {self.name!r} was deleted from {storage} while this search used it: "
                 "restore it from a backup to resume, or run the same command to start it again"
             )
-        if self.grid_size is not None and found[0] not in (None, json.dumps(self.grid_size)):
+        size = found[0]
+        if self.count_grid and size is not None and size != json.dumps(self.count_grid()):
             raise StorageLostError(
-                f"study {self.name!r} was extended to {found[0]} trials while this search used it: "
+                f"study {self.name!r} was extended to {size} trials while this search used it: "
                 "run the same command to continue; recorded results are kept"
             )
 
