@@ -358,17 +358,18 @@ def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, str]:
             for name, result in results.items()
         }
     )
-    return floors, _describe_memory(floors, memoryless.losses - recurrent.losses)
+    return floors, describe_memory(floors, memoryless.losses - recurrent.losses)
 
 
-def _describe_memory(floors: Floors, gains: Tensor) -> str:
+def describe_memory(floors: Floors, gains: Tensor) -> str:
     """Say whether memory helps; ``gains`` are the losses of each sequence that it saves."""
     with_memory = floors.recurrent["loss"]
     without = floors.memoryless["loss"]
     losses = f"loss {with_memory:.4g} with memory, {without:.4g} without"
     error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     explained = floors.constant["loss"] - with_memory
-    if float(gains.mean()) > _CERTAIN * error and without - with_memory > _RELEVANT * explained:
+    is_relevant = explained > 0 and without - with_memory > _RELEVANT * explained
+    if is_relevant and float(gains.mean()) > _CERTAIN * error:
         return f"the task needs memory: a small network has {losses}"
     return (
         f"a small network gained nothing from its memory in a short training ({losses}): the task "

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 from invocation import refused
 from user_cells import EXAMPLES
@@ -11,7 +12,8 @@ from user_cells import EXAMPLES
 from rnn.errors import CellError, TaskError
 from search.cell_check import CHECKS, check_export, check_networks, list_networks
 from search.cells_tasks import load_record, load_task_of
-from search.task_check import check_task
+from search.task_check import check_task, describe_memory
+from studies.records import Floors
 
 CELL = """
 import torch
@@ -238,4 +240,6 @@ def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     assert floors.constant.keys() == {"loss", "mae"}
     floors, memory = check_task(load(tmp_path, "targets = values"), 64)
     assert "gained nothing from its memory" in memory
+    untrained = Floors(constant={"loss": 1}, memoryless={"loss": 1.2}, recurrent={"loss": 1.1})
+    assert "gained nothing" in describe_memory(untrained, torch.full((8,), 0.1))
     assert floors.last_value == {"loss": 0, "mae": 0}
