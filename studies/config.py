@@ -339,7 +339,7 @@ class StudyConfig(StrictModel):
             if len(grid.search_space[name]) > 1:
                 raise ValueError(
                     f"nuisance names {name!r}, which has one value for each architecture: expected "
-                    f"several values for the same other parameters"
+                    "several values for the same other parameters"
                 )
         if self.task_record is not None and self.task_record.steps is None:
             self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))

@@ -332,8 +332,9 @@ class TrialMachine(RuleBasedStateMachine):
         return is_held
 
     @precondition(can_pick)
-    @rule(place=PICKS, cause=CAUSES, are_all=st.booleans(), fault=FAULTS)
-    def requeue(self, place, cause, are_all, fault):
+    @rule(place=PICKS, points=SIZES, cause=CAUSES, are_all=st.booleans(), fault=FAULTS)
+    def requeue(self, place, points, cause, are_all, fault):
+        self.train(place, points, False, None)
         worker, claim = self.pick(place)
         self.give_back(worker, worker.holdings if are_all else [claim], cause, fault)
 
