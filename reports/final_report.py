@@ -65,7 +65,7 @@ def print_failures(label: str, err: bool = False) -> Iterator[None]:
     """Print a failure instead of raising it, see :func:`print_failure`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: the search itself is done
         print_failure(error, label, err)
 
 

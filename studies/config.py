@@ -342,7 +342,7 @@ class StudyConfig(StrictModel):
                     "several values for the same other parameters"
                 )
         if self.task_record is not None and self.task_record.steps is None:
-            self.check_updates((each, None) for each in grid.project(WINDOW_PARAMS))
+            self.check_updates((params, None) for params in grid.project(WINDOW_PARAMS))
         return self
 
     @model_validator(mode="after")
@@ -412,7 +412,9 @@ class StudyConfig(StrictModel):
                 ``training.sequence_length`` decides.
         """
         settings = [(training_settings(params, self), length) for params, length in trials]
-        check_updates([(each, length or each.sequence_length - 1) for each, length in settings])
+        check_updates(
+            [(training, length or training.sequence_length - 1) for training, length in settings]
+        )
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:

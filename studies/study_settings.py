@@ -178,7 +178,7 @@ def check_updates(trials: Collection[tuple[TrainingSettings, int]]) -> None:
 
 def _find_multiple(trials: Collection[tuple[TrainingSettings, int]]) -> int:
     """Return the least number of steps after multiples of which every trial has an update."""
-    windows = {(min(each.gradient_window[1], length), length) for each, length in trials}
+    windows = {(min(training.gradient_window[1], length), length) for training, length in trials}
     return math.lcm(*(length if length % every else every for every, length in windows))
 
 

@@ -518,7 +518,7 @@ class SequenceTask:
             result = self.definition.sample(split, rng, count, **options)
         except TaskError:
             raise
-        except Exception as error:
+        except Exception as error:  # of any kind: the code is the user's
             if is_built_in(type(self.definition)):  # then it is no error of the user's
                 raise
             raise TaskError(f"sample of task {self.name} raises {describe_error(error)}") from error

@@ -131,7 +131,7 @@ class Claim:
             self._record_checkpoint = False
         try:
             yield write
-        except BaseException:
+        except BaseException:  # of any kind: the next write has what this one has not
             with self._lock:
                 self._record_checkpoint |= write.checkpointed
                 if not self._replace_all:  # else the values do not count any more
