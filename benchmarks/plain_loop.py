@@ -12,7 +12,7 @@ from torch import nn
 
 from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network
-from rnn.tasks.task import SequenceTask
+from rnn.tasks.sequence_task import SequenceTask
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.cells_tasks import load_task_of
 

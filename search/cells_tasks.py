@@ -28,7 +28,8 @@ from rnn.own_code import (
 )
 from rnn.tasks.built_in import find_built_in
 from rnn.tasks.corpus import load_corpus
-from rnn.tasks.task import SequenceTask, Task, is_built_in
+from rnn.tasks.sequence_task import SequenceTask
+from rnn.tasks.task import Task, is_built_in
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from studies.atomic_files import atomic_write

@@ -26,7 +26,7 @@ from rnn.engines import Engine
 from rnn.errors import TaskError, UserError
 from rnn.network import Batch
 from rnn.own_code import TaskSource, loaded_source
-from rnn.tasks.task import SequenceTask
+from rnn.tasks.sequence_task import SequenceTask
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.cell_check import run_new_process

@@ -11,7 +11,7 @@ import torch
 from rnn.autograd import AutogradStack
 from rnn.config import GatedOptions, NetworkConfig, TrialConfig
 from rnn.engines import build_network
-from rnn.tasks.task import SequenceTask
+from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.text import select_eval_windows, to_bits_per_byte
 from rnn.training.evaluation import (
     ContextLosses,

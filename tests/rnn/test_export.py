@@ -23,7 +23,7 @@ from rnn.export import (
     generate,
     serialize_model,
 )
-from rnn.tasks.task import SequenceTask
+from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.tokenizer import load_tokenizer, train_tokenizer
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"

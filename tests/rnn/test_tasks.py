@@ -12,7 +12,8 @@ import torch
 from rnn.errors import TaskError
 from rnn.tasks import datasets
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.task import SPLITS, SequenceTask
+from rnn.tasks.sequence_task import SequenceTask
+from rnn.tasks.task import SPLITS
 
 NUMBERS = {"input_size": 3, "output_size": 1}
 TOKENS = {"vocabulary": 4, "classes": 4}

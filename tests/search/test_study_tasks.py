@@ -184,7 +184,7 @@ def test_worker_whose_task_or_data_differ_is_refused(folder, monkeypatch):
     (folder / "elsewhere" / "mine.py").write_text(f"{TASK}    version = 2\n")
     refuse("with another version of Sum .*: restore the file")
     (folder / "elsewhere" / "mine.py").write_text(TASK)
-    monkeypatch.setattr("rnn.tasks.task._HELD_OUT_SEED", 7)  # as another version of NumPy
+    monkeypatch.setattr("rnn.tasks.sequence_task._HELD_OUT_SEED", 7)  # as another version of NumPy
     refuse("with other held-out data of task Sum, although its source")
     (folder / "tasks" / "offset.npy").unlink()
     with pytest.raises(TaskError, match=r"FileNotFoundError .*offset.npy.* its present place with"):
