@@ -117,9 +117,10 @@ class _Plan:
         """Return the choices of parameters that are to be stored, and the new size of the grid."""
         choices = {}
         grid_size = None
-        if self.config.space != stored.space and self.config.grid is not None:
-            choices = distributions(self.config.grid.search_space)
-            grid_size = self.config.grid.count()
+        grid = self.config.grid
+        if self.config.space != stored.space and grid is not None:
+            choices = distributions(grid.search_space)
+            grid_size = grid.count()
         if self.replicates is not None:
             choices = distributions(observed_search_space(trial.params for trial in self.added))
         return choices, grid_size

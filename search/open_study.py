@@ -93,7 +93,8 @@ def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
 def require_stored(study: Study, storage: LeasedRDBStorage, record: StudyRecord) -> StudyConfig:
     """Let each write require that a study is still the one that was opened; return its config."""
     config = record.config
-    count_grid = None if config.grid is None else cache(config.grid.count)
+    grid = config.grid
+    count_grid = None if grid is None else cache(grid.count)
     storage.require_study(
         StudyIdentity(study._study_id, study.study_name, record.artifact_folder, count_grid)
     )
