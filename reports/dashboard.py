@@ -20,7 +20,6 @@ from rnn.errors import UserError
 from studies.artifacts import ArtifactFolders
 from studies.atomic_files import atomic_write
 from studies.attributes import FOLDER_NAME
-from studies.errors import ArtifactsError
 from studies.failures import is_debugging
 from studies.storage.open import open_storage
 
@@ -112,7 +111,7 @@ class DashboardFiles:
 
 def _require_name(artifact_id: str) -> str:
     if not re.fullmatch(FOLDER_NAME, artifact_id):
-        raise ArtifactsError(f"{artifact_id!r} is not the name of a file of the dashboard")
+        raise UserError(f"{artifact_id!r} is not the name of a file of the dashboard")
     return artifact_id
 
 

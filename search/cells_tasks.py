@@ -35,7 +35,6 @@ from rnn.tasks.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from studies.atomic_files import atomic_write
 from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ArtifactsError
 from studies.loader import ConfigFile
 from studies.messages import expect_one_of
 from studies.records import (
@@ -146,7 +145,7 @@ class CodeStore:
         """Write the sources of cells, and of the classes of tasks, which are loaded.
 
         Raises:
-            ArtifactsError: if one cannot be written.
+            UserError: if one cannot be written.
         """
         sources: list[CodeSource] = [
             loaded_source(name, record.sha256) for name, record in cells.items()
@@ -158,7 +157,7 @@ class CodeStore:
             try:
                 atomic_write(self._path(source.kind, source.name), [source.text.encode()])
             except OSError as error:
-                raise ArtifactsError(
+                raise UserError(
                     f"the source of {source.kind} {source.name} cannot be written to "
                     f"{self._folder} ({error}): check --artifacts"
                 ) from error

@@ -77,7 +77,7 @@ def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
         artifacts: folder of its files, see :class:`studies.artifacts.ArtifactFolders`.
 
     Raises:
-        ArtifactsError: if the folder cannot be used.
+        UserError: if the folder cannot be used.
         StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
     """
     folders = ArtifactFolders(artifacts, url)

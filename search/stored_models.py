@@ -73,9 +73,9 @@ def load_trial_model(
     architecture of which one has weights.
 
     Raises:
-        StorageError, StudyNotFoundError, ArtifactsError: if the storage or study is not found.
-        UserError: if the trial does not exist, is not complete, or has no weights.
-        UserError: if the files are damaged.
+        StorageError, StudyNotFoundError: if the storage or study is not found.
+        UserError: if the trial does not exist, is not complete, or has no weights, or if the files
+            are damaged.
     """
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal, get_args
 from uuid import uuid4
 
+from rnn.errors import UserError
 from studies.atomic_files import (
     STALE_SECONDS,
     atomic_write,
     remove_temporary_files,
     remove_temporary_files_of,
 )
-from studies.errors import ArtifactsError
 from studies.storage.database import parse_url
 from studies.storage.edits import OwnedFiles
 
@@ -112,7 +112,7 @@ class ArtifactFolders:
         read_only: whether the folders need not be writable.
 
     Raises:
-        ArtifactsError: if the folder cannot be used; nothing is created.
+        UserError: if the folder cannot be used; nothing is created.
     """
 
     def __init__(self, artifacts: str | None, storage: str, read_only: bool = False) -> None:
@@ -202,7 +202,7 @@ def _require_usable(artifacts: str, read_only: bool) -> None:
     except OSError:  # a name too long, a folder without permission
         is_usable = False
     if "://" in artifacts or not is_usable:
-        raise ArtifactsError(
+        raise UserError(
             f"--artifacts {artifacts} is not writable: expected a folder, or a new folder in an "
             "existing one"
         )

@@ -8,7 +8,6 @@
     ├── StudyNotFoundError           a study that the storage does not hold
     ├── StudyFormatError             a study that another program or version stored
     ├── StudyFileError               a study file that cannot be read or written
-    ├── ArtifactsError               an artifact folder that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
         └── StorageLostError         a storage or a study that changed or went during a search
@@ -50,10 +49,6 @@ class StudyFormatError(UserError):
 
 class StudyFileError(UserError):
     """A study file cannot be read or written."""
-
-
-class ArtifactsError(UserError):
-    """Artifacts cannot be stored in the requested place."""
 
 
 class LeaseLostError(UserError):

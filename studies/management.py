@@ -73,7 +73,7 @@ def delete_study(url: str, artifacts: str | None, name: str, force: bool = False
     Raises:
         StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
         UserError: if others derive from it.
-        ArtifactsError, OSError: if files cannot be removed; the study is deleted.
+        UserError, OSError: if files cannot be removed; the study is deleted.
         StorageError: if the storage cannot be opened.
     """
     folders = ArtifactFolders(artifacts, url)

@@ -21,7 +21,6 @@ from reports.dashboard import DashboardFiles, open_listener, same_origin_only
 from rnn.errors import UserError
 from rnn_search.api import serve_dashboard
 from studies.artifacts import ArtifactFolders
-from studies.errors import ArtifactsError
 
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"
 LINK = {"SEC_FETCH_SITE": "cross-site", "SEC_FETCH_MODE": "navigate"}
@@ -54,7 +53,7 @@ def test_dashboard_cannot_reach_the_files_of_trials(tmp_path):
     weights.write(1, b"weights")
     files = DashboardFiles(folders.root("artifacts"))
     for act in (files.open_reader, files.remove):
-        with pytest.raises(ArtifactsError, match="is not the name of a file of the dashboard"):
+        with pytest.raises(UserError, match="is not the name of a file of the dashboard"):
             act("s-1/trial-1.safetensors")
     name = "8f14e45f-ceea-467f-a34d-0d1f2c3b4a59"
     files.write(name, io.BytesIO(b"file"))

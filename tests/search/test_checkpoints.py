@@ -4,10 +4,10 @@ import pytest
 from helpers import with_text
 from invocation import refused
 
+from rnn.errors import UserError
 from search.worker.train_states import checkpoint_identity
 from studies.artifacts import ArtifactFolders
 from studies.config import StudyConfig
-from studies.errors import ArtifactsError
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_checkpoint_is_read_as_written_until_removed(folders):
 def test_unusable_folder_is_refused_and_nothing_created(tmp_path, place):
     (tmp_path / "file").write_text("a file")
     place = place.format(tmp=tmp_path)
-    with refused(ArtifactsError, place, tmp_path):
+    with refused(UserError, place, tmp_path):
         ArtifactFolders(place, "sqlite:///none.db")
 
 
