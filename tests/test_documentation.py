@@ -72,7 +72,7 @@ SEQUENCES = {
         f"docs/how-to/{name}.md"
         for name in (
             *("prune", "compare", "test-hypotheses", "sample-and-export", "analyse"),
-            *("back-up", "dashboard", "extend", "search-your-own-cell", "manage-studies"),
+            *("share-a-study", "dashboard", "extend", "search-your-own-cell", "manage-studies"),
         )
     ],
     "First steps": [
@@ -80,7 +80,7 @@ SEQUENCES = {
         "docs/tutorial.md",
         "docs/how-to/use-your-own-text.md",
         "docs/how-to/tune-the-learning-rate.md",
-        "docs/faq.md",
+        "docs/questions.md",
     ],
     "Imports": ["docs/how-to/import-results.md"],
     "Tasks": [OWN_DATA, "docs/reference/tasks.md"],
