@@ -1,1 +1,1 @@
-"""Study → table → figures → one HTML page. Nothing here needs torch."""
+"""Results, statistics and pages of studies. Nothing here needs torch."""

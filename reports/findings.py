@@ -1,4 +1,4 @@
-"""What a study shows, as data: the findings that :mod:`reports.sentences` puts into words.
+"""Findings of a study, as data.
 
 A finding about a change is a :class:`reports.stats.conditional_effects.RankedEffect`: estimate,
 interval and the condition on which it depends. Page, note, terminal and Python take the same ones,

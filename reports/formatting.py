@@ -1,4 +1,4 @@
-"""Emphasis, names of changes, and estimates as text, and the templates that use them.
+"""Emphasis, names of changes and estimates as text, and the templates.
 
 What is emphasised is marked by :func:`strong`; :func:`to_plain` and :func:`to_html` render marks.
 """

@@ -1,4 +1,4 @@
-"""What a study shows, in words: its answer as a list, its warnings, and sentences about its parts.
+"""Findings of a study, in words: answer, warnings, notes.
 
 The only writer of the answer on the page, in the terminal, in notebooks and in the dashboard's
 note, so that they agree. The findings are data (:mod:`reports.findings`). Texts may have marks of

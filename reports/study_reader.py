@@ -1,4 +1,4 @@
-"""Reads the results of a study, and selects what is drawn."""
+"""Read the results of a stored study, and select what is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Network configs: which networks there are, and their names.
+"""Configs of networks and optimizers, and the names of networks.
 
 This module needs no PyTorch. It holds the only lists of cells, of the values of their options, of
 precisions and of optimizers.

@@ -1,4 +1,4 @@
-"""The interface of the engines, which train networks, and the choice of one.
+"""The interface of the engines that train networks, and the choice of an engine.
 
 Three engines compute the same, and each says what it can train: two faster paths train gated
 networks of text with an update at every step, :class:`rnn.native.engine.NativeStack` on CPUs and

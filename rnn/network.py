@@ -1,4 +1,4 @@
-"""A network as a plain module: embedding, layers of one cell, linear head; its shapes and weights.
+"""A network as a plain module: embedding, layers of one cell, linear head.
 
 T is the number of time steps, B the number of streams, n the state size, V the number of outputs:
 classes, tokens of the vocabulary or numbers.

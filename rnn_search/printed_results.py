@@ -1,4 +1,4 @@
-"""What a study says: its effects and verdicts, as data frames, figures and printed lists."""
+"""Effects and verdicts of a study, as data frames, figures and printed lists."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The cells of a study and its task or tasks: loaded, kept, and compared with those of a worker.
+"""Cells and tasks of a study: load, keep a copy, compare with those of a worker.
 
 A file that the user names is executed by every process that trains a study. Its copy, next to the
 study's weights, is executed where there is no such file: in a refinement, and in a study that is

@@ -1,4 +1,4 @@
-"""Create a study, or join one under settings that keep its results comparable; open one by name.
+"""Create a study, join one whose settings agree, or open one by name.
 
 A worker does two steps: it creates or joins a study, for which alone a study file is read, and it
 works on the stored study. Further workers do the second step only, by the name of the study.

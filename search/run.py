@@ -1,4 +1,4 @@
-"""Run a search: create or join a study, and work on it in this process, in others, or on a cluster.
+"""Run a search in this process, in several, or on a cluster.
 
 Worker processes and jobs get the name of the stored study, and open it.
 """

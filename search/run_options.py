@@ -1,4 +1,4 @@
-"""Options of a search: what a user asks for, and what may differ between the workers of a study.
+"""Options of a search, and those of them that may differ between workers.
 
 The command line, the Python API, worker processes and launchers derive from these models, which
 need no PyTorch.

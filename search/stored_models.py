@@ -1,4 +1,4 @@
-"""The trained model of a trial: load it, export it to a folder."""
+"""Load the trained model of a trial, or export it to a folder."""
 
 import contextlib
 import dataclasses

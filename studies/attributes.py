@@ -1,4 +1,4 @@
-"""Names and models of what a study and its trials store as Optuna attributes."""
+"""Attributes that a study and its trials store in Optuna's tables: names and models."""
 
 from datetime import datetime
 from enum import StrEnum

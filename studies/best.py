@@ -1,4 +1,4 @@
-"""What is best in a study: the one definition for its status, report, exports and refinements.
+"""The best of a study: one definition for status, report, exports and refinements.
 
 Without replicates it is the trial of the best value. Of replicates it is the architecture of the
 best mean over its complete runs, because the best single run is partly luck. The mean is that of

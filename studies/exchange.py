@@ -1,4 +1,4 @@
-"""Exchange of studies as files: JSON lines, one for the study and one for each trial, by number.
+"""Studies as files: JSON lines, one for the study and one for each trial.
 
 A file leaves out who trained the study and where: machines, workers, commands, messages of errors
 and what a dashboard or another program has written; of an absolute path only its last part is in

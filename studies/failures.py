@@ -1,4 +1,4 @@
-"""Failures of a command or a worker: an error in one line, an exit code, the traceback of a bug."""
+"""Failures of a command or a worker: one line for an error, a traceback for a bug, exit codes."""
 
 import logging
 import sqlite3

@@ -1,4 +1,4 @@
-"""Studies of results that other programs recorded: what their columns are, and their runs.
+"""Import of results that other programs recorded: roles of columns, runs, studies.
 
 Roles of columns are guessed by name and by two rules of values: a column with one value was not
 varied, and one with another value in most rows may be a parameter or a result. Then nothing is

@@ -1,4 +1,4 @@
-"""The studies of a storage: listed, renamed, deleted, and retried, with their files.
+"""List, rename, delete and retry the studies of a storage, with their files.
 
 A change is refused while workers hold trials of the study. The check and the change are one
 transaction, so that of a worker that claims a trial at the same moment and the change, one comes

@@ -1,4 +1,4 @@
-"""How a study's losses are named and formatted: the one place that knows each task's."""
+"""Names, units and formats of a study's losses, for every task."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Text that commands and reports share."""
+"""Text of messages that commands and reports share."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""Hypotheses of a study: statements about one change, each with what is expected of it.
+"""Hypotheses of a study: statements about one change, with what is expected of it.
 
 A hypothesis is data; :mod:`reports.analysis.hypotheses` decides whether it holds. A study keeps
 when it stored each of them, and how many results it had then: that tells a reader a prediction from

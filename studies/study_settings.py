@@ -1,4 +1,4 @@
-"""The settings of a study: `[training]`, of which a grid can vary most, and the smaller tables."""
+"""Settings of a study file: tables `[training]`, `[evaluation]`, `[pruning]` and smaller ones."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -1,1 +1,1 @@
-"""What the results of a study say: effects, comparisons, rankings and hypotheses."""
+"""Analysis of results: effects at the best rate, comparisons, rankings and hypotheses."""

@@ -1,4 +1,4 @@
-"""What pruning did to a study: what it saved, what its audit measures, and effects."""
+"""Pruned studies: what was saved, what the audit measures, and effects."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a reader sees first: the question, the answer, one figure, and the facts that limit it."""
+"""The top of a page: question, answer, one figure, and the facts that limit the answer."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Setup of a study as its page shows it: task, training, floors, accounting and all trials."""
+"""The end of a page: task, training, floors, accounting and all trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

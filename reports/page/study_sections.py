@@ -1,4 +1,4 @@
-"""The sections of a study's page, in their order: what each shows, as sentences, charts and tables.
+"""Sections of a study's page, in their order.
 
 A function for each section returns None where the study has nothing to show there. The template
 ``study.html`` renders their blocks. The first screen is :mod:`reports.page.first_screen`, setup and

@@ -1,4 +1,4 @@
-"""Statistics as functions of arrays and frames: a leaf, imported by search and studies as well.
+"""Statistics as functions of arrays and frames; imports no other package of the project.
 
 Its modules import NumPy alone, and pandas, SciPy and scikit-learn, which are slow to import, where
 they are used.

@@ -1,4 +1,4 @@
-"""What all estimates of a difference have: a mean, an interval and a p-value, and corrections."""
+"""An estimate of a difference: mean, interval, p-value, corrections."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Architectures judged at the best of several runs: its luck, and bests at an end of the values.
+"""The best of several runs: its luck, and whether it lies at an end of the values tried.
 
 The best of several runs is lucky as well as good (docs/statistics.md, nuisance parameters). Of
 runs at several values of the nuisance parameters the one with the least loss is selected, of

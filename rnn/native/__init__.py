@@ -1,1 +1,1 @@
-"""The training step of gated networks in C, for CPUs; compiled when it is first used."""
+"""The training step of gated networks in C, for CPUs."""

@@ -1,4 +1,4 @@
-"""The fast engine: K gated networks trained in lockstep, with a hand-written backward pass.
+"""K gated networks trained in lockstep, with a hand-written backward pass.
 
 It computes the same as :mod:`rnn.cells` for ``bptt_steps = 1``.
 """

@@ -1,4 +1,4 @@
-"""The built-in tasks by their names, and those that draw their data.
+"""Built-in tasks by name, and the synthetic ones.
 
 Each of the synthetic tasks needs one kind of memory.
 """

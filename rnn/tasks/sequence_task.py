@@ -1,4 +1,4 @@
-"""A task of a class that keeps the contract of :mod:`rnn.tasks.task`: its batches and evaluation.
+"""Batches and evaluation of any task but text.
 
 T is the number of time steps, B the number of streams.
 """

@@ -1,4 +1,4 @@
-"""The task text: the next token of a corpus is predicted, at every step of every stream."""
+"""The task text: predict the next token of a corpus, at every step of every stream."""
 
 import math
 from collections.abc import Callable

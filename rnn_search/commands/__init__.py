@@ -1,4 +1,4 @@
-"""The console command ``rnn-search``: one subcommand for each of the project's commands."""
+"""The console command ``rnn-search``, a module for each group of subcommands."""
 
 import signal
 import sys

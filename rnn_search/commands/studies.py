@@ -1,4 +1,4 @@
-"""The commands that manage stored studies: list, rename, delete, retry, import, …."""
+"""The commands that manage stored studies, such as list, rename, delete and import."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""A worker as a task of Ray: what runs on the nodes, with the project's packages that Ray ships.
+"""What a task of Ray runs on a node.
 
 As a program, runs a command of the project that stops in good order when its parent process ends::
 

@@ -1,4 +1,4 @@
-"""Audit of the pruner: a random sample of architectures, what it corrects, and looks at it.
+"""Audit of the pruner: a random sample of architectures that is trained to the end.
 
 An architecture is a combination of all parameters but the nuisance parameters. The trials of an
 audited one are trained to the end whatever the pruner decides, so their values test its predictions

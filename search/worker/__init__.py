@@ -1,1 +1,1 @@
-"""."""
+"""Workers: the queue of trials, checkpoints, and training in lockstep."""

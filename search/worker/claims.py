@@ -1,4 +1,4 @@
-"""Claims of a worker, and the one thread in which it talks to the storage.
+"""Claims of a worker, and the thread in which it talks to the storage.
 
 The thread runs operations in order, writes values and heartbeats, and repeats what fails in an
 outage. Training waits for it only where it cannot continue without an answer. It is a daemon thread

@@ -1,4 +1,4 @@
-"""Which trials of a study a worker trains in lockstep, how many, and by which settings."""
+"""Choice of the trials that a worker trains in lockstep."""
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The queue of a study's trials: claimed, decided on, settled or requeued; imports no PyTorch.
+"""The queue of a study's trials: claim, decide, settle, requeue; imports no PyTorch.
 
 A trial is its parameters, its curve and a checkpoint, which is bytes here. Whoever trains takes
 batches of claimed trials, reports values to the claims, polls often, asks at each rung which trials

@@ -1,4 +1,4 @@
-"""The state of a study: whether it is there, trials by state, the best, timings, who holds trials.
+"""State of a study, counted by the database: trials by state, the best, timings, workers.
 
 The database computes it, so that little is read.
 """

@@ -1,4 +1,4 @@
-"""Leases of running trials: claims that expire, their rows, and who holds them.
+"""Leases of running trials: claims that expire.
 
 Leases expire by an observer's own monotonic clock alone. For people to read, a heartbeat is also
 dated by the database as it is written, and its age is computed by the database as it is read: one

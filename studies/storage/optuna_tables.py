@@ -1,4 +1,4 @@
-"""What this program uses of Optuna's private modules: the one place that imports them.
+"""The only imports of Optuna's private modules, and a check that they are as expected.
 
 See "Optuna's private modules" in ``docs/design.md``.
 

@@ -1,4 +1,4 @@
-"""Stored trials and studies: the types that are read and written, and the decoding of their rows.
+"""Types of stored trials and studies, and the decoding of their rows.
 
 Any program may write to a database. Decoding a row that this program cannot have stored raises a
 :class:`~studies.errors.RowError`, and nothing else does; the storage's transactions turn it into an
