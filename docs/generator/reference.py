@@ -1,4 +1,4 @@
-"""Generated parts of the pages in ``docs/reference``, committed so that GitHub shows them.
+"""Generated parts of pages, committed so that GitHub shows them: the reference and the module map.
 
 ``python -m docs.generator.reference`` writes them again; a test compares them with the code.
 """
@@ -6,14 +6,16 @@
 import re
 from collections.abc import Callable
 
-from docs.generator import commands, settings
+from docs.generator import commands, modules, settings
 from docs.generator.source_pages import ROOT
 from studies.attributes import StudyRecord, TrialRecord
 
-PAGES = ROOT / "docs" / "reference"
+PAGES = (*sorted((ROOT / "docs" / "reference").glob("*.md")), ROOT / "docs" / "design.md")
+"""Pages with generated parts."""
 
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.list_commands,
+    "modules": modules.list_modules,
     "options of each command": commands.describe_commands,
     "shared options": commands.describe_shared_options,
     "optimizers": settings.describe_optimizers,
@@ -38,8 +40,8 @@ def generate_parts(page: str) -> str:
 
 
 def main() -> None:
-    """Write the generated parts of all reference pages."""
-    for path in sorted(PAGES.glob("*.md")):
+    """Write the generated parts of all pages."""
+    for path in PAGES:
         text = path.read_text(encoding="utf-8")
         path.write_text(generate_parts(text), encoding="utf-8")
 
