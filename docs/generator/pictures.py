@@ -1,21 +1,41 @@
-"""Draw the README's picture: ``python -m docs.generator.pictures`` writes ``docs/effects.svg``.
+"""Draw the pictures of the pages: ``python -m docs.generator.pictures``, after the tutorial.
 
-It shows the effects in a study of the gallery, in words that need no knowledge of the project. An
-SVG is drawn here because the figures of the report need a browser, and this one only rectangles.
+``docs/effects.svg`` shows the effects in a study of the gallery, in words that need no knowledge of
+the project. ``docs/pictures/`` has parts of the reports of the tutorial's studies, as a browser
+shows them; the studies are read from the default storage, which the tutorial has filled.
 """
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from rnn_search import import_study, load
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 GALLERY = Path(__file__).parents[1] / "gallery"
 STUDY = "full-size"
 PICTURE = GALLERY.parent / "effects.svg"
+
+SCREENSHOTS = {
+    "report": ("my-study", "summary"),
+    "effects": ("my-study", "effects"),
+    "interactions": ("my-study", "interactions"),
+    "curves": ("my-study", "curves"),
+    "refinement": ("my-longer", "refinement"),
+    "replicates": ("my-replicates", "replicates"),
+}
+"""Study and section of the report that each file in ``docs/pictures/`` shows."""
+
+PAGE_WIDTH = 640
+"""Width of the photographed page in pixels: its text is readable on a phone as well."""
 
 LABELS: dict[tuple[str, object], str] = {
     ("input_gate", False): "input gate",
@@ -27,7 +47,7 @@ LABELS: dict[tuple[str, object], str] = {
     ("state_source", "new"): "output reads both states, not the new one alone",
     ("layers", 1): "2 layers instead of 1",
     ("layers", 2): "3 layers instead of 2",
-    ("state_size", 32): "256 units instead of 32",
+    ("state_size", 32): "256 states instead of 32",
 }
 """Names of the contrasts, by parameter and the value before the change."""
 
@@ -125,6 +145,64 @@ def draw_gallery() -> str:
         return draw(effects, study.counts.complete, study.results["value"].min())
 
 
+# The section is its own box, or reaches from its heading to the next one.
+FIND_SECTION = """
+name => {
+  const start = document.getElementById(`s1-${name}`);
+  let end = start.nextElementSibling;
+  while (end && end.tagName !== "H2") end = end.nextElementSibling;
+  const box = start.getBoundingClientRect();
+  const bottom = start.tagName === "H2" ? end.getBoundingClientRect().top : box.bottom + 16;
+  const top = box.top + 4;
+  return { x: 0, y: top, width: window.innerWidth, height: bottom - 4 - top };
+}
+"""
+IS_DRAWN = """
+() => [...document.querySelectorAll("figure.chart")].every(f => f.querySelector(".main-svg"))
+"""
+
+
+@contextmanager
+def open_browser() -> Iterator["Browser"]:
+    """Start Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-lcd-text"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=flags)
+        yield browser
+        browser.close()
+
+
+def photograph_reports(folder: Path) -> Iterator[Path]:
+    """Write a picture of each section in ``SCREENSHOTS`` to a folder, and return their paths."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    with open_browser() as browser, tempfile.TemporaryDirectory() as temporary:
+        for name, (study, section) in SCREENSHOTS.items():
+            report = load(study).report(Path(temporary) / f"{study}.html")
+            # Figures are drawn as they become visible: the window shows the whole page.
+            page = browser.new_page(
+                viewport={"width": PAGE_WIDTH, "height": 7000},
+                color_scheme="light",
+                device_scale_factor=2,
+            )
+            page.goto(report.resolve().as_uri())
+            page.add_style_tag(content=".tools { display: none }")
+            page.wait_for_function(IS_DRAWN)
+            path = folder / f"{name}.png"
+            page.screenshot(path=path, clip=page.evaluate(FIND_SECTION, section))
+            page.close()
+            with Image.open(path) as image:
+                small = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
+            small.save(path, optimize=True)
+            yield path
+
+
 if __name__ == "__main__":
     PICTURE.write_text(draw_gallery(), encoding="utf-8")
     print(PICTURE)
+    for path in photograph_reports(PICTURE.parent / "pictures"):
+        print(path)
