@@ -1,7 +1,8 @@
 """Files that appear whole or not at all.
 
 A file is written under a temporary name first. The temporary files of killed writers are removed
-by later ones.
+by later ones. Optuna's ``FileSystemArtifactStore`` writes in place: half a file stays of a writer
+that is killed.
 """
 
 import contextlib

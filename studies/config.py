@@ -66,6 +66,8 @@ from studies.study_settings import (
     used_params,
 )
 
+# The held-out loss of averaged weights ranks one in seven pairs of single runs wrong, that of the
+# last weights and the training loss one in four.
 Objective = Literal["validation", "training", "training-mean"]
 """What a trial's value is, see :data:`studies.attributes.OBJECTIVE_NAMES`."""
 

@@ -33,7 +33,7 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
 }
 
-HISTORY = {"CHANGELOG.md", "docs/log.md"}
+HISTORY = {"CHANGELOG.md"}
 """Pages that may name files of earlier versions."""
 
 OWN_CELL = "docs/how-to/search-your-own-cell.md"

@@ -4,6 +4,7 @@ An architecture is solved if its value is better than the study's ``report_thres
 it reaches the thresholds of the task. A change that has no effect on that solves or loses a matched
 pair with equal probability: an exact sign test (McNemar, *Note on the Sampling Error of the
 Difference between Correlated Proportions*, 1947), corrected for all changes by Holm's method.
+Effects among the solved pairs alone would be wrong: they leave out just those that a change solves.
 """
 
 from typing import NamedTuple

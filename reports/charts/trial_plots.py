@@ -235,6 +235,7 @@ def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
                 "opacity": 1 if is_best else 0.6,
             }
             traces.append(_bundle_curves(results, curves, numbers, stride) | style)
+    # A line for each group: browsers redraw hundreds of lines for seconds, by WebGL as well.
     figure = go.Figure(traces[::-1])
     # The steep descent of the first steps, common to all, is outside of the initial range.
     quantiles = [0.02, 1] if results.measure.higher_is_better else [0, 0.98]

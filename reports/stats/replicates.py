@@ -55,6 +55,9 @@ LEVEL = 0.05
 CAUTION = 0.5
 """Standard errors by which the scatter of the variances is raised before they are moderated.
 
+Pooled variances, or single ones moderated before they are summed, have up to 14% false differences
+where one architecture varies more than the others.
+
 Chosen by simulations: where half of ten architectures have four times the variance of the others,
 studies of five runs have 5% false differences without it, 4% with it."""
 

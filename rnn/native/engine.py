@@ -23,7 +23,8 @@ _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 """State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
 
 _MAX_AMX_STATE_SIZE = 1024
-"""The same in bfloat16 on CPUs with AMX instructions, which both use."""
+"""The same in bfloat16 on CPUs with AMX instructions, which both use. There memory limits a step:
+Adam in the library, prefetched weights and smaller chunks of streams gained nothing."""
 
 # ------------------------------------------------------------------ structs of the library
 

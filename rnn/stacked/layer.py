@@ -258,13 +258,13 @@ class StateUpdate:
         """
         n = self.n
         self.h = gated_h = h
-        if self.input_gate is None:
+        if self.input_gate is None:  # h itself: by way of a copy it would get gradients of zero
             p = self.fused.forward(x, h)  # (R, B, n to 3n)
         else:
             gated_x, gated_h = self.input_gate.forward(x, h)
             p = self.fused.forward(x, gated_x, gated_h)  # (R, B, n to 3n)
 
-        # tanh(a) = 2σ(2a) − 1, which is many times faster on a CPU.
+        # tanh(a) = 2σ(2a) − 1, in one pass with the gates.
         p[:, :, :n].mul_(2)
         (p[:, :, :n] if self.candidate_linears else p).sigmoid_()
         twice = p[:, :, :n].mul_(2)

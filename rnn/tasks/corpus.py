@@ -115,7 +115,10 @@ def _fetch_enwik8() -> Path:
 
 
 def _read_file(path: Path) -> ByteArray:
-    """Read a file into memory, so that the text that is hashed is the one trained on."""
+    """Read a file into memory, so that the text that is hashed is the one trained on.
+
+    A memory mapping would change with the file, and kill the process where the file is truncated.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -38,7 +38,7 @@ ALWAYS_CONTINUE = 0.5
 
 MAX_ACTIVE_FACTOR = 2.0
 """How many of the most promising trials may be promoted while others run, as a multiple of the
-number to keep."""
+number to keep. Without a limit, 64 workers on 96 trials trained half as much again."""
 
 FIRST_LOOK = "first"
 """Look at the audited trials once as many trials are complete as are to be kept; none is pruned
@@ -203,6 +203,8 @@ class PruningPolicy:
         self._recalibrate = recalibrate
         self._memory = {} if memory is None else memory
         self.count = len(state.stages) + state.failed
+        # Trials and not architectures, also with nuisance parameters: the same confidence for a
+        # smaller set allows fewer losses, and searches cost half as much again.
         self.top_count = top_count(keep, self.count)
         self.loss_budget = (1 - confidence) * self.top_count
 
@@ -252,7 +254,8 @@ class PruningPolicy:
         """Score of training each trial to its next rung, (N,).
 
         Between the probability, which ignores that late rungs cost many steps, and the probability
-        per step, which would train everything cheap first.
+        per step, which would train everything cheap first. To count the time of a step as well
+        saved no time: how close the best finish decides what must be trained, not the order.
         """
         steps = self.state.steps_to_next_rung[self.state.rungs_reached]
         scores: Floats = self.keep_probabilities / np.sqrt(steps)

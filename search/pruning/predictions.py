@@ -16,7 +16,8 @@ Trials stop early because of what was observed, which can be ignored if every ob
 model (Rubin, *Inference and Missing Data*, 1976). The last rung is therefore predicted first, and
 its predictions are data, with their variances, for the rung before: the factored likelihood of
 Anderson, *Maximum Likelihood Estimates for a Multivariate Normal Distribution when Some
-Observations Are Missing*, 1957.
+Observations Are Missing*, 1957. To predict each rung from the one before instead, and to chain
+that, loses up to half of the best: those that were promoted all improved.
 """
 
 import math
@@ -48,7 +49,8 @@ MIN_COMPLETE = 4
 """Known final values that the regression needs; with fewer, trials rank by their last loss."""
 
 STD_INFLATION = 1.25
-"""Standard deviation inflation, to correct for optional stopping."""
+"""Standard deviation inflation, to correct for optional stopping: a search ends at the first moment
+at which its predictions permit it. Without it, a grid of 192 trials kept 74% of its best tenth."""
 
 _MAX_LOGARITHM = 20.0
 """Greatest logarithm of an excess, in widths, that is expanded; greater predictions are equal."""
@@ -237,6 +239,8 @@ def cumulate(scores: Floats) -> Floats:
     return 0.5 + (angle + odd) / math.pi
 
 
+# Whole predictions, not sums to update: the scales of the priors, the variances of later rungs and
+# the weight of each row change with every new value.
 PredictionMemory = dict[int, tuple["_RungData", tuple[Moments, Moments]]]
 """What was predicted last at each rung, and from what: it is used again while that is the same.
 Most trials wait for others: of the losses that one decision uses, few are new to the next one."""
@@ -345,6 +349,8 @@ class _RungData:
         fits = [BayesianRidge(*rows)]
         if self.is_held.any():
             fits.append(BayesianRidge(*rows, fit_noise(*rows, fits[0])))
+        # Mixed by precision: unequal noise alone loses networks that fall late, equal noise alone
+        # follows a few noisy ones, and equal parts of both cost more.
         features = self._features(self.new)
         mean, variance = mix([fit.predict(features) for fit in fits])
         held_mean, held_variance = np.empty((2, len(self.held)))

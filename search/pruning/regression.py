@@ -41,7 +41,8 @@ _INTERACTION_RATIO = (0.1, 0.4)
 """Prior standard deviations of interactions, relative to that of main effects."""
 
 _CURVE_STD = 0.3
-"""Prior standard deviation of the curve's coefficients: how much a lead may grow or shrink."""
+"""Prior standard deviation of the curve's coefficients: how much a lead may grow or shrink. Their
+mean is a lead that is kept: with one of zero, a trial far ahead is predicted to fall back."""
 
 _LOG_NOISE_STD = 1.0
 """Prior standard deviation of the coefficients of the logarithm of the noise variance."""
@@ -49,6 +50,8 @@ _LOG_NOISE_STD = 1.0
 _MAX_LOG_NOISE = 8.0
 """Greatest absolute logarithm of a ratio of noise variances."""
 
+# Averaged over: the one best pair loses up to a sixth of the best. To average over _CURVE_STD as
+# well, slopes between quartiles of the curve and products of three parameters save no steps.
 _PRIORS = tuple(itertools.product(_MAIN_STD, _INTERACTION_RATIO))
 
 _MIDDLE = len(_NOISE_STD) // 2

@@ -28,7 +28,8 @@ from studies.storage.tables import TRIAL_PARAMS, TRIAL_VALUES
 from studies.storage.trials import StoredTrial, TrialStatus
 
 RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
-"""Fractions of the training steps at which the rungs lie."""
+"""Fractions of the training steps at which the rungs lie. More, fewer and other ones cost as much
+within a few percent of the steps, and none was better on all curves."""
 
 SMOOTHING_FRACTION = 0.2
 """Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""

@@ -368,7 +368,7 @@ class ClaimManager:
         paused = None if paused_ids is None else paused_ids[1:]
         try:
             others = self.ask(partial(self._claim_others, first, count, names, exclude, paused))
-        except ShutdownRequestedError:
+        except ShutdownRequestedError:  # to undo a late claim saves nothing on a slow network
             return [first]
         self._active.update(others)
         return [first, *others]

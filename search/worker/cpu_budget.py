@@ -64,6 +64,7 @@ class ThreadBudget:
         self._has_warned = False
 
     def __enter__(self) -> Self:
+        # Decisions about pruning take up to 10 times as long with two threads on shared cores.
         self._blas_limit = _numpy_blas().limit(limits=1)
         self._threads_before = torch.get_num_threads()
         self.apply()
@@ -101,7 +102,10 @@ class ThreadBudget:
         return max(1, share + gets_one_more)
 
     def apply(self) -> int:
-        """Set torch's threads to the share, and return it; cheap enough to call often."""
+        """Set torch's threads to the share, and return it; cheap enough to call often.
+
+        Only the training thread can: OpenMP's number of threads belongs to the thread that sets it.
+        """
         if self._lock is None:
             self._lock = self._acquire()
         count = self.thread_count()

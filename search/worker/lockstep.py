@@ -37,7 +37,8 @@ _MAX_CPU_LOCKSTEP = 32
 
 _MAX_NATIVE_LOCKSTEP = 8
 """The same where the library in C computes each network in turn, unless there are more threads:
-weights and moments of more do not stay in the last cache."""
+weights and moments of more do not stay in the last cache. From 4 to 32 networks the time of each
+differs by a fifth at most, so the best number is not measured when a worker starts."""
 
 _MAX_CPU_BYTES = 256 * 2**20
 """Memory of networks in lockstep on a CPU: at most twice that of one large network."""

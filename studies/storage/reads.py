@@ -276,7 +276,8 @@ class TrialReader:
     A curve is written under a claim, which sets the start; a pause and the end have their times.
     So a trial that has finished or paused is the same as long as these are, its stamp. Running and
     audited trials are always read; of those that wait, only the losses: the retries of one that was
-    claimed and requeued between two calls stay the old ones.
+    claimed and requeued between two calls stay the old ones. Ids do not tell what is new: SQLite
+    reuses the highest one, and PostgreSQL may commit a higher id first.
 
     Losses are read at rungs in ascending order, whose ranges of log points do not overlap.
     """
