@@ -62,15 +62,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the documents' commands, then fault tests and other commands: they take longest.
+    """Follow the tutorial, which other tests wait for, then run fault tests and other commands.
 
-    One process runs a file: the longest one must not be the last that is left.
+    These take longest. One process runs a file: the longest one must not be the last that is left.
     """
     here = Path(__file__).parent
     folders = here, here / "faults"
     items.sort(
         key=lambda item: (
-            item.path.name != "test_documentation.py",
+            item.name != "test_tutorial_runs",
             item.path.parent not in folders,
         )
     )
@@ -89,12 +89,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute the tests by file, but the long sequences of the documents' commands singly."""
+    """Distribute the tests by file, but the documents' commands by page."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if "test_every_command_runs" in nodeid else super()._split_scope(nodeid)
+            return nodeid if "test_documented_commands" in nodeid else super()._split_scope(nodeid)
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 

@@ -1,7 +1,6 @@
 """The API in Python: studies, trials and networks, in scripts, notebooks and threads."""
 
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TEXT
-from hooks import HANG_TIMEOUT, Hooks
+from hooks import HANG_TIMEOUT
 from invocation import unchanged
 
 import rnn_search
@@ -341,47 +340,3 @@ def test_package_is_imported_without_slow_libraries():
         assert not {"torch", "optuna_dashboard"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-# ------------------------------------------------------------------ the examples
-
-EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
-
-SMALL_QUICK = {"training.steps": 2, "training.log_every": 1, "training.sequence_length": 8}
-SMALL_QUICK |= {"space.state_size": [4], "space.input_gate": [False], "evaluation.windows": 2}
-"""Overrides of the study that comes with the project."""
-
-NOTEBOOK = """
-import sys
-from pathlib import Path
-
-namespace = vars(sys.modules["__main__"])
-namespace.pop("__file__", None)
-cells = Path(sys.argv[1]).read_text(encoding="utf-8").replace("\\n# %%", "\\0# %%").split("\\0")
-for cell in cells:
-    exec(compile(cell, "<cell>", "exec"), namespace)
-print("ran", len(cells), "cells")
-"""
-"""Program that runs the cells of another one after another, as a notebook does."""
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_as_a_notebook(example, runner, tmp_path):
-    """With fewer steps. What runs cell by cell, without the path of a file, is also a script."""
-
-    def divide(setting):
-        return f"{setting[1]}{int(setting[2]) // 10}"
-
-    code = re.sub(r'("(?:steps|log_every)": )(\d+)', divide, example.read_text(encoding="utf-8"))
-    code = code.replace('{"training.steps": 100}', str(SMALL_QUICK))
-    evaluated_less = '"evaluation": {"windows": 2}, "training": {"steps"'
-    code = code.replace('"training": {"steps"', evaluated_less)
-    program, copy = tmp_path / "notebook.py", tmp_path / example.name
-    program.write_text(NOTEBOOK)
-    copy.write_text(code, encoding="utf-8")
-    command = runner.start(str(program), str(copy), cwd=tmp_path, hooks=Hooks())
-    assert command.wait() == 0, command.output
-    assert command.stderr == ""
-    count = code.count("\n# %%") + 1
-    assert command.stdout.endswith(f"ran {count} cells\n")
