@@ -29,7 +29,7 @@ from studies.storage.trials import TrialStatus
 
 _RESOLVED = 0.8
 """Share of the keep probability of trials that train on which is not left where they pause again.
-Chosen on simulated searches (docs/benchmarks.md): with 1, forecasts are a fifth too low."""
+Chosen on simulated searches: with 1, forecasts are a fifth too low."""
 
 _MAX_RATIO = 2.0
 """Greatest ratio of the ends of a range to the estimate: few searches differ more from it."""
