@@ -44,17 +44,14 @@ class GatedOptions:
     Study files have the same parameters, with these types and descriptions.
 
     Attributes:
-        input_gate: whether a gate weights the layer's input and the previous state.
-        forget_gate: whether a gate weights the candidate.
-        output_gate: whether a gate weights the read-out; without it, the read-out weights itself
-            (SiLU).
-        state_gate: whether a gate mixes the candidate with the previous state, as in a GRU.
-        residual: whether the read-out, which computes the layer's output, reads the layer's input
-            as well.
-        state_source: state that the read-out reads: the new one, that of the previous step, or
-            both.
-        gate_inputs: what the state gate and the forget gate read: the layer's input and previous
-            state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
+        input_gate: whether a gate scales the layer's input and the old state.
+        forget_gate: whether a gate scales the new state.
+        output_gate: whether a gate scales the output; without it, the output gates itself (SiLU).
+        state_gate: whether a gate mixes the candidate with the old state, as in a GRU.
+        residual: whether the output reads the layer's input as well as the state.
+        state_source: state that the output reads: the new one, the old one, or both.
+        gate_inputs: what the state gate and the forget gate read: the layer's input and old state
+            (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
     Raises:
         ValueError: if a value is not allowed.
@@ -140,8 +137,8 @@ class NetworkConfig:
     Attributes:
         cell: name of a built-in cell, or of the class of a user's own.
         layers: number of stacked layers.
-        state_size: size of the layers' inputs and outputs and of the embedding; that of the states
-            as well, unless a user's cell decides otherwise.
+        state_size: size n of a layer's state, input and output, and of the embedding. The state of
+            a user's cell may have another size.
         options: names and values of the constructor's options, in its order: all of the gated cell;
             of a user's cell those that the study varies, the others have their defaults.
         sha256: hash of the source file of a user's cell, in hexadecimal digits; None for a built-in
@@ -323,17 +320,17 @@ class OptimizerConfig:
     weight decay and μ the momentum.
 
     Attributes:
-        name: optimizer; `weight_decay` is decoupled from the gradient in `adamw` and added to it
-            elsewhere.
-        learning_rate: learning rate; with a schedule the highest one.
-        beta1: decay of the mean of the gradient.
-        beta2: decay of the mean of its square.
-        weight_decay: factor of the weights in their decay.
-        momentum: factor of the previous updates in the next one.
+        name: optimizer. `adamw` decouples the weight decay from the gradient; the others add it to
+            the gradient.
+        learning_rate: learning rate; the highest one, if there is a warm-up or a schedule.
+        beta1: decay of the running mean of the gradient, in `adam` and `adamw`.
+        beta2: decay of the running mean of the squared gradient, in all but `sgd`.
+        weight_decay: strength of the weight decay.
+        momentum: factor of the previous updates in the next one, in `sgd`.
         gradient_clipping: maximum norm of a network's gradient; 0 for none.
-        schedule: what the learning rate does after its warm-up: it stays, or falls to 0 by the end
-            of the training, along half a cosine or a line.
-        warmup_steps: updates over which the learning rate rises from 0, along a line.
+        schedule: learning rate after the warm-up: constant, or falling to 0 by the end of the
+            training, along half a cosine or a line.
+        warmup_steps: number of updates over which the learning rate rises linearly from 0.
     """
 
     name: OptimizerName = "adam"

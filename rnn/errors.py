@@ -18,7 +18,7 @@ import re
 
 
 class UserError(Exception):
-    """The input or a thing outside of this program cannot be used.
+    """Bad input, or a file or service that cannot be used.
 
     The message is one line with the problem, what was expected and what to do. Commands print it
     and exit with code 2.

@@ -49,7 +49,7 @@ class _Shown(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects(_Shown):
-    """Main effects of the parameters of a study; printed as the answer and their table.
+    """Main effects of the parameters of a study, printed as the answer and a table.
 
     Attributes:
         findings: findings of the study, with the replicates of studies that derive from it.
@@ -59,16 +59,16 @@ class Effects(_Shown):
 
     @property
     def answer(self) -> list[str]:
-        """The answer to the study's question, a clause for each line, as the report has it."""
+        """Lines of the answer to the study's question, as in the report."""
         return [to_plain(line) for line in list_answer(self.findings)]
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the effects must know, in clauses."""
+        """Lines of warnings, as in the report."""
         return [to_plain(warning) for warning in list_warnings(self.findings)]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per contrast, ranked as in the report.
+        """Return the effects as a table, one row per change, ranked as in the report.
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
@@ -95,7 +95,7 @@ class Effects(_Shown):
         return pd.DataFrame(rows, columns=None if rows else [*_CONTRAST, "effect", "low", "high"])
 
     def conditional_frame(self) -> pd.DataFrame:
-        """Return one row per contrast, other parameter and value of it.
+        """Return each effect within each value of every other parameter.
 
         Columns: those of a contrast, as in :meth:`to_frame`, here within the ``value`` of the
         parameter ``by``; all values have the same pairs. ``range`` is the difference between the
@@ -194,7 +194,7 @@ class TaskEffects(_Shown):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verdicts(_Shown):
-    """Verdicts on the replicated architectures of a study; printed as their table.
+    """Verdicts on replicated architectures, printed as the answer and a table.
 
     Attributes:
         findings: findings of the study.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # slow to import
 def list_studies(
     storage: str | None = None, artifacts: str | Path | None = None
 ) -> list[ListedStudy]:
-    """List the studies of a storage by name, damaged ones and those of plain Optuna included."""
+    """List the studies of a storage by name."""
     url = storage_or_default(storage)
     with closing(read_storage(url)) as opened:
         folders = ArtifactFolders(artifacts_or_default(artifacts), url, read_only=True)
@@ -40,13 +40,13 @@ def list_studies(
 
 
 def rename_study(old: str, new: str, *, storage: str | None = None) -> None:
-    """Rename a study, as ``rnn-search rename`` does; its files keep their places."""
+    """Rename a study, as ``rnn-search rename`` does."""
     require_text(old=old, new=new)
     management.rename_study(storage_or_default(storage), old, new)
 
 
 def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
-    """Write a study to a file, as ``rnn-search export-study`` does; an earlier one is replaced."""
+    """Write a study to a file or replace it, as ``rnn-search export-study`` does."""
     require_text(name=name)
     return export_stored(storage_or_default(storage), name, to_path("file", file))
 
@@ -58,7 +58,7 @@ def import_study(
     objective: Objective | None = None,
     storage: str | None = None,
 ) -> ImportResult:
-    """Make a study of a file that :func:`export_study` wrote; others: :func:`import_results`.
+    """Create a study from a file that :func:`export_study` wrote.
 
     Args:
         file: the file.
@@ -90,7 +90,7 @@ def import_results(
     storage: str | None = None,
     dry_run: bool = False,
 ) -> ImportedStudy:
-    """Make a study of the results of another program, as ``rnn-search import`` does.
+    """Create a study from the results of another program, as ``rnn-search import`` does.
 
     Args:
         source: path of a table (``.csv``, ``.jsonl``, ``.parquet``); a DataFrame; a study of
@@ -132,7 +132,7 @@ def delete_study(
     artifacts: str | Path | None = None,
     force: bool = False,
 ) -> None:
-    """Delete a study with its files, as ``rnn-search delete --yes`` does: without asking."""
+    """Delete a study with its files, without asking, as ``rnn-search delete --yes`` does."""
     require_text(name=name)
     url = storage_or_default(storage)
     management.delete_study(url, artifacts_or_default(artifacts), name, force)
@@ -145,7 +145,7 @@ def retry_trials(
     diverged: bool = False,
     storage: str | None = None,
 ) -> int:
-    """Set failed trials waiting again, as ``rnn-search retry`` does; return their number."""
+    """Set failed trials waiting again and return their number, as ``rnn-search retry`` does."""
     require_text(name=name)
     kinds = {"failed": failed, "diverged": diverged}
     chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]

@@ -120,12 +120,12 @@ class Study:
 
     @property
     def config(self) -> StudyConfig:
-        """Settings of the study, which ``extend`` changes; ``config.results`` if imported."""
+        """Settings of the study."""
         with self._open() as (_, study):
             return read_record(study).config
 
     def at_task(self, name: str) -> "Study":
-        """Return the study as far as it is of one of its several tasks.
+        """Return the part of a study of several tasks that belongs to one task.
 
         Results, curves, the best trial, effects, Pareto front and hypotheses are those of
         this task; everything else is that of the whole study.
@@ -141,11 +141,11 @@ class Study:
 
     @property
     def results(self) -> "pd.DataFrame":
-        """Table of the trials, the best first, indexed by their numbers; of several tasks by task.
+        """Table of the trials, the best first; those of several tasks are sorted by task.
 
-        Columns: ``label`` of the network, ``state``, ``value``, the metrics of a task and the
-        parameters that vary, and all others: ``docs/reference/stored-data.md`` describes what a
-        trial records. A metric NAME is ``validation_NAME``, or ``test_NAME``.
+        The index is the number of the trial. The first columns are the network's ``label``,
+        ``state``, ``value``, the metrics of the task (``validation_NAME``, ``test_NAME``) and the
+        parameters that vary. The others are in ``docs/reference/stored-data.md``.
         """
         results = self._read_results(with_curves=False)
         first = ["label", "state", "value", *results.metric_columns.values(), *results.axes]
@@ -176,10 +176,9 @@ class Study:
 
     @property
     def best(self) -> "Trial":
-        """The complete trial of the best value: the lowest, unless it was imported as a maximum.
+        """The complete trial with the best value.
 
-        Of replicates it is a run of the architecture with the best mean, which the report names:
-        of its runs that of the best value (``docs/statistics.md``).
+        In a study of replicates it is the best run of the architecture with the best mean.
 
         Raises:
             UserError: if no trial is complete yet.
@@ -219,7 +218,7 @@ class Study:
         return find_effects(self._read_results(False, require_complete=True), self.storage)
 
     def verdicts(self) -> "Verdicts":
-        """Compare replicated architectures with the best one, whichever that is.
+        """Compare replicated architectures with the best of them.
 
         Raises:
             UserError: if there are no replicates to compare.
@@ -237,7 +236,7 @@ class Study:
         return Verdicts(findings)
 
     def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> "pd.DataFrame":
-        """Find the architectures that no other one beats at its cost, by their held-out loss.
+        """Find the architectures that no cheaper one beats on held-out data.
 
         One row per architecture, the cheapest first: ``architecture``, its ``trial``,
         ``parameters``, ``seconds`` of a run and the held-out ``loss``. Each is at its best values
@@ -299,7 +298,7 @@ class Study:
 
     @property
     def optuna(self) -> OptunaStudy:
-        """The study as plain Optuna sees it, opened read-only."""
+        """The study as an ``optuna.Study``, opened read-only."""
         return load_study(read_storage(self.storage), self.name)
 
     @contextmanager
@@ -358,7 +357,7 @@ class Trial:
     label: str
 
     def network(self) -> "nn.Module":
-        """Return the trained network as a plain module on the CPU.
+        """Return the trained network as a PyTorch module on the CPU.
 
         ``logits, states = network(tokens)`` reads tokens of the shape (time steps, streams) and
         returns the logits of the next token of each stream; ``network(tokens, states)`` reads on.
@@ -412,7 +411,7 @@ class Trial:
         top_k: int | None = None,
         seed: int = 0,
     ) -> str:
-        """Return a prompt and the text with which the network continues it, if it predicts text.
+        """Continue a text: return the prompt and what the network generates after it.
 
         Args:
             prompt: text to continue; a line feed if empty.
@@ -438,7 +437,7 @@ class Trial:
         return options.generate(self._load())
 
     def export(self, folder: str | Path) -> Path:
-        """Export the network to a new or empty folder, as ``rnn-search export`` does; return it.
+        """Export the network to a new or empty folder, as ``rnn-search export`` does.
 
         Raises:
             UserError: if the path is taken or cannot be written.

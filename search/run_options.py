@@ -60,13 +60,13 @@ class WorkerOptions(Options):
 
     overrides: tuple[str, ...] = option(
         (),
-        "Override a setting of the config, as in training.steps=2000; may be repeated.",
+        "Override a setting of the study file, as in training.steps=2000; may be repeated.",
         flag="--set",
         metavar="KEY=VALUE",
     )
     corpus: str | None = option(
         None,
-        "Corpus to use instead of the config's: stdlib, enwik8 or a file.",
+        "Corpus to use instead of the study file's: stdlib, enwik8 or a file.",
         metavar="NAME|PATH",
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = option(
@@ -75,7 +75,7 @@ class WorkerOptions(Options):
     lockstep: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_lockstep)] = (
         option(
             None,
-            "Maximum number of networks that a worker trains in lockstep.",
+            "Maximum number of networks that a worker trains together.",
             metavar="auto|K",
             show_default="auto",
         )
@@ -83,7 +83,7 @@ class WorkerOptions(Options):
     device: str = option("auto", "Device to train on.", metavar="auto|cpu|cuda[:i]")
     wait: bool = option(
         True,
-        "Exit when no trial is left to claim, even if other workers still run some.",
+        "Exit when no trial is left to claim, even if other workers still train.",
         flag="--no-wait",
     )
     until: Annotated[float | None, BeforeValidator(_parse_until)] = option(
@@ -109,11 +109,11 @@ class RunOptions(WorkerOptions):
     study: str
     storage: str
     name: Annotated[str, Field(min_length=1)] | None = option(
-        None, "Name of the study.", show_default="name of its config, or STUDY-trial-N"
+        None, "Name of the study.", show_default="name of its file, or STUDY-trial-N"
     )
     trial: Annotated[int, Field(ge=0, lt=2**63)] | None = option(
         None,
-        "Run trial N of the stored study STUDY once more, alone, as a study of one trial.",
+        "Run trial N of the stored study STUDY again, alone, in a study of its own.",
         metavar="N",
     )
     settings: Mapping[str, Any] | None = None
@@ -127,20 +127,18 @@ class RunOptions(WorkerOptions):
     )
     extend: bool = option(
         False,
-        "Add trials for values that were added to the config's search space, or for more "
-        "refinement.replicates; store another question, report_threshold or nuisance.",
+        "Add trials for new values in the search space, or for more refinement.replicates; store "
+        "another question, report_threshold, nuisance or hypothesis.",
     )
     partial: bool = option(False, "Accept a source study that is not finished.")
-    yes: bool = option(
-        False, f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise."
-    )
+    yes: bool = option(False, f"Allow more than {MAX_UNCONFIRMED:,} new trials.")
     is_stored: bool = option(
         False, "STUDY is the name of a study in the storage; no file is read.", flag="--stored"
     )
     by_name: bool = False
     is_refinement: bool = False
     workers: Annotated[int, Field(ge=1, le=10_000)] = option(
-        1, "Worker processes to start on this machine, or jobs on a cluster."
+        1, "Number of worker processes on this machine, or of jobs on a cluster."
     )
     launch: str = option(
         "local",

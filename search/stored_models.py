@@ -39,7 +39,7 @@ class SampleOptions(Options):
         0.8, "Sampling temperature; 0 always takes the most likely token.", type=float
     )
     top_k: Annotated[int, Field(ge=1)] | None = option(
-        None, "Sample from the K most likely tokens only."
+        None, "Sample from the K most likely tokens only.", metavar="K"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = option(0, "Seed of the sampling.")
 

@@ -108,27 +108,25 @@ class StudyConfig(StrictModel):
     """
 
     question: str = ""
-    """What the study asks; shown in the report."""
+    """What the study asks. The report shows it."""
     report_threshold: Annotated[float | None, unit("unit of the loss")] = None
-    """Loss below which a network is [solved](../statistics.md#solved-networks); of text above 0."""
+    """Loss below which a network counts as [solved](../statistics.md#solved-networks)."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
-    """A trial's value. `validation`: the loss on held-out data, which ranks single runs best;
-    `training`: the minimum of the smoothed training loss; `training-mean`: its mean over the last
-    quarter of the steps."""
+    """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the
+    minimum of the smoothed training loss; `training-mean`: its mean over the last quarter."""
     eval_split: Literal["validation", "test"] = "validation"
-    """Split on which networks are evaluated; `test` is allowed with replicates only."""
+    """`test`: evaluate on the test split as well, at the end of each run; with replicates only."""
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Number of best networks whose weights are kept; of replicates, until all runs are finished,
-    at least the best run of each architecture."""
+    """Number of best networks whose weights are kept."""
     gate_inputs: GateInputs = "state"
-    """What the state gate and the forget gate read: the layer's input and previous state, or the
-    candidate as well."""
+    """What the state gate and the forget gate of the [gated cell](../gated-cell.md) read: the
+    layer's input and old state, or the candidate as well."""
     precision: PrecisionSetting = "auto"
-    """Precision of matrix products; resolved when the study is created. `auto`: `bf16` where the
-    processor or GPU multiplies it in hardware, else `fp32`."""
+    """Precision of matrix products, fixed when the study is created. `auto`: `bf16` where the
+    processor or GPU supports it in hardware, else `fp32`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the weights and of the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     pruning: PruningSettings = PruningSettings()
@@ -136,10 +134,9 @@ class StudyConfig(StrictModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     outage: OutageSettings = OutageSettings()
     nuisance: list[str] = []
-    """[Parameters](#nuisance-parameters) at whose best values an architecture is judged."""
+    """[Parameters](#nuisance-parameters) that are tuned for each architecture, not studied."""
     hypothesis: list[Hypothesis] = []
-    """[Statements](#hypotheses) to test, as tables `[[hypothesis]]`, after the other keys of the
-    file."""
+    """[Hypotheses](#hypotheses) to test, as tables `[[hypothesis]]`."""
     cells: dict[str, CellRecord] = {}
     task_record: TaskRecord | None = None
     task_records: dict[str, TaskRecord] = {}

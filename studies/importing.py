@@ -266,28 +266,28 @@ _Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 class ImportOptions(Options):
     """What a user says about results. An import returns them with each role named."""
 
-    value: str = option("value", "Column of the results.", metavar="COLUMN")
+    value: str = option("value", "Column with the value of each trial.", metavar="COLUMN")
     maximize: bool | None = option(
         None,
-        "Whether a higher value is better; by default as its name or the study says.",
+        "Whether a higher value is better; by default as its name or the Optuna study says.",
         flag="--maximize/--minimize",
     )
-    metric: str = option("", "Name of the value, for the report.", metavar="NAME")
-    unit: str = option("", "Unit of the value, for the report.", metavar="TEXT")
+    metric: str = option("", "Name of the value in the report.", metavar="NAME")
+    unit: str = option("", "Unit of the value in the report.", metavar="TEXT")
     parameters: _Names = option(
         (),
-        "Columns that are parameters; by default a guess, which is printed.",
+        "Columns that are parameters; by default they are guessed and printed.",
         metavar="A,B,…",
         multiple=False,
     )
     replicate: str | None = option(
         None,
-        "Column that numbers repeated runs; by default replicate or seed.",
+        "Column that numbers repeated runs; by default replicate or seed, if there is one.",
         metavar="COLUMN",
     )
     nuisance: _Names = option(
         (),
-        "Parameters at whose best values each configuration is judged.",
+        "Parameters that are tuned for each configuration, not studied.",
         metavar="A,B,…",
         multiple=False,
     )

@@ -223,14 +223,14 @@ class TaskSettings(StrictModel):
     __pydantic_extra__: dict[str, ParamValue]
 
     source: str = TEXT
-    """`text`, a built-in task such as `adding:50`, or your own as `FILE.py:Class`, relative to the
-    study file. Options of the task are further keys of this table."""
+    """`text`, another [built-in task](tasks.md#built-in-tasks) such as `adding:50`, or your own as
+    `FILE.py:Class`. Further keys of this table are options of the task."""
     corpus: str = "stdlib"
-    """Of `text`: `stdlib` (the source code of Python's library), `enwik8`, or a path, relative to
-    the study file; each worker reads it into memory."""
+    """Of text: `stdlib` (the source code of Python's library), `enwik8`, or the path of a file.
+    Each worker holds it in memory."""
     tokenizer: str = "bytes"
-    """Of `text`: `bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs,
-    learned from the training split."""
+    """Of text: `bytes`, or `bpe:N`, byte-pair encoding with at most N tokens (257 to 65,536), which
+    is learned from the training split."""
 
     @property
     def options(self) -> dict[str, ParamValue]:

@@ -191,16 +191,13 @@ class Space(_NetworkValues):
     __pydantic_extra__: dict[str, Values[ParamValue]]
 
     cell: Values[_CellSpec] | None = None
-    """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
-    cell."""
+    """[Cells](#cells): `gated`, `elman`, `gru`, `lstm`, or your own as `FILE.py:Class`; by default
+    the gated cell alone."""
     training: TrainingSpace = TrainingSpace()
     task: _TaskAxis = {}
-    """Options of the [task](#task) that vary, as a table; only the training's data may depend on
-    them. Or a list of tasks, on each of which every architecture is trained, in place of `[task]`:
-    see [Several tasks](#several-tasks)."""
+    """A table: values of [options of the task](#task). A list: [several tasks](#several-tasks)."""
     exclude: list[dict[str, ParamValue]] = []
-    """Combinations of values that are no trials, as in
-    `[{ state_size = 32, residual = false }]`."""
+    """Combinations to leave out, as in `[{ state_size = 32, residual = false }]`."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -371,20 +368,20 @@ class Refinement(StrictModel):
     """How a study's trials derive from another study's results."""
 
     source: str
-    """Name of the other study."""
+    """Name of the study to derive from."""
     trial: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Number of its trial to run once more, with the same weights, order of the text and text, in
-    place of the best; the same as `--trial`."""
+    """Number of one trial to run again, alone, with the same initial weights and data; `--trial`
+    sets it."""
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
-    """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
-    least one."""
+    """Best architectures to derive from: how many, or which fraction of all."""
     variants: list[ParamValues] = [{}]
-    """Changes of parameters, each applied to each of the best; `{}` for none."""
+    """Changes of parameters, each applied to each of the best; `{}` changes nothing."""
     replicates: PositiveInt = 1
-    """Number of runs of each result, with other weights and another order of the text."""
+    """Number of runs of each architecture, with other initial weights and another order of the
+    data."""
     margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
-    """Of replicates: the largest difference to the best that makes no difference, in the unit by
-    which they are ranked; without a default where the loss of a task has no unit."""
+    """With replicates: largest difference to the best that counts as none. Required where the loss
+    has no unit."""
 
     @property
     def has_replicates(self) -> bool:

@@ -31,20 +31,20 @@ class Hypothesis(StrictModel):
     """A statement about the effect of one change, and its test."""
 
     statement: str = Field(min_length=1)
-    """The hypothesis, one sentence."""
+    """The hypothesis, in one sentence."""
     parameter: str
-    """The parameter that changes, all else being equal."""
+    """Parameter that changes; all others stay equal."""
     before: ParamValue
-    """Its value in the first trial of each pair."""
+    """Its value before the change."""
     after: ParamValue
-    """Its value in the second trial."""
+    """Its value after the change."""
     where: ParamValues = Field(default_factory=dict)
-    """Values that both trials of a pair must have: `{ state_size = 256 }`."""
+    """Values that both networks of a pair must have, as in `{ state_size = 256 }`."""
     expect: Literal["lower", "raise", "not lower", "not raise", "no difference"]
-    """What the change does to the value, which [decides](../statistics.md#hypotheses) whether the
-    hypothesis holds."""
+    """What the change does to a trial's value. [Statistics](../statistics.md#hypotheses) says when
+    it holds."""
     margin: Annotated[float, Field(ge=0), unit("nat/token")] = DEFAULT_MARGIN
-    """Difference that counts as none. It must be given where the loss of a task has no unit."""
+    """Largest difference that counts as none. Required where the loss has no unit."""
 
     @field_validator("before", "after")
     @classmethod

@@ -36,13 +36,13 @@ class _StepSettings(StrictModel):
     """Training settings that come before those of the optimizer."""
 
     steps: PositiveInt = 10_000
-    """Time steps; the weights are updated after every `update_every` of them."""
+    """Number of time steps to train for."""
     batch_size: PositiveInt = 256
-    """Streams: sequences read in parallel."""
+    """Number of streams, the sequences that are read in parallel."""
     sequence_length: Annotated[int, Field(ge=2), unit("token")] = 1000
-    """Tokens of text that a stream reads from a random start; the states are zero there."""
+    """Tokens of text that a stream reads from a random start, where the states are zero."""
     log_every: PositiveInt = 50
-    """Steps between two log points."""
+    """Steps between two log points, the points of a training curve."""
 
 
 if TYPE_CHECKING:
@@ -68,15 +68,14 @@ class TrainingSettings(_OptimizerSettings):
     """
 
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Weight of the past in the smoothed training loss, for each step with a target. Of text it
-    starts at 3 nats per token, which has a share of 0.95ⁿ after n steps: 8% after 50, 0.6% after
-    100; of other tasks at the first loss."""
+    """Weight of the past in the smoothed training loss, an exponential moving average. It starts
+    at 3 nats per token of text, and at the first loss of other tasks."""
     bptt_steps: _WindowSteps | Literal["sequence"] = 1
-    """Steps that a gradient goes back; `"sequence"`: all of a sequence, with one update at its
-    end."""
+    """Number of steps that a gradient goes back. `"sequence"`: the whole sequence, with one update
+    at its end."""
     update_every: _WindowSteps = 1
-    """Steps between two updates, each by the gradient of the mean of their losses; at most
-    `bptt_steps`, unless that is 1. See [Updates](#updates)."""
+    """Number of steps between two [updates](#updates) of the weights; at most `bptt_steps`, unless
+    that is 1."""
 
     @model_validator(mode="after")
     def _check_log_points(self) -> "TrainingSettings":
@@ -206,28 +205,27 @@ class EvaluationSettings(StrictModel):
     """How each trained network is evaluated."""
 
     windows: PositiveInt = 256
-    """Maximum number of evaluation windows, evenly spaced over the split, the same for every
-    network; in tasks other than text, number of held-out sequences, unless these are fixed."""
+    """Maximum number of evaluation windows of text, evenly spaced over the split. For other tasks:
+    number of held-out sequences, unless the task fixes it."""
     window_length: Annotated[int, Field(ge=2), unit("token")] = 1000
-    """Tokens of a window of text."""
+    """Tokens in a window of text."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Final fraction of the steps over which the weights are averaged before they are evaluated and
-    saved; 0 for the last weights."""
+    """Final fraction of the training over which the weights are averaged; the mean is evaluated and
+    saved. 0 for the last weights."""
 
 
 class PruningSettings(StrictModel):
     """When to prune trials that are unlikely to finish among the best."""
 
     enabled: bool = False
-    """Whether to prune at all; the same as `--prune`."""
+    """Whether to prune; `--prune` sets it."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Fraction of all grid trials to keep: what the next study needs for its `refinement.top`."""
+    """Fraction of the trials to keep: what the next study needs as its `refinement.top`."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """Share of that fraction that the predictions are to keep, at least."""
+    """Share of these trials that is expected to survive, at least."""
     audit: Annotated[int, Field(ge=0, le=10_000)] = 20
     """Number of architectures, chosen at random, that are trained to the end whatever the pruner
-    decides, at all values of the nuisance parameters (without these: trials); at most a tenth of
-    all; 0 for none, and nothing is measured."""
+    decides, to measure what it loses; at most a tenth of all. 0 measures nothing."""
 
 
 class LeaseSettings(StrictModel):
@@ -248,7 +246,7 @@ class OutageSettings(StrictModel):
     """How long a worker waits for its storage."""
 
     seconds: Annotated[float, Field(ge=0), unit("s")] = 600
-    """Time that a worker waits for an unavailable storage."""
+    """Time that a worker waits for a storage that does not answer."""
 
 
 class ImportedResults(StrictModel):

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from textwrap import fill
 
 import click
 
+from docs.generator.settings import describe_bounds
 from docs.generator.tables import make_table
 from rnn_search.commands import rnn_search_command
 
@@ -56,9 +58,9 @@ def _describe_command(name: str) -> str:
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     context = click.Context(command)
     usage = " ".join([PROGRAM, name, *(argument.make_metavar(context) for argument in arguments)])
-    text = (
-        f"### `{PROGRAM} {name}`\n\n```text\n{usage}\n```\n\n{_format_help(command.help or '')}\n"
-    )
+    paragraphs = _format_help(command.help or "").split("\n\n")
+    meaning = "\n\n".join(fill(part, 118, break_on_hyphens=False) for part in paragraphs)
+    text = f"### `{PROGRAM} {name}`\n\n```text\n{usage}\n```\n\n{meaning}\n"
     options = _options(name)
     own = [option for option in options if option.opts[0] not in SHARED]
     shared = [option.opts[0] for option in options if option.opts[0] in SHARED]
@@ -86,7 +88,7 @@ def _options(name: str) -> list[click.Option]:
 def _tabulate(name: str, options: Iterable[click.Option]) -> str:
     context = click.Context(read_commands()[name])
     rows = [
-        (_format_names(option, context), _format_default(option), _format_meaning(option))
+        (_format_names(option, context), _format_default(option), describe_option(option))
         for option in options
     ]
     return make_table(("option", "default", "meaning"), rows)
@@ -106,13 +108,16 @@ def _format_default(option: click.Option) -> str:
     return f"`{option.default}`" if option.show_default else ""
 
 
-def _format_meaning(option: click.Option) -> str:
+def describe_option(option: click.Option) -> str:
+    """Return what an option means, with its bounds and its environment variable."""
     meaning = _format_help(option.help or "")
     kind = option.type
     if isinstance(kind, click.IntRange | click.FloatRange):
-        bounds = ((" from", kind.min), (" to", kind.max))
-        words = "".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)
-        meaning += f" A number{words}."
+        bounds = {
+            "exclusiveMinimum" if kind.min_open else "minimum": kind.min,
+            "exclusiveMaximum" if kind.max_open else "maximum": kind.max,
+        }
+        meaning += f" A number{describe_bounds(bounds, isinstance(kind, click.IntRange))}."
     return f"{meaning} Variable: `{option.envvar}`." if option.envvar else meaning
 
 

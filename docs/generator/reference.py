@@ -6,7 +6,7 @@
 import re
 from collections.abc import Callable
 
-from docs.generator import commands, modules, settings
+from docs.generator import classes, commands, modules, settings
 from docs.generator.source_pages import ROOT
 from studies.attributes import StudyRecord, TrialRecord
 
@@ -18,12 +18,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "modules": modules.list_modules,
     "options of each command": commands.describe_commands,
     "shared options": commands.describe_shared_options,
-    "optimizers": settings.describe_optimizers,
+    "other settings": lambda: settings.describe_settings(*settings.SMALL_TABLES),
+    "public names": classes.list_public_names,
+    "examples of cells": classes.list_cell_examples,
+    "built-in tasks": classes.describe_built_in_tasks,
+    "examples of tasks": classes.list_task_examples,
     "attributes of a trial": lambda: settings.describe_attributes(TrialRecord),
     "attributes of a study": lambda: settings.describe_attributes(StudyRecord),
 } | {
     f"settings of {table}": lambda table=table: settings.describe_settings(table)
     for table in settings.STUDY_TABLES
+    if table not in settings.SMALL_TABLES
 }
 """What stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, by name."""
 
@@ -36,7 +41,7 @@ def generate_parts(page: str) -> str:
     Raises:
         KeyError: if a part is unknown.
     """
-    return _PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n", page)
+    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}", page)
 
 
 def main() -> None:

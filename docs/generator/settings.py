@@ -1,6 +1,7 @@
 """Reference of study files and stored attributes, from the pydantic models that validate them."""
 
 import json
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from docs.generator.source_pages import ROOT
 from docs.generator.tables import make_table
-from rnn.config import OPTIMIZERS, GatedOptions, NetworkConfig, OptimizerConfig
+from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.records import TaskSettings
@@ -24,6 +25,9 @@ from studies.study_settings import (
     PruningSettings,
     TrainingSettings,
 )
+
+SMALL_TABLES = ("evaluation", "pruning", "lease", "checkpoint", "outage")
+"""Tables of a study file that are described together."""
 
 STUDY_TABLES: dict[str, type[BaseModel]] = {
     "study": StudyConfig,
@@ -43,31 +47,24 @@ STUDY_TABLES: dict[str, type[BaseModel]] = {
 _TYPES = {"boolean": "`true` or `false`", "string": "text", "object": "table"}
 
 
-def describe_settings(table: str) -> str:
-    """Return the settings of a table of a study file, with types, bounds, defaults and units."""
-    model = STUDY_TABLES[table]
-    schema = model.model_json_schema()
-    rows = [
-        (
-            f"`{name}`",
-            _describe_type(field),
-            _format_default(field, name in schema.get("required", ())),
-            field.get("unit", ""),
-            describe_field(model, name),
-        )
-        for name, field in schema["properties"].items()
-        if describe_field(model, name)  # others are tables with a section of their own
-    ]
+def describe_settings(*tables: str) -> str:
+    """Return the settings of tables of a study file, with types, bounds, defaults and units.
+
+    Settings of several tables have dotted names.
+    """
+    rows = [row for table in tables for row in _list_settings(table, len(tables) > 1)]
     return make_table(("key", "type", "default", "unit", "meaning"), rows)
 
 
-def describe_optimizers() -> str:
-    """Return the optimizers with the settings that not all of them use."""
-    rows = [
-        (f"`{name}`", traits.title, ", ".join(f"`{setting}`" for setting in traits.settings))
-        for name, traits in OPTIMIZERS.items()
-    ]
-    return make_table(("`optimizer`", "name", "settings that not all use"), rows)
+def _list_settings(table: str, is_dotted: bool) -> Iterator[tuple[str, ...]]:
+    model = STUDY_TABLES[table]
+    schema = model.model_json_schema()
+    for name, field in schema["properties"].items():
+        meaning = describe_field(model, name)
+        if meaning:  # others are tables with a section of their own
+            default = _format_default(field, name in schema.get("required", ()))
+            key = f"{table}.{name}" if is_dotted else name
+            yield f"`{key}`", _describe_type(field), default, field.get("unit", ""), meaning
 
 
 def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
@@ -128,10 +125,16 @@ def _describe_type(field: dict[str, Any]) -> str:
     kind = field.get("type", "object")
     if kind == "array":
         return f"list: {_describe_type(field['items'])}"
-    return _TYPES[kind] if kind in _TYPES else kind + _describe_bounds(field, kind == "integer")
+    return _TYPES[kind] if kind in _TYPES else kind + describe_bounds(field, kind == "integer")
 
 
-def _describe_bounds(field: dict[str, Any], is_integer: bool) -> str:
+def describe_bounds(field: Mapping[str, Any], is_integer: bool) -> str:
+    """Return the bounds of a number in words, each with a space before it.
+
+    Args:
+        field: bounds by their names in JSON Schema, such as ``exclusiveMinimum``.
+        is_integer: whether the number is an integer.
+    """
     # Some versions of pydantic write 0.0 for 0.
     low, above, high, below = (
         int(bound) if bound is not None and bound == int(bound) else bound
@@ -144,7 +147,7 @@ def _describe_bounds(field: dict[str, Any], is_integer: bool) -> str:
     words = [
         f"{word} {bound:,}"
         for word, bound in (("from", low), ("above", above), ("to", high))
-        if bound is not None
+        if bound is not None and bound < 2**63 - 1  # any integer that a database holds
     ]
     text = "".join(f" {word}" for word in words)
     if below is None:

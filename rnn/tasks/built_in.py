@@ -17,9 +17,9 @@ from rnn.tasks.task import MAX_STEPS, Array, Sample, Split, check_range
 class Copy:
     """Recall symbols in their order after a delay.
 
-    The copying problem of Hochreiter & Schmidhuber, *Long Short-Term Memory*, 1997, in the form of
-    Arjovsky et al., *Unitary Evolution Recurrent Neural Networks*, 2016. The last step of the delay
-    asks for the recall. With 3 items and a delay of 4::
+    The copying problem of Hochreiter & Schmidhuber (1997), in the form of Arjovsky et al. (2016).
+    The last step of the delay asks for the recall. Results are also recorded by position. Below
+    are 3 items, with a delay of 4::
 
         input    c a b . . . ? . . .
         target   - - - - - - - c a b
@@ -54,10 +54,9 @@ class Copy:
 class Adding:
     """Add the two numbers that are marked.
 
-    The adding problem of Hochreiter & Schmidhuber, *Long Short-Term Memory*, 1997, in the form of
-    Arjovsky et al., *Unitary Evolution Recurrent Neural Networks*, 2016: a step is a number from 0
-    to 1 and a mark, of which each half of the sequence has one. The prediction of 1, the mean, has
-    a squared error of 0.167::
+    The adding problem of Hochreiter & Schmidhuber (1997), in the form of Arjovsky et al. (2016). A
+    step is a number from 0 to 1 and a mark; each half of the sequence has one marked number.
+    Predicting 1, the mean, has a squared error of 0.167::
 
         numbers   0.3  0.8  0.1  0.5  0.9  0.2
         marks     0    1    0    0    0    1
@@ -84,9 +83,9 @@ class Adding:
 class Parity:
     """Tell whether the number of ones in a string of bits is odd.
 
-    Trained on strings of 1 to ``length`` bits, evaluated on two and four times as many, as in
-    Delétang et al., *Neural Networks and the Chomsky Hierarchy*, 2023. The target is at the last
-    bit; the bits after it fill the sequence up::
+    Strings for training have 1 to ``length`` bits. Networks are also evaluated on strings of two
+    and four times that length, as in Delétang et al. (2023). The target is at the last bit of the
+    string; random bits fill up the sequence. Below is a string of 4 bits::
 
         input    1 0 1 1 0 1
         target   - - - 1 - -
@@ -112,16 +111,14 @@ class Parity:
 
 
 class AssociativeRecall:
-    """Recall the values of keys (multi-query associative recall, MQAR).
+    """Recall the value that belongs to a key (multi-query associative recall).
 
-    Arora et al., *Zoology: Measuring and Improving Recall in Efficient Language Models*, 2023.
-    Pairs of a key and a value come first; then each key once more, at a distance that follows a
-    power law, between blanks. Keys are of the vocabulary's lower half, values of the upper::
+    From Arora et al., *Zoology* (2023). Pairs of a key and a value come first. Then each key comes
+    once more, between blanks, and asks for its value. Most keys return soon: distances follow a
+    power law. Results are also recorded by distance, rounded down to a power of two::
 
         input    A 4 B 7 C 1 . . B . . . C . A .
         target   - - - - - - - - 7 - - - 1 - 4 -
-
-    Results are recorded by the distance from pair to query, rounded down to a power of two.
     """
 
     solved: ClassVar = {"accuracy": 0.99}

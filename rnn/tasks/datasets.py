@@ -62,11 +62,14 @@ def split_rows(count: int, train: int, validation: int) -> dict[Split, Array]:
 
 
 class Digits(DataSet):
-    """Recognise a handwritten digit, of which a step is a row of 8 pixels, or one pixel.
+    """Recognise a handwritten digit, read row by row.
 
-    The 1797 images of 8 × 8 pixels that scikit-learn ships, from Alpaydin & Kaynak, *Optical
-    Recognition of Handwritten Digits*, 1998. 60% are for training, 20% each for validation and
-    test.
+    The data are the 1797 images of 8 × 8 pixels that scikit-learn ships, from Alpaydin & Kaynak
+    (1998): 60% for training, 20% each for validation and test. A step is a row of 8 pixels, or with
+    ``pixelwise`` one pixel. Results are also recorded by class::
+
+        input    row 1   row 2   …   row 8
+        target   -       -       …   7
     """
 
     classes = 10
@@ -81,10 +84,14 @@ class Digits(DataSet):
 
 
 class MNIST1D(DataSet):
-    """Recognise a digit that is drawn as a noisy line of 40 points, of which a step is one.
+    """Recognise a digit that is drawn as a noisy line of 40 points, read point by point.
 
-    Greydanus & Kobak, *Scaling Down Deep Learning with MNIST-1D*, 2024. The test is the published
-    one, of 1000 lines; of the 4000 others the last 1000 are for validation.
+    The data are the 5000 lines of Greydanus & Kobak (2024), which need ``pip install
+    '.[mnist1d]'``: 3000 for training, 1000 for validation, and the published test of 1000. Results
+    are also recorded by class::
+
+        input    -0.6   0.2   …   1.3
+        target   -      -     …   4
     """
 
     input_size = 1
@@ -123,9 +130,15 @@ def _make_mnist1d() -> tuple[Array, Array]:
 class Series:
     """Forecast columns of a CSV file, whose lines are equal steps of time.
 
-    A step reads the columns of one line and predicts those ``horizon`` lines later. The first 80%
-    of the lines are for training, 10% for validation and the last 10% for the test. Each line of
-    validation and test is predicted once, in windows that may read lines from before the border.
+    A step reads the ``columns`` of one line and predicts the ``targets`` of the line ``horizon``
+    later. Both options are names with commas between them, by default all. The first ``warmup``
+    steps of a sequence have no target. 80% of the lines are for training, the next 10% for
+    validation, the last 10% for the test. Numbers are standardized. Below, ``targets`` is "wind"
+    and ``horizon`` is 2::
+
+        wind      4.1   4.6   5.0   5.9   5.2
+        rain      0.0   0.0   0.2   1.1   0.9
+        target    5.0   5.9   5.2   …     …
 
     Args:
         file: path of the file, in UTF-8, with the names of the columns in its first line.
@@ -190,13 +203,21 @@ class Series:
 class Sequences(DataSet):
     """Predict labels of N sequences of T steps, the arrays of an NPZ file.
 
-    - ``x``: tokens (N, T) as integers, numbers (N, T) as floats, or numbers (N, T, d),
-    - ``y``: classes as integers, (N,) of sequences or (N, T) of steps; or numbers as floats, (N,)
-      or (N, m) of sequences, (N, T) or (N, T, m) of steps,
-    - ``lengths``, optional: steps (N,) of each sequence, whose own target is at the last of them,
-    - ``mask``, optional: weights (N, T) of targets of steps,
-    - ``split``, optional: (N,) 0 for training, 1 for validation, 2 for the test; without it 80%,
-      10% and 10% at random.
+    Array ``x`` has the inputs, ``y`` a label for each sequence or each step. Sequences of different
+    ``lengths`` are padded to T steps. Numbers in ``x`` and ``y`` are standardized. Below is a
+    sequence of 3 steps, whose class is 2::
+
+        x        0.2   1.1   0.4   0.0   0.0
+        y        -     -     2     -     -
+
+    - ``x``: tokens (N, T) as integers; numbers (N, T) or (N, T, d) as floats
+    - ``y``: a class, as an integer, for each sequence (N,) or step (N, T); or one or m numbers, as
+      floats, for each sequence (N,), (N, m) or step (N, T), (N, T, m)
+    - ``lengths`` (N,), optional: steps of each sequence; the label of a sequence is the target of
+      the last of them
+    - ``mask`` (N, T), optional: weights of the targets of steps
+    - ``split`` (N,), optional: 0 for training, 1 for validation, 2 for the test; without it 80%,
+      10% and 10% at random
 
     Args:
         file: path of the file.

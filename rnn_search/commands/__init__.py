@@ -20,7 +20,7 @@ _SUBCOMMANDS = {
     "delete": ("studies:delete", "Delete a study with its files"),
     "retry": ("studies:retry", "Set failed trials waiting again"),
     "export-study": ("studies:export_command", "Write a study to a compressed file"),
-    "import": ("studies:import_command", "Make a study of finished results"),
+    "import": ("studies:import_command", "Create a study from finished results"),
     "check": ("models:check", "Check a cell or a task before a search"),
     "sample": ("models:sample", "Generate text with a trained network"),
     "export": ("models:export", "Export a trained network to a folder"),

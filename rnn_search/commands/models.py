@@ -66,7 +66,7 @@ def _model_options(command: _F) -> _F:
 def sample(
     study: str, trial: int | None, storage: str, artifacts: str | None, **options: Any
 ) -> None:
-    """Generate text with the model of a trial, if the study's task is text."""
+    """Generate text with the network of a trial, if the study's task is text."""
     checked = build_options(SampleOptions, **options)
     text = checked.generate(load_trial_model(study, trial, storage, artifacts).model)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
@@ -79,10 +79,10 @@ def sample(
 def export(
     study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
 ) -> None:
-    """Export the model of a trial to the folder DIR, which depends on PyTorch and NumPy only.
+    """Export the network of a trial to the folder DIR.
 
-    The folder has its weights and its tokenizer or task. That of a task other than text depends on
-    NumPy as well.
+    The folder holds its code, its weights and what converts its inputs and outputs. It needs only
+    PyTorch and NumPy.
     """
     export_trial(study, directory, trial, storage, artifacts)
     click.echo(directory)
@@ -98,11 +98,11 @@ def export(
     "overrides",
     metavar="OPTION=VALUE",
     multiple=True,
-    help="Check with another value than the default of an option, as in depth=2; may be repeated.",
+    help="Value of an option to check with, as in depth=2; may be repeated.",
 )
 @debug_option
 def check(source: str, overrides: tuple[str, ...]) -> None:
-    """Check a cell of your own on tiny networks, or a task on small ones.
+    """Check a cell or a task on small networks, before a search.
 
     SOURCE is path/to/file.py:Class, package.module:Class of an installed package, or a built-in
     task such as adding:50.

@@ -39,7 +39,7 @@ _RUN = (
 _cancel_option = click.option(
     "--cancel",
     is_flag=True,
-    help="End the study's jobs on SLURM; their trials are requeued with checkpoints.",
+    help="Cancel the study's jobs on SLURM; their trials can be resumed.",
 )
 
 _dashboard_option = click.option(
@@ -59,8 +59,8 @@ def _search_command(name: str, default_study: str, *more: str) -> Callable[[_F],
         command = click.argument("study", default=default_study)(command)
         return click.command(  # type: ignore[return-value]
             name,
-            help=f"{command.__doc__}\n\nSTUDY is a config in studies/, the path of a TOML file, or "
-            "a study in the storage.",
+            help=f"{command.__doc__}\n\nSTUDY is the name of a study file in studies/, the path of "
+            f"one, or the name of a stored study. Without it, the study is {default_study}.",
         )(command)
 
     return decorate
@@ -106,12 +106,10 @@ def refine(**options: Any) -> int:
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Setting of this worker, as in lease.seconds=30; may be repeated. A worker chooses "
+    help="Setting of this worker, as in lease.seconds=30; may be repeated. It is one of "
     f"{', '.join(sorted(PER_WORKER))} and task.source.",
 )
-@click.option(
-    "--corpus", metavar="PATH", help="Present place of the study's text, if that has moved."
-)
+@click.option("--corpus", metavar="PATH", help="Path of the study's text, if the file has moved.")
 @options_of(RunOptions, _RUN)
 @_cancel_option
 @_dashboard_option
@@ -119,9 +117,9 @@ def refine(**options: Any) -> int:
 @artifacts_option
 @storage_options
 def continue_search(**options: Any) -> int:
-    """Work on the stored study NAME: run its trials that are left.
+    """Run the trials of the stored study NAME that are left.
 
-    Settings, cells and task are those stored with it. No study file is read.
+    Settings, cells and task are those that the study stores. No study file is read.
     """
     return _run(by_name=True, **options)
 

@@ -71,7 +71,7 @@ def rename(old: str, new: str, storage: str) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Delete it although other studies derive from it, or workers hold its trials.",
+    help="Delete it even if other studies derive from it, or workers hold its trials.",
 )
 @artifacts_option
 @storage_options
@@ -108,14 +108,16 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
 
 @click.command
 @click.argument("name")
-@click.option("--failed", is_flag=True, help="Trials that used up their retries; the default.")
-@click.option("--diverged", is_flag=True, help="Trials whose loss was not finite.")
+@click.option(
+    "--failed", is_flag=True, help="Retry trials that used up their retries; the default."
+)
+@click.option("--diverged", is_flag=True, help="Retry trials whose loss was not finite.")
 @storage_options
 def retry(name: str, failed: bool, diverged: bool, storage: str) -> None:
-    """Set failed trials of the study NAME waiting again, with their retries counted from 0.
+    """Set failed trials of the study NAME waiting again.
 
-    What each was is kept. Trials that diverged are retried on request only: divergence is a result,
-    and repeats unless the code or the hardware differs.
+    Trials that diverged are retried on request only: divergence is a result, and it repeats unless
+    the code or the hardware differs.
     """
     kinds = [kind for kind, is_given in (("failed", failed), ("diverged", diverged)) if is_given]
     counts = management.retry_trials(storage, name, kinds or ["failed"])
@@ -134,8 +136,8 @@ def retry(name: str, failed: bool, diverged: bool, storage: str) -> None:
 def export_command(study: str, file: Path, storage: str) -> None:
     """Write the study STUDY to FILE, as compressed (.jsonl.gz) or plain JSON lines.
 
-    The first line has its settings, each other one a trial, with its curve and its losses. Weights
-    are not written, nor names of users, machines and folders.
+    The first line holds the settings, each further line a trial with its curve and losses. Weights
+    and the names of users, machines and folders are left out.
     """
     result = export_study(storage, study, file)
     click.echo(
@@ -156,11 +158,11 @@ def export_command(study: str, file: Path, storage: str) -> None:
 @click.option(
     "--objective",
     type=click.Choice(list(OBJECTIVE_NAMES)),
-    help="Of an exported study: judge its trials by this loss, which each of them recorded.",
+    help="Loss by which to judge the trials of an exported study, instead of its own objective.",
 )
 @click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one.")
 @options_of(ImportOptions)
-@click.option("--dry-run", is_flag=True, help="Print what the columns are, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the role of each column, and write nothing.")
 @storage_options
 def import_command(
     sources: tuple[str, ...],
@@ -173,10 +175,9 @@ def import_command(
 ) -> None:
     """Create a study from finished results, without training.
 
-    SOURCE is a file that export-study wrote; a table of parameters and values (.csv, .jsonl,
-    .parquet); or the URL of a storage that has a study of plain Optuna, which is only read. Several
-    exported files are imported together, all or none; tables and Optuna studies are imported one at
-    a time.
+    SOURCE is a file that export-study wrote, a table of parameters and values (.csv, .jsonl,
+    .parquet), or the URL of a storage with a study of plain Optuna. Exported files can be imported
+    together.
     """
     others = [
         source for source in sources if _is_url(source) or not is_exported_study(Path(source))
