@@ -34,8 +34,8 @@ SCREENSHOTS = {
 }
 """Study and section of the report that each file in ``docs/pictures/`` shows."""
 
-PAGE_WIDTH = 640
-"""Width of the photographed page in pixels: its text is readable on a phone as well."""
+PAGE_WIDTH = 540
+"""Width of the photographed page in pixels: small, so that its text is readable on a phone."""
 
 LABELS: dict[tuple[str, object], str] = {
     ("input_gate", False): "input gate",
@@ -177,7 +177,7 @@ def open_browser() -> Iterator["Browser"]:
 
 def photograph_reports(folder: Path) -> Iterator[Path]:
     """Write a picture of each section in ``SCREENSHOTS`` to a folder, and return their paths."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     folder.mkdir(exist_ok=True)
     with open_browser() as browser, tempfile.TemporaryDirectory() as temporary:
@@ -196,8 +196,8 @@ def photograph_reports(folder: Path) -> Iterator[Path]:
             page.screenshot(path=path, clip=page.evaluate(FIND_SECTION, section))
             page.close()
             with Image.open(path) as image:
-                small = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
-            small.save(path, optimize=True)
+                framed = ImageOps.expand(image.convert("RGB"), border=2, fill="#d1d9e0")
+            framed.quantize(method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
             yield path
 
 
