@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from rnn.errors import UserError
 from rnn.training.devices import supports_bf16
 from search.worker.shutdown import parse_duration
+from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 
@@ -385,3 +386,35 @@ def test_files_of_a_clone_are_aliases(monkeypatch, capsys, file, name):
     with restored_process(), pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / file), run_name="__main__")
     assert capsys.readouterr().out.startswith(f"Usage: rnn-search {name} ")
+
+
+def test_help_says_what_is_run_without_a_study(invoke):
+    first = load_config_file("stage-one").resolve()
+    second = load_config_file("stage-two").settings
+    trials, refinement = first.grid.count(), second["refinement"]
+    derived = int(refinement["top"] * trials) * len(refinement["variants"])
+    steps = second["training"]["steps"]
+    for command, size in (
+        ("run", f"stage-one: {trials} trials of {first.training.steps:,} steps"),
+        ("refine", f"stage-two: {derived} trials of {steps:,} steps"),
+    ):
+        text = " ".join(invoke(command, "--help").stdout.split())
+        assert f"Without it, the study is {size}" in text
+
+
+def test_first_line_says_what_is_run_without_a_study(invoke, sqlite_url, text):
+    common = ("--storage", sqlite_url, *TINY)
+    one = (*ONE_TRIAL, "--set=space.layers=[1]", "--set=space.exclude=[]", "--corpus", str(text))
+    done = invoke("run", *common, *one, report=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "running stage-one, as no STUDY is given; its file has 432 trials"
+    )
+    variant = "--set=refinement.variants=[{}]"
+    done = invoke("refine", *common, variant, "--set=refinement.top=1", report=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "running stage-two, as no STUDY is given; its file has 172 trials"
+    )
+    again = invoke("run", "stage-one", "--stored", "--storage", sqlite_url, report=False)
+    assert "as no STUDY is given" not in again.stdout
