@@ -1,13 +1,16 @@
-"""The wheel: its content, and its use in an empty folder."""
+"""The distributions: their content, and the use of an installed one in an empty folder."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from helpers import ONE_TRIAL, ROOT, copy_checkout
 
 import rnn_search
@@ -44,13 +47,29 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
+UV = Path(sys.executable).with_name("uv")
+
+
 @pytest.fixture(scope="module")
 def built(project) -> Path:
-    """Folder with a wheel and a source distribution of that copy."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist"]
+    """Folder with a source distribution of that copy, and the wheel that is built from it."""
+    command = [UV, "build", "--quiet", "--no-build-isolation", "--python", sys.executable]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return project / "dist"
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """Environment with the wheel and what it requires, and nothing else."""
+    environment = tmp_path_factory.mktemp("installed") / "environment"
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    python = environment / "bin" / "python"
+    command = [UV, "pip", "install", "--quiet", "--python", python, wheel]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return environment
 
 
 @pytest.mark.extended
@@ -89,20 +108,15 @@ def test_git_ignores_no_tracked_file():
 
 
 @pytest.mark.extended
-def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
-    """Search and report with the default storage and output folder."""
-    (wheel,) = built.glob("*.whl")
-    installed, empty = tmp_path / "installed", tmp_path / "empty"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    empty.mkdir()
+def test_installed_package_runs_the_study_of_the_demo(installed, tmp_path, text):
+    """With the default storage and output folder, outside of the checkout."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RNN_SEARCH_")}
-    environment["PYTHONPATH"] = str(installed)
+    environment.pop("PYTHONPATH", None)
 
-    def run(*arguments: str) -> str:
+    def run(program: str, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            **{"cwd": empty, "env": environment, "capture_output": True, "text": True},
+            [installed / "bin" / program, *arguments],
+            **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True},
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
@@ -110,22 +124,46 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
 
     two = ("--set=space.residual=[false, true]", "--set=space.training.learning_rate=[0.01]")
     two += ("--set=nuisance=[]",)
-    output = run("rnn_search", "run", "quick", "--corpus", str(text), *ONE_TRIAL, *two)
-    page = empty / "reports" / "out" / "quick.html"
+    output = run("rnn-search", "run", "quick", "--corpus", str(text), *ONE_TRIAL, *two)
+    page = tmp_path / "reports" / "out" / "quick.html"
     assert f"report: {page}\n" in output
     page.unlink()
-    assert run("rnn_search", "report", "quick").splitlines()[0] == str(page)
+    assert run("rnn-search", "report", "quick").splitlines()[0] == str(page)
     assert page.exists()
-    written = {path.relative_to(empty).parts[0] for path in empty.rglob("*")}
-    assert written == {"studies", "reports"}
-    assert not (installed / "reports" / "out").exists()
-    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "rnn-search = rnn_search.commands:main" in entry_points.read_text()
-    assert "complete  2\n" in run("rnn_search", "status", "quick")
-    assert run("rnn_search", "--version") == f"rnn-search, version {rnn_search.__version__}\n"
-    program = "import rnn_search; print(rnn_search.load('quick').counts.complete)"
-    (empty / "program.py").write_text(program)
-    assert run("program") == "2\n"
+    written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert written == {text.name, "studies", "reports"}
+    assert "complete  2\n" in run("rnn-search", "status", "quick")
+    version = f"rnn-search, version {rnn_search.__version__}\n"
+    assert run("rnn-search", "--version") == version
+    program = "import rnn_search; print(rnn_search.load('quick').counts.complete, rnn_search)"
+    assert run("python", "-c", program).startswith(f"2 <module 'rnn_search' from '{installed}/")
+
+
+def read_yaml(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_workflow_runs_everything_and_the_tests_with_the_least_and_the_newest_python():
+    jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
+    commands = {name: [step.get("run") for step in job["steps"]] for name, job in jobs.items()}
+    assert commands == {
+        "everything": [None, None, "bash .ci/run"],
+        "tests": [None, None, "make test"],
+    }
+    on = [(each["os"], each["python"]) for each in jobs["tests"]["strategy"]["matrix"]["include"]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [re.search(r"Python :: (\d\.\d+)$", each) for each in project["classifiers"]]
+    least, newest = [each[1] for each in named if each]
+    assert project["requires-python"] == f">={least}"
+    assert {("ubuntu-latest", least), ("ubuntu-latest", newest), ("macos-latest", newest)} == {*on}
+
+
+def test_templates_of_issues_are_forms():
+    forms = [read_yaml(path) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")]
+    assert len(forms) == 2
+    for form in forms:
+        assert form.keys() == {"name", "description", "body"}
+        assert all(field["attributes"]["label"] for field in form["body"])
 
 
 def test_statistics_import_numpy_alone():
