@@ -1,5 +1,6 @@
 """The documentation site: built from the checkout, and read in a browser without a network."""
 
+import json
 import os
 import re
 import subprocess
@@ -103,6 +104,17 @@ def test_site_opens_and_is_searched_from_files_without_a_network(site, open_page
         page.keyboard.type("heartbeat")
         page.locator(".md-search-result__link[href*='/reliability.html']:visible").first.click()
         page.wait_for_url("**/reliability.html*")
+
+
+@pytest.mark.extended
+def test_notebook_is_executed_and_its_figures_are_drawn(site, open_page):
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    with open_page(site / "notebook.html") as page:
+        page.wait_for_selector(".js-plotly-plot .main-svg")
+        assert page.locator(".js-plotly-plot").count() == 3
+        assert "36 of 36 finished" in page.inner_text("article")
 
 
 def test_gallery_describes_each_of_its_studies():

@@ -4,15 +4,16 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.nav import Link, Navigation, Section
 from mkdocs.structure.pages import Page
+from plotly.offline import get_plotlyjs
 
-from docs.generator import gallery, source_pages, tables
+from docs.generator import gallery, notebook, source_pages, tables
 
 SOURCE_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
 """Files outside of ``docs/`` that the navigation names."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are not in ``docs/``: files of the project, and the gallery's reports."""
+    """Add what is not a page in ``docs/``: other files, the gallery's reports, the notebook."""
     documents = [f"{source_pages.DOCS}/{file.src_uri}" for file in files.documentation_pages()]
     pages = source_pages.find_pages([*documents, *SOURCE_PAGES])
     pages |= {path: source_pages.make_page(path) for path in SOURCE_PAGES}
@@ -21,6 +22,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in gallery.build_gallery():
         content = page.path.read_text(encoding="utf-8")
         _add(files, config, f"{gallery.FOLDER}/{page.path.name}", content)
+    executed = notebook.make_page(notebook.execute())
+    _add(files, config, source_pages.site_path(notebook.PATH), executed)
+    _add(files, config, notebook.SCRIPT, get_plotlyjs())
     return files
 
 

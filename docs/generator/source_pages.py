@@ -18,6 +18,9 @@ FOLDER = "source"
 LANGUAGES = {".toml": "toml", ".py": "python"}
 """Language of a shown file, by the end of its name."""
 
+NOTEBOOK = ".ipynb"
+"""End of the name of a notebook in ``docs/``, which the site shows as a page."""
+
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)")
 _TITLE = re.compile(r"^# (.+)", re.MULTILINE)
 
@@ -26,7 +29,8 @@ def site_path(path: str) -> str:
     """Return the path, in the site's sources, of a file or folder of the project."""
     name = PurePosixPath(path)
     if name.is_relative_to(DOCS) and name.suffix not in LANGUAGES:
-        return str(name.relative_to(DOCS))
+        shown = name.with_suffix(".md") if name.suffix == NOTEBOOK else name
+        return str(shown.relative_to(DOCS))
     if (ROOT / path).is_dir():
         return f"{FOLDER}/{path}/index.md"
     return f"{FOLDER}/{path}" if name.suffix == ".md" else f"{FOLDER}/{path}.md"
