@@ -109,7 +109,7 @@ class StudyConfig(StrictModel):
 
     question: str = ""
     """What the study asks. The report shows it."""
-    report_threshold: Annotated[float | None, unit("unit of the loss")] = None
+    report_threshold: Annotated[float | None, unit("the unit of the loss")] = None
     """Loss below which a network counts as [solved](../statistics.md#solved-networks)."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"

@@ -39,7 +39,7 @@ class _StepSettings(StrictModel):
     """Number of time steps to train for."""
     batch_size: PositiveInt = 256
     """Number of streams, the sequences that are read in parallel."""
-    sequence_length: Annotated[int, Field(ge=2), unit("token")] = 1000
+    sequence_length: Annotated[int, Field(ge=2)] = 1000
     """Tokens of text that a stream reads from a random start, where the states are zero."""
     log_every: PositiveInt = 50
     """Steps between two log points, the points of a training curve."""
@@ -207,7 +207,7 @@ class EvaluationSettings(StrictModel):
     windows: PositiveInt = 256
     """Maximum number of evaluation windows of text, evenly spaced over the split. For other tasks:
     number of held-out sequences, unless the task fixes it."""
-    window_length: Annotated[int, Field(ge=2), unit("token")] = 1000
+    window_length: Annotated[int, Field(ge=2)] = 1000
     """Tokens in a window of text."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Final fraction of the training over which the weights are averaged; the mean is evaluated and

@@ -1,6 +1,7 @@
 """Reference of study files and stored attributes, from the pydantic models that validate them."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -44,6 +45,9 @@ STUDY_TABLES: dict[str, type[BaseModel]] = {
 }
 """Model of each table of a study file; ``study``: the keys before the first table."""
 
+_PLURAL = re.compile("^(integer|text|table)")
+"""Types of which a list is named in the plural."""
+
 _TYPES = {"boolean": "`true` or `false`", "string": "text", "object": "table"}
 
 
@@ -53,7 +57,7 @@ def describe_settings(*tables: str) -> str:
     Settings of several tables have dotted names.
     """
     rows = [row for table in tables for row in _list_settings(table, len(tables) > 1)]
-    return make_table(("key", "type", "default", "unit", "meaning"), rows)
+    return make_table(("key", "meaning", "values"), rows)
 
 
 def _list_settings(table: str, is_dotted: bool) -> Iterator[tuple[str, ...]]:
@@ -62,9 +66,8 @@ def _list_settings(table: str, is_dotted: bool) -> Iterator[tuple[str, ...]]:
     for name, field in schema["properties"].items():
         meaning = describe_field(model, name)
         if meaning:  # others are tables with a section of their own
-            default = _format_default(field, name in schema.get("required", ()))
             key = f"{table}.{name}" if is_dotted else name
-            yield f"`{key}`", _describe_type(field), default, field.get("unit", ""), meaning
+            yield f"`{key}`", meaning, _describe_values(field, name in schema.get("required", ()))
 
 
 def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
@@ -108,11 +111,14 @@ def _parse_module(name: str) -> griffe.Module:
     return module
 
 
-def _format_default(field: dict[str, Any], is_required: bool) -> str:
+def _describe_values(field: dict[str, Any], is_required: bool) -> str:
+    """Return the type of a setting, its bounds, unit and default."""
+    unit = f", in {field['unit']}" if "unit" in field else ""
+    text = f"{_describe_type(field)}{unit}"
     if is_required:
-        return "required"
+        return f"{text}; required"
     default = field.get("default")
-    return "" if default is None else f"`{json.dumps(default)}`"
+    return text if default is None else f"{text}; default `{json.dumps(default)}`"
 
 
 def _describe_type(field: dict[str, Any]) -> str:
@@ -124,7 +130,7 @@ def _describe_type(field: dict[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in values)
     kind = field.get("type", "object")
     if kind == "array":
-        return f"list: {_describe_type(field['items'])}"
+        return "list of " + _PLURAL.sub(r"\1s", _describe_type(field["items"]))
     return _TYPES[kind] if kind in _TYPES else kind + describe_bounds(field, kind == "integer")
 
 
