@@ -61,39 +61,37 @@ def run(
 ) -> Study:
     """Create or join a study, or derive one from another, and run its trials.
 
-    Progress is printed as by ``rnn-search run``. Any number of processes may share a study: calls
-    of this function and command lines alike. A study that exists is resumed; one that is finished
+    Progress is printed as by ``rnn-search run``. Any number of processes may share a study, calls
+    of this function and command lines alike. A study that exists is resumed. One that is finished
     is returned at once.
 
-    Ctrl-C and other signals stop the search between two training steps; progress is saved, and the
-    same call resumes it. The signal then takes its usual effect: Ctrl-C raises
-    ``KeyboardInterrupt``, SIGTERM ends the process. A second Ctrl-C raises ``KeyboardInterrupt``
-    immediately. In a thread that is not the main one, signals do not stop the search, because only
-    the main thread receives them; worker processes stop at the Ctrl-C of a terminal anyway.
+    Ctrl-C stops the search between two training steps, saves the progress and raises
+    ``KeyboardInterrupt``. The same call resumes it. A second Ctrl-C raises ``KeyboardInterrupt``
+    immediately. In another thread than the main one, signals do not stop the search.
 
-    Worker processes do not import the script that calls this function, so that it needs no
-    ``if __name__ == "__main__"``; it may be a notebook, too.
+    A script needs no ``if __name__ == "__main__"``: worker processes do not import it.
 
     Args:
         study: name of a study file in ``studies/``, path of a study file, name of a stored study,
-            or the settings themselves, as a study file contains them, for which ``name`` is
-            required. Paths in a study file are relative to the file, those in settings, overrides
-            and ``corpus`` to the working directory.
+            or the settings themselves, as a dict with the keys of a study file, which needs a
+            ``name``. Paths in a study file are relative to the file, other paths to the working
+            directory.
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.
         overrides: settings by dotted key, as in ``{"training.steps": 500}``.
         workers: number of worker processes; 1 trains in this process.
         threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
-        lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
+        lockstep: maximum number of networks that a worker trains together; None to choose it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         precision: precision of matrix products; fixed when the study is created.
         corpus: ``stdlib``, ``enwik8`` or a file, instead of the study file's corpus.
         prune: whether to prune trials that are unlikely to finish among the best.
-        extend: whether to add the trials of values that were added to the search space, or of more
-            ``refinement.replicates``, and to store another question, report threshold or nuisance.
+        extend: whether to add trials for new values in the search space, or for more
+            ``refinement.replicates``, and to store another question, report threshold, nuisance or
+            hypothesis.
         partial: whether to derive from a source study that is not finished.
-        yes: whether to create more than 20,000 trials, which are refused otherwise.
+        yes: whether to allow more than 20,000 new trials.
         wait: whether to wait for trials that other workers still run.
         until: time after which to stop cleanly and return, in seconds or as in ``"45m"``.
         artifacts: folder of checkpoints and weights; by default ``$RNN_SEARCH_ARTIFACTS``, or next

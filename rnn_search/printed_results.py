@@ -70,13 +70,16 @@ class Effects(_Shown):
     def to_frame(self) -> pd.DataFrame:
         """Return the effects as a table, one row per change, ranked as in the report.
 
-        Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
-        ``effect`` (negative is better, unless higher values are) with the ends ``low`` and ``high``
-        of its 95% interval, the number of ``pairs``, whether it is ``significant``: whether the
-        interval excludes zero, without a correction for the number of effects, the ``reason`` why
-        it is not tested, the ``source`` of the interval, and the parameter that it ``depends_on``.
-        With a threshold, ``solved_before`` and ``solved_after`` are shares of the pairs and
-        ``solved_p`` is the corrected p-value of their difference.
+        - ``parameter``, ``before``, ``after``: the change
+        - ``effect``: mean difference over the pairs; negative is better, unless higher values are
+        - ``low``, ``high``: ends of its 95% interval
+        - ``pairs``: number of pairs
+        - ``significant``: whether the interval excludes zero, without a correction for the number
+          of effects; ``reason`` says why an effect is not tested
+        - ``source``: where the noise of the interval comes from
+        - ``depends_on``: parameter on which the effect depends
+        - ``solved_before``, ``solved_after``, ``solved_p``: shares of solved networks, if there is
+          a threshold, and the corrected p-value of their difference
         """
         rows = []
         for ranked in self.findings.ranked:
@@ -97,11 +100,11 @@ class Effects(_Shown):
     def conditional_frame(self) -> pd.DataFrame:
         """Return each effect within each value of every other parameter.
 
-        Columns: those of a contrast, as in :meth:`to_frame`, here within the ``value`` of the
-        parameter ``by``; all values have the same pairs. ``range`` is the difference between the
-        greatest and the least effect by this parameter, ``differs`` whether it is significant,
-        ``rivals_main`` whether it is also at least as large as the main effect, and
-        ``opposite_signs`` whether significant effects have both signs.
+        The columns of :meth:`to_frame` describe the effect where the parameter ``by`` has this
+        ``value``. ``range`` is the difference between the greatest and the least effect by this
+        parameter. ``differs`` tells whether it is significant, ``rivals_main`` whether it is also
+        at least as large as the main effect, ``opposite_signs`` whether significant effects have
+        both signs.
         """
         rows = [
             _describe_contrast(found.contrast)
@@ -148,7 +151,7 @@ def _describe_difference(difference: PairedDifference) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TaskEffects(_Shown):
-    """Main effects in each of several tasks; printed as what they have in common.
+    """Main effects in each of several tasks, printed as what they have in common.
 
     Attributes:
         by_task: effects in each task, by its name.
@@ -165,10 +168,10 @@ class TaskEffects(_Shown):
         return frame[["task", *frame.columns.drop("task")]]
 
     def agreement_frame(self) -> pd.DataFrame:
-        """Return one row per contrast: in how many ``tasks`` it ``helps`` and ``harms``.
+        """Return one row per change: in how many of its ``tasks`` it ``helps`` and ``harms``.
 
-        It does so in the tasks where its effect is significant, corrected for all changes in all
-        tasks; ``agrees`` tells whether these are two or more, of one sign.
+        Effects that are significant count, corrected for all changes in all tasks. ``agrees`` tells
+        whether there are two or more, all of one sign.
         """
         rows = [
             _describe_contrast(found.contrast)
@@ -204,22 +207,19 @@ class Verdicts(_Shown):
 
     @property
     def smallest(self) -> str | None:
-        """The smallest architecture that is as good as the best and smaller than the best mean.
-
-        None if no smaller one is shown to be, or if there is none.
-        """
+        """The smallest architecture that is as good as the best; None if none is shown to be."""
         smallest = self.findings.summary.smallest
         return smallest.label if smallest else None
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per architecture, the best mean first.
 
-        Columns: ``architecture``, ``runs``, mean ``loss`` (adjusted for the order of the data where
-        numbers of runs differ) with the ends ``low`` and ``high`` of its 95% interval,
-        ``difference`` to the best mean, the ``verdict``: ``worse``, ``as good`` (``at_most`` is
-        below the margin) or ``undecided``, of the best mean ``best mean``; ``at_most``: upper
-        confidence bound of the difference to the best architecture, whichever that is; and
-        ``parameters``.
+        - ``architecture``, ``runs``, ``parameters``: the network, its runs and its size
+        - ``loss``: mean over the runs, with the ends ``low`` and ``high`` of its 95% interval
+        - ``difference``: difference to the best mean
+        - ``verdict``: ``best mean``, ``as good``, ``undecided`` or ``worse``
+        - ``at_most``: upper confidence bound of the difference to the best architecture; below the
+          margin, the verdict is ``as good``
         """
         summary = self.findings.summary
         rows = [

@@ -63,8 +63,8 @@ def import_study(
     Args:
         file: the file.
         name: name of the study; None for the name in the file.
-        objective: loss to judge its trials by, which each of them recorded: ``validation``,
-            ``training`` or ``training-mean``; None for that of the study.
+        objective: loss by which to judge its trials, ``validation``, ``training`` or
+            ``training-mean``; None for that of the study.
         storage: URL of the storage, which is created if it does not exist.
     """
     if objective is not None and objective not in OBJECTIVE_NAMES:
@@ -95,13 +95,13 @@ def import_results(
     Args:
         source: path of a table (``.csv``, ``.jsonl``, ``.parquet``); a DataFrame; a study of
             Optuna; or the URL of a storage of Optuna, which is only read.
-        value: column of the results.
-        maximize: whether a higher value is better; None if its name or the study says so.
-        metric: name of the value, for the report.
-        unit: unit of the value, for the report.
+        value: column with the value of each trial.
+        maximize: whether a higher value is better; None for what its name or the study says.
+        metric: name of the value in the report.
+        unit: unit of the value in the report.
         parameters: columns that are parameters; empty for a guess.
-        replicate: column that numbers repeated runs; None for replicate or seed.
-        nuisance: parameters at whose best values each configuration is judged.
+        replicate: column that numbers repeated runs; None for replicate or seed, if there is one.
+        nuisance: parameters that are tuned for each configuration, not studied.
         study: name of the study in that storage; None if it has one only.
         name: name of the new study; None for that of the file or of Optuna's study.
         storage: URL of the storage to write, which is created if it does not exist.

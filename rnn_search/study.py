@@ -73,17 +73,17 @@ def load(
 
 @dataclass(frozen=True)
 class Study:
-    """A stored study. Each access reads the storage, so that it shows a running search's progress.
+    """A stored study. Each access reads the storage, so it shows the progress of a running search.
 
-    All properties and methods raise ``StorageError`` or ``StudyNotFoundError`` if the storage or
-    the study is gone. What the report says is computed from complete trials: without one,
-    :meth:`effects`, :meth:`verdicts`, :meth:`pareto` and :meth:`report` raise ``UserError``.
+    Properties and methods raise ``StorageError`` or ``StudyNotFoundError`` if the storage or the
+    study is gone. :meth:`effects`, :meth:`verdicts`, :meth:`pareto` and :meth:`report` need a
+    complete trial and raise ``UserError`` without one.
 
     Attributes:
         name: name of the study.
         storage: URL of the storage; the path of an SQLite file is absolute.
-        artifacts: location of the artifacts, a folder with its absolute path; None for the default.
-        task: name of the one of several tasks whose results these are; "" for all.
+        artifacts: absolute path of the folder of artifacts; None for the default.
+        task: name of the task whose results these are, if the study has several; "" for all.
     """
 
     name: str
@@ -205,13 +205,10 @@ class Study:
             return self._trial(row, read_record(study).config)
 
     def effects(self) -> "Effects | TaskEffects":
-        """Estimate the effect of each parameter over matched pairs of complete trials.
+        """Estimate the effect of each parameter from complete trials.
 
-        Of several tasks in each, and whether they agree.
-
-        ``docs/statistics.md`` describes how: at the best values of the nuisance parameters, with
-        the replicates of studies of the storage that derive from this one, in pruned studies, and
-        by least squares where no pairs match. If there are none, the answer says why.
+        ``docs/statistics.md`` describes how. Replicates in studies of the storage that derive from
+        this one measure the noise. A study of several tasks has effects in each task.
         """
         from rnn_search.printed_results import find_effects
 
@@ -240,9 +237,8 @@ class Study:
 
         One row per architecture, the cheapest first: ``architecture``, its ``trial``,
         ``parameters``, ``seconds`` of a run and the held-out ``loss``. Each is at its best values
-        of the nuisance parameters. By seconds, only runs under the same conditions are compared:
-        those that most architectures have; others have no ``seconds``. The table is empty without
-        held-out losses. Close losses may differ by noise alone.
+        of the nuisance parameters. ``seconds`` compares runs under the same conditions alone. Close
+        losses may differ by noise alone.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
