@@ -82,7 +82,8 @@ def make_page(path: str) -> str:
         names = sorted(path.name for path in full.iterdir() if path.suffix in LANGUAGES)
         return head + "".join(f"- [{name}]({name})\n" for name in names)
     text = full.read_text(encoding="utf-8")
-    return f"{head}````{LANGUAGES[full.suffix]}\n{text}````\n"
+    language = LANGUAGES.get(full.suffix, "text")
+    return f"{head}````{language}\n{text}````\n"
 
 
 def find_pages(documents: list[str]) -> dict[str, str]:
