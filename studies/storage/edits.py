@@ -422,6 +422,8 @@ def write_note(
         parts.append("\n".join(f"- {escape_markdown(line)}" for line in answer))
     # Indented lines are code: nothing in them has to be escaped.
     if commands:
+        if answer:  # after a list, an indented line is code only behind a paragraph
+            parts.append("The command:")
         parts.append(f"    {commands[0]}")
     if report is None:
         command = shlex.join(["rnn-search", "report", name])

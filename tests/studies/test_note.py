@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 
 from rnn_search import export_study, import_results, import_study
-from studies.storage.edits import update_note
+from studies.storage.edits import update_note, write_note
 from studies.storage.open import load_study, open_storage, read_storage
 
 
@@ -40,6 +40,11 @@ def test_new_study_has_a_note_with_its_question_its_command_and_the_path_of_its_
         "writes the report:\n\n"
         f"    {folder}/reports/out/quick.html"
     )
+
+
+def test_command_below_an_answer_is_code(folder):
+    note = write_note("a", "", ["rnn-search run a"], folder / "a.html", ["it *helps*"])
+    assert "\n\n- it \\*helps\\*\n\nThe command:\n\n    rnn-search run a\n\n" in note
 
 
 def test_refinement_and_imported_studies_have_a_note(sqlite_url, folder):
