@@ -26,7 +26,10 @@ TUTORIAL = ("docs/index.md", "docs/tutorial.md")
 """Pages that a reader of any other page has followed."""
 
 SHORTER = 5
-"""Factor by which every training of the documents is shortened, unless it is short."""
+"""Factor by which every training of the documents is shortened."""
+
+SHORTEST = {"steps": 100, "log_every": 1}
+"""Smallest numbers that this may leave."""
 
 ACTIVE = {"RNN_SEARCH_STORAGE": "sqlite:///studies/studies.db", "RNN_SEARCH_ARTIFACTS": ""}
 """Environment variables of a reader who has set none."""
@@ -37,7 +40,7 @@ INSTALLERS = ("cd", "git", "pip", "uv")
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _NAME_IN_COMMENT = re.compile(r"# ([\w-]+\.(?:toml|py|csv))(?=[\s:,]|$)")
 _NAME_IN_TEXT = re.compile(r"`([\w-]+\.(?:toml|py|csv))`")
-_STEPS = re.compile(r"""(?<!\w)(steps["']?\s*[=:]\s*)(\d[\d_]*)""")
+_LENGTH = re.compile(r"""(?<!\w)((steps|log_every)["']?\s*[=:]\s*)(\d[\d_]*)""")
 _SHELL = re.compile(r"[|&;<>`]|\$\(|^\w+=")
 _SUFFIXES = {"toml": ".toml", "python": ".py", "csv": ".csv"}
 
@@ -103,13 +106,17 @@ def read_subcommand(command: list[str]) -> list[str]:
 
 
 def shorten_training(text: str) -> str:
-    """Divide each number of steps by :data:`SHORTER` that leaves a hundred or more."""
+    """Divide numbers of steps, and intervals of the log, by :data:`SHORTER`.
+
+    A training that would have less than a hundred steps stays as it is.
+    """
 
     def divide(found: re.Match[str]) -> str:
-        steps = int(found[2])
-        return f"{found[1]}{steps // SHORTER if steps >= 100 * SHORTER else found[2]}"
+        before, key, number = found.groups()
+        shorter = int(number) // SHORTER
+        return f"{before}{shorter if shorter >= SHORTEST[key] else number}"
 
-    return _STEPS.sub(divide, text)
+    return _LENGTH.sub(divide, text)
 
 
 def make_clone(folder: Path) -> None:

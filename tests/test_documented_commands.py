@@ -65,12 +65,15 @@ NOTEBOOK = """
 import sys
 from pathlib import Path
 
-namespace = vars(sys.modules["__main__"])
-namespace.pop("__file__", None)
-cells = Path(sys.argv[1]).read_text(encoding="utf-8").replace("\\n# %%", "\\0# %%").split("\\0")
-for cell in cells:
-    exec(compile(cell, "<cell>", "exec"), namespace)
-print("ran", len(cells), "cells")
+def run_cells(program):
+    names = vars(sys.modules["__main__"])
+    names.pop("__file__", None)
+    cells = Path(program).read_text(encoding="utf-8").replace("\\n# %%", "\\0# %%").split("\\0")
+    for cell in cells:
+        exec(compile(cell, "<cell>", "exec"), names)
+    print("ran", len(cells), "cells")
+
+run_cells(sys.argv[1])
 """
 """Program that runs the cells of another one after another, as a notebook does."""
 
