@@ -138,7 +138,8 @@ class Reader:
 
     Args:
         folder: the clone, which is the working directory.
-        postgresql: returns the URL of an empty database, in place of one that a page names.
+        postgresql: returns the URL of an empty database, in place of one that a page exports. A
+            folder that it exports is one next to the clone.
     """
 
     def __init__(
@@ -187,8 +188,11 @@ class Reader:
             return
         if command[0] == "export":
             name, _, value = command[1].partition("=")
-            is_server = value.startswith("postgresql")
-            self._variables[name] = self._postgresql() if is_server else value
+            if value.startswith("postgresql"):
+                value = self._postgresql()
+            elif value.startswith("/"):
+                value = str(self._folder.with_name(name))
+            self._variables[name] = value
             return
         if limits := _limit(command):
             command = [*command, *limits]
