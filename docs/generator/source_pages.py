@@ -15,7 +15,7 @@ DOCS = "docs"
 FOLDER = "source"
 """Folder of the site that holds the pages."""
 
-LANGUAGES = {".toml": "toml", ".py": "python"}
+LANGUAGES = {".cff": "yaml", ".toml": "toml", ".py": "python"}
 """Language of a shown file, by the end of its name."""
 
 NOTEBOOK = ".ipynb"
