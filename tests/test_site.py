@@ -15,6 +15,7 @@ from helpers import ROOT, copy_checkout
 
 from docs.generator.commands import describe_option
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
+from docs.generator.source_pages import find_pages
 from docs.generator.tables import escape_pipes, make_table
 from studies.exchange import export_study
 
@@ -126,6 +127,10 @@ def test_gallery_describes_each_of_its_studies():
         assert f"]({path.name})" in section
     pages = SharedPages.model_validate(tomllib.loads((DATA / "pages.toml").read_text()))
     assert [page.file for page in pages.report]
+
+
+def test_files_that_a_page_links_to_are_shown_in_the_site():
+    assert {"LICENSE", "CITATION.cff"} <= set(find_pages(["docs/questions.md"]))
 
 
 def test_pipe_in_the_code_of_a_table_has_no_backslash_in_the_site():
