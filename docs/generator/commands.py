@@ -59,7 +59,7 @@ def _describe_command(name: str) -> str:
     context = click.Context(command)
     usage = " ".join([PROGRAM, name, *(argument.make_metavar(context) for argument in arguments)])
     paragraphs = _format_help(command.help or "").split("\n\n")
-    meaning = "\n\n".join(fill(part, 118, break_on_hyphens=False) for part in paragraphs)
+    meaning = "\n\n".join(map(_wrap, paragraphs))
     text = f"### `{PROGRAM} {name}`\n\n```text\n{usage}\n```\n\n{meaning}\n"
     options = _options(name)
     own = [option for option in options if option.opts[0] not in SHARED]
@@ -69,7 +69,8 @@ def _describe_command(name: str) -> str:
     if len(inherited) > 10:
         absent = [flag for flag in base if flag not in {option.opts[0] for option in options}]
         but = f" but {_list_code(absent)}" if absent else ""
-        text += f"\nIt has all options of [`{PROGRAM} {BASE}`](#{PROGRAM}-{BASE}){but}.\n"
+        sentence = f"It has all options of [`{PROGRAM} {BASE}`](#{PROGRAM}-{BASE}){but}."
+        text += f"\n{_wrap(sentence)}\n"
         own = [option for option in own if option not in inherited]
         shared = []
     if own:
@@ -77,6 +78,10 @@ def _describe_command(name: str) -> str:
     if shared:
         text += f"\n[Shared options](#shared-options): {_list_code(shared)}.\n"
     return text
+
+
+def _wrap(text: str) -> str:
+    return fill(text, 118, break_on_hyphens=False)
 
 
 def _options(name: str) -> list[click.Option]:
