@@ -29,15 +29,11 @@ _HEAD = f"""\
 <style>
   .output pre code {{ max-height: 15rem; overflow: auto; white-space: pre-wrap }}
   .plotly-graph-div {{ background: white }}
-</style>
+</style>"""
 
-"""
-
-_ORIGIN = f"""
-
+_ORIGIN = f"""\
 This page is a notebook, <a href="{Path(PATH).name}" download>{PATH}</a>, executed when the site
-was built.
-"""
+was built."""
 
 _PANDAS_STYLE = re.compile(r'<style scoped>.*?</style>| border="1" class="dataframe"', re.DOTALL)
 
@@ -82,8 +78,8 @@ def make_page(notebook: Any) -> str:
                 parts.append(_write_text("".join(output.text for output in outputs)))
             else:
                 parts += map(_write_result, outputs)
-    title, text = "\n\n".join(parts).split("\n", 1)
-    return f"{_HEAD}{title}{_ORIGIN}{text}\n"
+    title, introduction, text = "\n\n".join(parts).split("\n\n", 2)
+    return "\n\n".join((_HEAD, title, introduction, _ORIGIN, text))
 
 
 def _is_shown(output: Any) -> bool:
