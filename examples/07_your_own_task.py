@@ -1,7 +1,7 @@
 """Search on a task of your own: one class that returns inputs, targets and a mask.
 
-The task: two sensors fire once in each sequence; which one was first? It takes some seconds
-on two cores.
+The task: two sensors fire once in each sequence; which one was first? It takes about half a
+minute on two cores.
 """
 
 # %% The task. For yours, name its file, relative to the working directory: "my_task.py:MyTask".
