@@ -26,10 +26,7 @@ TUTORIAL = ("docs/index.md", "docs/tutorial.md")
 """Pages that a reader of any other page has followed."""
 
 SHORTER = 5
-"""Factor by which every training of the documents is shortened."""
-
-SHORTEST = {"steps": 100, "log_every": 1}
-"""Smallest numbers that this may leave."""
+"""Factor by which a training of the documents is shortened, if a hundred steps or more remain."""
 
 ACTIVE = {"RNN_SEARCH_STORAGE": "sqlite:///studies/studies.db", "RNN_SEARCH_ARTIFACTS": ""}
 """Environment variables of a reader who has set none."""
@@ -40,7 +37,9 @@ INSTALLERS = ("cd", "git", "pip", "uv")
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _NAME_IN_COMMENT = re.compile(r"# ([\w-]+\.(?:toml|py|csv))(?=[\s:,]|$)")
 _NAME_IN_TEXT = re.compile(r"`([\w-]+\.(?:toml|py|csv))`")
-_LENGTH = re.compile(r"""(?<!\w)((steps|log_every)["']?\s*[=:]\s*)(\d[\d_]*)""")
+_STEPS, _LOG_EVERY = (
+    re.compile(rf"""(?<!\w)({key}["']?\s*[=:]\s*)(\d[\d_]*)""") for key in ("steps", "log_every")
+)
 _SHELL = re.compile(r"[|&;<>`]|\$\(|^\w+=")
 _SUFFIXES = {"toml": ".toml", "python": ".py", "csv": ".csv"}
 
@@ -106,17 +105,18 @@ def read_subcommand(command: list[str]) -> list[str]:
 
 
 def shorten_training(text: str) -> str:
-    """Divide numbers of steps, and intervals of the log, by :data:`SHORTER`.
+    """Divide the numbers of steps in a text by :data:`SHORTER`, and log within what is left."""
+    lengths: list[int] = []
 
-    A training that would have less than a hundred steps stays as it is.
-    """
+    def shorten(found: re.Match[str]) -> str:
+        steps = int(found[2])
+        lengths.append(steps // SHORTER if steps >= 100 * SHORTER else steps)
+        return f"{found[1]}{lengths[-1]}"
 
-    def divide(found: re.Match[str]) -> str:
-        before, key, number = found.groups()
-        shorter = int(number) // SHORTER
-        return f"{before}{shorter if shorter >= SHORTEST[key] else number}"
+    def log(found: re.Match[str]) -> str:
+        return f"{found[1]}{min([int(found[2]), *lengths])}"
 
-    return _LENGTH.sub(divide, text)
+    return _LOG_EVERY.sub(log, _STEPS.sub(shorten, text))
 
 
 def make_clone(folder: Path) -> None:
