@@ -161,6 +161,7 @@ def test_citation_agrees_with_the_package():
     assert citation["title"] == project["name"]
     assert citation["version"] == rnn_search.__version__
     assert citation["license"] == project["license"]
+    assert f"version = {{{rnn_search.__version__}}}" in PAGES["docs/how-to/share-a-study.md"]
     copyright_line = (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[2]
     assert [author["name"] for author in citation["authors"]] == [copyright_line.split(" ", 3)[3]]
 
