@@ -1,11 +1,13 @@
-"""Draw the pictures of the pages: ``python -m docs.generator.pictures``, after the tutorial.
+"""Draw the pictures of the pages.
 
-``docs/effects.svg`` shows the effects in a study of the gallery, in words that need no knowledge of
-the project. ``docs/pictures/`` has parts of the reports of the tutorial's studies, as a browser
-shows them; the studies are read from the default storage, which the tutorial has filled.
+``python -m docs.generator.pictures`` writes ``docs/effects.svg``: the effects in a study of the
+gallery, in words that need no knowledge of the project. With the argument ``reports`` it writes
+parts of the reports of the tutorial's studies to ``docs/pictures/``, as a browser shows them; it
+reads these studies from the default storage.
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,7 +204,9 @@ def photograph_reports(folder: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw_gallery(), encoding="utf-8")
-    print(PICTURE)
-    for path in photograph_reports(PICTURE.parent / "pictures"):
-        print(path)
+    if sys.argv[1:] == ["reports"]:
+        for path in photograph_reports(PICTURE.parent / "pictures"):
+            print(path)
+    else:
+        PICTURE.write_text(draw_gallery(), encoding="utf-8")
+        print(PICTURE)
