@@ -35,13 +35,13 @@ INSTALLERS = ("cd", "git", "pip", "uv")
 """Programs by which a reader gets the project, which the clone and its environment stand for."""
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_NAME_IN_COMMENT = re.compile(r"# ([\w-]+\.(?:toml|py|csv))(?=[\s:,]|$)")
-_NAME_IN_TEXT = re.compile(r"`([\w-]+\.(?:toml|py|csv))`")
+_NAME_IN_COMMENT = re.compile(r"# ([\w-]+\.(?:toml|py))(?=[\s:,]|$)")
+_NAME_IN_TEXT = re.compile(r"`([\w-]+\.(?:toml|py))`")
 _STEPS, _LOG_EVERY = (
     re.compile(rf"""(?<!\w)({key}["']?\s*[=:]\s*)(\d[\d_]*)""") for key in ("steps", "log_every")
 )
 _SHELL = re.compile(r"[|&;<>`]|\$\(|^\w+=")
-_SUFFIXES = {"toml": ".toml", "python": ".py", "csv": ".csv"}
+_SUFFIXES = {"toml": ".toml", "python": ".py"}
 
 
 @dataclass(frozen=True)

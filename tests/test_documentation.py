@@ -110,7 +110,7 @@ def test_study_of_an_example_task_is_valid(path):
     assert config.grid.count() == 4
 
 
-FENCES = {"", "bash", "csv", "python", "sh", "text", "toml", "yaml"}
+FENCES = {"", "bash", "python", "sh", "text", "toml", "yaml"}
 """Languages of blocks; tests run those of ``sh`` and ``python`` and validate those of ``toml``."""
 
 
