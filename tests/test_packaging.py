@@ -64,9 +64,9 @@ def installed(built, tmp_path_factory) -> Path:
     """Environment with the wheel and what it requires, and nothing else."""
     environment = tmp_path_factory.mktemp("installed") / "environment"
     (wheel,) = built.glob("*.whl")
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-    python = environment / "bin" / "python"
-    command = [UV, "pip", "install", "--quiet", "--python", python, wheel]
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    # As `make install` does, with the settings that pip has here.
+    command = [environment / "bin" / "pip", "install", "--quiet", "--no-compile", wheel]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return environment
