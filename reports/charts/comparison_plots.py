@@ -176,8 +176,9 @@ def chart_effects(findings: StudyFindings) -> Chart:
     return Chart(
         findings.results.effects_title,
         _finish_effects(figure, measure, height),
-        caption=f"Mean difference with its 95% interval. Triangles: it excludes zero; blue: the "
-        f"{measure.loss} {better}, orange: it {worse}.",
+        caption="Mean difference with its 95% interval. Triangles: it excludes zero; blue: the "
+        f"{measure.loss} {better}, orange: it {worse}. The answer also corrects for the number of "
+        "effects, so a triangle may be undecided there.",
     )
 
 
