@@ -25,8 +25,11 @@ PAGES = {
 TUTORIAL = ("docs/index.md", "docs/tutorial.md")
 """Pages that a reader of any other page has followed."""
 
-SHORTER = 5
-"""Factor by which a training of the documents is shortened, if a hundred steps or more remain."""
+SHORTER = (10, 5)
+"""A training of the documents is shortened by the first of these that leaves a hundred steps."""
+
+FEW_WINDOWS = "\n[evaluation]\nwindows = 32\n"
+"""What is added to the study files that a reader saves: most of a short training is evaluation."""
 
 ACTIVE = {"RNN_SEARCH_STORAGE": "sqlite:///studies/studies.db", "RNN_SEARCH_ARTIFACTS": ""}
 """Environment variables of a reader who has set none."""
@@ -105,12 +108,13 @@ def read_subcommand(command: list[str]) -> list[str]:
 
 
 def shorten_training(text: str) -> str:
-    """Divide the numbers of steps in a text by :data:`SHORTER`, and log within what is left."""
+    """Divide the numbers of steps in a text as :data:`SHORTER` says, and log within the rest."""
     lengths: list[int] = []
 
     def shorten(found: re.Match[str]) -> str:
         steps = int(found[2])
-        lengths.append(steps // SHORTER if steps >= 100 * SHORTER else steps)
+        left = [steps // factor for factor in SHORTER if steps >= 100 * factor]
+        lengths.append(left[0] if left else steps)
         return f"{found[1]}{lengths[-1]}"
 
     def log(found: re.Match[str]) -> str:
@@ -133,8 +137,8 @@ def make_clone(folder: Path) -> None:
 class Reader:
     """Follows pages in a clone whose environment is active, from top to bottom.
 
-    Blocks are saved and run as they stand, with two differences: training is shorter, and on other
-    pages than the tutorial a search writes no report.
+    Blocks are saved and run as they stand, with three differences: training is shorter, fewer
+    windows are evaluated, and on other pages than the tutorial a search writes no report.
 
     Args:
         folder: the clone, which is the working directory.
@@ -176,6 +180,8 @@ class Reader:
 
     def _save(self, block: Block, text: str) -> None:
         path = self._folder / block.name
+        if path.suffix == ".toml" and "[evaluation]" not in text:
+            text += FEW_WINDOWS
         if not (block.is_new and path.exists()):
             path.write_text(text, encoding="utf-8")
 

@@ -71,6 +71,9 @@ def site(tmp_path_factory) -> Path:
     for name in ("made", "derived", "stated", "cells"):
         export_study(storage, name, gallery / f"{name}.jsonl.gz")
     (gallery / "pages.toml").write_text(SHARED_PAGES)
+    notebook = project / "docs" / "notebook.ipynb"
+    short = notebook.read_text(encoding="utf-8").replace('\\"steps\\": 600', '\\"steps\\": 60')
+    notebook.write_text(short, encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder / "site"]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     environment.pop("PYTHONPATH", None)  # the copy's packages, not those of the checkout

@@ -134,6 +134,7 @@ def test_documented_script_runs_without_a_terminal_until_its_job_is_stopped(
     options += [f"--corpus={text}", "--lockstep=1", "--no-report"]
     script = script.replace("postgresql+psycopg://me@database.example/studies", postgresql_url)
     script = script.replace("/shared/artifacts", f"{tmp_path}/artifacts")
+    script = script.replace("my-study.toml", "stage-one")
     script = script.replace("--workers 50", f"--workers 1 {shlex.join(options)}")
     variables = cluster.environment | Hooks(report=False, gate=gate).environment
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
