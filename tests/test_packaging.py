@@ -132,7 +132,6 @@ def test_installed_package_runs_the_study_of_the_demo(installed, tmp_path, text)
     assert page.exists()
     written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
     assert written == {text.name, "studies", "reports"}
-    assert "complete  2\n" in run("rnn-search", "status", "quick")
     version = f"rnn-search, version {rnn_search.__version__}\n"
     assert run("rnn-search", "--version") == version
     program = "import rnn_search; print(rnn_search.load('quick').counts.complete, rnn_search)"
