@@ -43,7 +43,7 @@ test: install ## run the tests: some minutes on two cores
 	$(PYTEST) -n $$(( $(WORKERS) + 1 )) -m "not extended" $(TESTS)
 
 test-all: test ## run the tests, then the long ones: crowds, chaos, the documents' commands, the browser
-	$(PYTEST) -n $$(( $(WORKERS) + 4 )) -m extended $(TESTS)
+	$(PYTEST) -n $$(( $(WORKERS) + 2 )) -m extended $(TESTS)
 
 # Python 3.11 has wheels of all of these versions.
 test-lowest: install ## run the tests with the lowest versions that pyproject.toml allows
