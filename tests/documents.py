@@ -210,6 +210,10 @@ class Reader:
         else:
             done = self._run_in_shell(line)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        if command[:2] == ["make", "demo"]:
+            report = [word for word in done.stdout.split() if word.endswith(".html")][-1]
+            page = (self._folder / report).read_text(encoding="utf-8")
+            assert page.startswith("<!DOCTYPE html>")
 
     def _run_in_shell(self, line: str) -> "subprocess.CompletedProcess[str]":
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE"))}

@@ -10,7 +10,7 @@ from types import FunctionType
 
 import rnn_search
 from docs.generator.source_pages import ROOT
-from docs.generator.tables import make_table
+from docs.generator.tables import make_table, to_markdown
 from rnn.tasks.built_in import BUILT_IN
 from studies.records import read_task_options
 
@@ -20,9 +20,6 @@ FIRST = ("run", "load", "Study", "Trial", "Effects")
 EXAMPLES = ROOT / "examples"
 
 _WIDTH = 118
-
-_CODE = re.compile(r"``(.+?)``")
-_ROLE = re.compile(r":\w+:`~?\.?([\w.]+)`")
 
 
 def list_public_names() -> str:
@@ -103,7 +100,7 @@ def _list_examples(folder: Path) -> str:
             (
                 link,
                 f"`{cls.name}`",
-                _to_markdown(_first_paragraph(ast.get_docstring(module))),
+                to_markdown(_first_paragraph(ast.get_docstring(module))),
                 shown,
             )
         )
@@ -112,18 +109,12 @@ def _list_examples(folder: Path) -> str:
 
 def _summarize(value: object) -> str:
     """Return the first paragraph of a docstring, in one line."""
-    return _to_markdown(_first_paragraph(inspect.getdoc(value)))
+    return to_markdown(_first_paragraph(inspect.getdoc(value)))
 
 
 def _first_paragraph(docstring: str | None) -> str:
     assert docstring
     return docstring.partition("\n\n")[0].removesuffix("::")
-
-
-def _to_markdown(text: str) -> str:
-    """Return text of a docstring in one line, with its code and names as Markdown."""
-    text = _ROLE.sub(lambda match: f"`{match[1].rpartition('.')[2]}`", " ".join(text.split()))
-    return _CODE.sub(r"`\1`", text)
 
 
 def _read_paragraphs(cls: type) -> list[str]:
@@ -141,4 +132,4 @@ def _format_block(part: str) -> str:
 
 
 def _wrap(text: str, indent: str = "") -> str:
-    return fill(_to_markdown(text), _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    return fill(to_markdown(text), _WIDTH, subsequent_indent=indent, break_on_hyphens=False)

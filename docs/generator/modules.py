@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from docs.generator.source_pages import ROOT
-from docs.generator.tables import make_table
+from docs.generator.tables import make_table, to_markdown
 
 PACKAGES = ("rnn", "studies", "search", "reports", "rnn_search")
 """Folders of the packages in the map, the lowest layer first."""
@@ -40,7 +40,5 @@ def _describe(path: Path) -> tuple[str, str]:
 def _read_first_sentence(path: Path) -> str:
     """Return the first sentence of a module's docstring as Markdown, without its full stop."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    paragraph = " ".join(docstring.partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=[^.…])\.(?= [A-Z]|$)", paragraph)[0]
-    sentence = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", sentence)
-    return sentence.replace("``", "`")
+    paragraph = to_markdown(docstring.partition("\n\n")[0])
+    return re.split(r"(?<=[^.…])\.(?= [A-Z]|$)", paragraph)[0]

@@ -1,8 +1,10 @@
-"""Tables in Markdown that GitHub and the site show alike."""
+"""Markdown that GitHub and the site show alike: tables, and text of docstrings."""
 
 import re
 from collections.abc import Iterable, Sequence
 
+_CODE = re.compile(r"``(.+?)``")
+_ROLE = re.compile(r":\w+:`~?\.?([\w.]+)`")
 _PIPE_IN_CODE = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 
@@ -12,6 +14,12 @@ def make_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     kept = [number for number in range(len(header)) if any(row[number] for row in listed)]
     lines = [list(header), ["---"] * len(header), *listed]
     return "".join(f"| {' | '.join(line[number] for number in kept)} |\n" for line in lines)
+
+
+def to_markdown(text: str) -> str:
+    """Return text of a docstring in one line, with its code and names as Markdown."""
+    text = _ROLE.sub(lambda match: f"`{match[1].rpartition('.')[2]}`", " ".join(text.split()))
+    return _CODE.sub(r"`\1`", text)
 
 
 def escape_pipes(markdown: str) -> str:
