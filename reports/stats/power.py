@@ -1,0 +1,127 @@
+"""What a design can find before it has run: smallest effects, and least numbers of pairs.
+
+A pair is two architectures that differ in one parameter alone, each trained with the same seeds.
+Effects are in standard deviations of a run within a replicate. Power is that of one test at 5%,
+before a correction for several.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from reports.stats import Floats
+from reports.stats.estimate import CONFIDENCE
+
+POWER = 0.8
+"""Probability with which the smallest effect is found."""
+
+MIN_DIFFERENCES = 4
+"""Differences between two runs that a t-test needs."""
+
+MIN_SEEDS_PER_CONTEXT = 3
+"""Seeds from which the noise is measured within each pair."""
+
+_MAX_EXACT_RUNS = 200
+"""Runs of each side up to which the power of a difference of shares is summed exactly."""
+
+
+def count_degrees(pairs: int, seeds: float) -> float:
+    """Return the degrees of freedom of the mean difference over pairs × seeds.
+
+    From :data:`MIN_SEEDS_PER_CONTEXT` seeds on they are of the variance within pairs, before of
+    that of all differences.
+    """
+    if seeds >= MIN_SEEDS_PER_CONTEXT:
+        return pairs * (seeds - 1)
+    return pairs * seeds - 1
+
+
+@cache
+def find_smallest_effect(pairs: int, seeds: float) -> float:
+    """Return the smallest mean difference that is found with a power of 80%.
+
+    Args:
+        pairs: number of pairs of architectures.
+        seeds: number of runs of each architecture; the mean number if it varies.
+
+    Returns:
+        The difference in standard deviations of a run; infinite with too few differences to test.
+    """
+    from scipy import special
+
+    differences = pairs * seeds
+    if differences < MIN_DIFFERENCES:
+        return math.inf
+    degrees = count_degrees(pairs, seeds)
+    critical = special.stdtrit(degrees, (1 + CONFIDENCE) / 2)
+    noncentrality = special.nctdtrinc(degrees, 1 - POWER, critical)
+    return float(noncentrality * math.sqrt(2 / differences))
+
+
+@cache
+def find_smallest_share(runs: int) -> float:
+    """Return the smallest difference between two shares of solved runs that is found by McNemar.
+
+    Args:
+        runs: number of pairs of runs, pairs × seeds; their outcomes are independent.
+
+    Returns:
+        The difference, of 1, between shares at equal distances from one half that the mid-p test
+        finds with a power of 80%; infinite if it finds none.
+    """
+    exact = min(runs, _MAX_EXACT_RUNS)
+    if exact < count_least_pairs(1) or _compute_share_power(1, exact) < POWER:
+        return math.inf
+    low = 0.0
+    high = 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if _compute_share_power(middle, exact) < POWER:
+            low = middle
+        else:
+            high = middle
+    return high * math.sqrt(exact / runs)
+
+
+def count_least_pairs(contrasts: int) -> int:
+    """Return the least number of pairs of runs with which a share can be significant.
+
+    So many pairs, all rescued and none ruined, have a mid-p value of 5% after Holm's correction.
+
+    Args:
+        contrasts: number of contrasts that are tested together.
+    """
+    return math.ceil(math.log2(20 * max(1, contrasts)))
+
+
+def _compute_share_power(difference: float, runs: int) -> float:
+    """Return the probability that McNemar's mid-p test finds a difference of shares."""
+    high = (1 + difference) / 2
+    low = 1 - high
+    rescued = high * high
+    ruined = low * low
+    changed = np.arange(runs + 1, dtype=np.float64)  # pairs of which one run alone solves the task
+    weights = _binomial(changed, runs, rescued + ruined)  # (runs + 1,)
+    is_found = _find_significant(runs)  # (changed, rescued)
+    given = _binomial(changed, changed[:, None], rescued / (rescued + ruined))
+    return float(weights @ (given * is_found).sum(1))
+
+
+def _binomial(successes: Floats, trials: Floats | int, share: float) -> Floats:
+    from scipy import special
+
+    failures = np.maximum(0, trials - successes)
+    counts = np.where(successes <= trials, special.binom(trials, successes), 0.0)
+    return counts * share**successes * (1 - share) ** failures
+
+
+@cache
+def _find_significant(runs: int) -> Floats:
+    """Return where the mid-p value is at most 5%, (changed, rescued), more rescued than ruined."""
+    rescued = np.arange(runs + 1, dtype=np.float64)
+    changed = rescued[:, None]
+    fair = _binomial(rescued, changed, 0.5)
+    at_least = fair[:, ::-1].cumsum(1)[:, ::-1]
+    p = 2 * (at_least - fair / 2)
+    return ((2 * rescued > changed) & (rescued <= changed) & (p <= 1 - CONFIDENCE)).astype(float)
