@@ -39,10 +39,10 @@ from reports.stats.audit import (
     measure_recall,
 )
 from reports.stats.effects import Effect, FactorialTable
-from reports.trial_table import find_traits
 from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.worker.cpu_budget import cores
 from studies.config import top_count
+from studies.traits import find_traits
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
 COLUMNS = ("number", "step", "loss", "value")

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.stats.design import number_groups, order_values
+from reports.stats.design import has_levels, number_groups, order_values
 from reports.stats.run_means import average_runs
 from reports.trial_table import (
-    has_levels,
     list_nuisance,
     list_params,
     metric_column,

@@ -12,8 +12,8 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from reports.stats import Floats
-from reports.stats.design import ParameterTraits
-from rnn.config import BUILT_IN_CELLS, OPTIMIZERS, NetworkConfig
+from reports.stats.design import MAX_LEVELS
+from rnn.config import NetworkConfig
 from studies.attributes import (
     CONTEXT_LISTS,
     EARLIER_CODE,
@@ -30,10 +30,8 @@ from studies.measure import find_measure
 from studies.messages import format_count, format_param, format_value, is_missing
 from studies.space import (
     BPTT_STEPS,
-    BUILT_IN_PARAMS,
     CELL,
     REPLICATE,
-    SWITCHES,
     TASK,
     param_order,
 )
@@ -41,7 +39,7 @@ from studies.storage.open import load_study, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
-from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, uses_setting
+from studies.study_settings import TRAINING_PARAMS
 
 _TEXT_RESULTS = (
     "validation_bits_per_byte",
@@ -91,20 +89,8 @@ _RECORDED = [
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
 
-_ORDERS = {CELL: sorted(BUILT_IN_CELLS), "state_source": ("old", "new", "both")}
-"""Order of the values of parameters that are texts: users' cells come after the built-in ones."""
-
-_NAMES = {"state_source": {("old", "both"): "new state", ("new", "both"): "old state"}}
-"""Contrasts with names: reading both states is compared with reading either, as a switch would."""
-
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
-
-MAX_LEVELS = 20
-"""Number of values of a number above which it is continuous: each value has few trials."""
-
-MAX_TEXTS = 10
-"""Number of texts above which a parameter is not contrasted: each two would be compared."""
 
 
 def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
@@ -238,25 +224,6 @@ def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> l
     return names if all(len(found) == 1 for found in values.values()) else []
 
 
-def find_traits(names: Iterable[str]) -> ParameterTraits:
-    """Return what is known of some parameters: orders, and which only some trials have.
-
-    Switches and options belong to cells, some training settings to optimizers, and ``update_every``
-    to gradients that do not go back a whole sequence.
-    """
-    names = set(names)
-    owned = {
-        CELL: {name for name in names if name in SWITCHES or name not in BUILT_IN_PARAMS},
-        "optimizer": {
-            name
-            for name in names
-            if not all(uses_setting(optimizer, name) for optimizer in OPTIMIZERS)
-        },
-        BPTT_STEPS: names & {UPDATE_EVERY},
-    }
-    return ParameterTraits(_ORDERS, owned, _NAMES)
-
-
 def set_param_types(table: pd.DataFrame, params: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Set the types of the columns in which some trials lack a parameter.
 
@@ -366,12 +333,6 @@ def is_continuous(column: "pd.Series[Any]") -> bool:
     """Return whether a parameter is a number of more values than can be compared one by one."""
     values = column.dropna().unique()
     return len(values) > MAX_LEVELS and not any(isinstance(value, bool | str) for value in values)
-
-
-def has_levels(values: Sequence[Any]) -> bool:
-    """Return whether the distinct values of a parameter are few enough to contrast them."""
-    is_text = bool(values) and isinstance(values[0], str)
-    return len(values) <= (MAX_TEXTS if is_text else MAX_LEVELS)
 
 
 # ------------------------------------------------------------------ effective context

@@ -12,13 +12,13 @@ from reports.analysis.judged_effects import build_judged_table
 from reports.formatting import label_change
 from reports.results import Results
 from reports.stats.effects import PairedDifference
-from reports.trial_table import find_traits
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
 from studies.space import (
     CELL,
 )
 from studies.stated_hypotheses import Hypothesis, HypothesisRecord
+from studies.traits import find_traits
 
 
 class Verdict(StrEnum):

@@ -21,8 +21,9 @@ from reports.stats.effects import Effect, FactorialTable
 from reports.stats.judged import Edge, count_edges, estimate_selected
 from reports.stats.noise import RunNoise, Slopes
 from reports.stats.run_means import RunMeans
-from reports.trial_table import find_traits, is_continuous
+from reports.trial_table import is_continuous
 from studies.space import REPLICATE
+from studies.traits import find_traits
 
 
 def build_judged_table(results: Results) -> FactorialTable:

@@ -20,10 +20,10 @@ from reports.stats.audit import (
     measure_recall,
 )
 from reports.stats.estimate import CONFIDENCE
-from reports.trial_table import find_traits
 from studies.attributes import AuditLook
 from studies.config import top_count
 from studies.storage.trials import TrialStatus
+from studies.traits import find_traits
 
 ALARM_LEVEL = 0.05
 """Level of the test of the recorded predictions in a finished study."""

@@ -17,9 +17,10 @@ from reports.results import Results
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.estimate import CONFIDENCE, adjust_by_holm
-from reports.trial_table import find_traits, metric_column
+from reports.trial_table import metric_column
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
+from studies.traits import find_traits
 
 _SOLVED, _UNKNOWN, _UNSOLVED = 0.0, 0.5, 1.0
 """Values of trials. The least of several is that of an architecture at its best: it is solved if

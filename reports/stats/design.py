@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 REPLICATE = "replicate"
 """Column of the number of the replicate, which is a parameter that is not contrasted."""
 
+MAX_LEVELS = 20
+"""Number of values of a number above which it is continuous: each value has few trials."""
+
+MAX_TEXTS = 10
+"""Number of texts above which a parameter is not contrasted: each two would be compared."""
+
 
 def order_values(values: Iterable[Any]) -> list[Any]:
     """Sort the values of a parameter: numbers ascending, then texts such as ``sequence``."""
@@ -91,6 +97,12 @@ class ParameterTraits:
         elif values and isinstance(values[0], str):
             pairs = itertools.combinations(values, 2)
         return [self.name_contrast(parameter, before, after) for before, after in pairs]
+
+
+def has_levels(values: Sequence[Any]) -> bool:
+    """Return whether the distinct values of a parameter are few enough to contrast them."""
+    is_text = bool(values) and isinstance(values[0], str)
+    return len(values) <= (MAX_TEXTS if is_text else MAX_LEVELS)
 
 
 NO_TRAITS = ParameterTraits()

@@ -10,7 +10,6 @@ from functools import cache
 
 import numpy as np
 
-from reports.stats import Floats
 from reports.stats.estimate import CONFIDENCE
 
 POWER = 0.8
@@ -61,27 +60,38 @@ def find_smallest_effect(pairs: int, seeds: float) -> float:
 
 @cache
 def find_smallest_share(runs: int) -> float:
-    """Return the smallest difference between two shares of solved runs that is found by McNemar.
+    """Return the smallest difference between two shares of solved runs that is found.
 
     Args:
         runs: number of pairs of runs, pairs × seeds; their outcomes are independent.
 
     Returns:
-        The difference, of 1, between shares at equal distances from one half that the mid-p test
-        finds with a power of 80%; infinite if it finds none.
+        The difference, of 1, between shares at equal distances from one half that McNemar's mid-p
+        test finds with a power of 80%; infinite if it finds none.
     """
+    from scipy import optimize
+
     exact = min(runs, _MAX_EXACT_RUNS)
-    if exact < count_least_pairs(1) or _compute_share_power(1, exact) < POWER:
+    if _compute_share_power(1, exact) < POWER:
         return math.inf
-    low = 0.0
-    high = 1.0
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        if _compute_share_power(middle, exact) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high * math.sqrt(exact / runs)
+    found = optimize.brentq(lambda share: _compute_share_power(share, exact) - POWER, 0, 1)
+    return float(found) * math.sqrt(exact / runs)
+
+
+def _compute_share_power(difference: float, runs: int) -> float:
+    """Return the probability that McNemar's mid-p test finds a difference of shares."""
+    from scipy.stats import binom
+
+    high = (1 + difference) / 2
+    rescued = high * high
+    ruined = (1 - high) * (1 - high)
+    counts = np.arange(runs + 1)
+    changed = counts[:, None]  # pairs of which one run alone solves the task
+    probabilities = binom.pmf(changed, runs, rescued + ruined) * binom.pmf(
+        counts, changed, rescued / (rescued + ruined)
+    )  # (changed, rescued)
+    p = 2 * binom.sf(counts, changed, 0.5) + binom.pmf(counts, changed, 0.5)
+    return float(probabilities[p <= 1 - CONFIDENCE].sum())
 
 
 def count_least_pairs(contrasts: int) -> int:
@@ -93,35 +103,3 @@ def count_least_pairs(contrasts: int) -> int:
         contrasts: number of contrasts that are tested together.
     """
     return math.ceil(math.log2(20 * max(1, contrasts)))
-
-
-def _compute_share_power(difference: float, runs: int) -> float:
-    """Return the probability that McNemar's mid-p test finds a difference of shares."""
-    high = (1 + difference) / 2
-    low = 1 - high
-    rescued = high * high
-    ruined = low * low
-    changed = np.arange(runs + 1, dtype=np.float64)  # pairs of which one run alone solves the task
-    weights = _binomial(changed, runs, rescued + ruined)  # (runs + 1,)
-    is_found = _find_significant(runs)  # (changed, rescued)
-    given = _binomial(changed, changed[:, None], rescued / (rescued + ruined))
-    return float(weights @ (given * is_found).sum(1))
-
-
-def _binomial(successes: Floats, trials: Floats | int, share: float) -> Floats:
-    from scipy import special
-
-    failures = np.maximum(0, trials - successes)
-    counts = np.where(successes <= trials, special.binom(trials, successes), 0.0)
-    return counts * share**successes * (1 - share) ** failures
-
-
-@cache
-def _find_significant(runs: int) -> Floats:
-    """Return where the mid-p value is at most 5%, (changed, rescued), more rescued than ruined."""
-    rescued = np.arange(runs + 1, dtype=np.float64)
-    changed = rescued[:, None]
-    fair = _binomial(rescued, changed, 0.5)
-    at_least = fair[:, ::-1].cumsum(1)[:, ::-1]
-    p = 2 * (at_least - fair / 2)
-    return ((2 * rescued > changed) & (rescued <= changed) & (p <= 1 - CONFIDENCE)).astype(float)

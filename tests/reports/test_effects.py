@@ -21,12 +21,12 @@ from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.noise import NoiseSource
 from reports.study_reader import read_results
-from reports.trial_table import find_traits
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
 from studies.measure import TEXT
 from studies.space import REPLICATE
 from studies.storage.open import read_storage
+from studies.traits import find_traits
 from tests.simulations.grids import GRID as SIMULATED_GRID
 from tests.simulations.grids import NOISE, Scenario, simulate
 

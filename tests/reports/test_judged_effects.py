@@ -24,9 +24,9 @@ from reports.formatting import describe_change, label_change
 from reports.page.page import write_report
 from reports.stats.effects import FactorialTable
 from reports.stats.judged import estimate_selected
-from reports.trial_table import find_traits
 from rnn_search.study import load
 from studies.config import StudyConfig
+from studies.traits import find_traits
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
