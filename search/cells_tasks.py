@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rnn.config import ParamValue
+from rnn.config import ParamValue, TaskSpec
 from rnn.errors import CellError, CorpusError, TaskError, UserError
 from rnn.own_code import (
     CellSource,
@@ -49,7 +49,7 @@ from studies.records import (
     read_options,
     read_task_options,
 )
-from studies.space import cell_name
+from studies.space import TASK, cell_name
 
 TaskOptions = tuple[tuple[str, ParamValue], ...]
 """Names and values of the options of the task in which the trials of a study differ; of several
@@ -257,6 +257,24 @@ class StudyTask:
         tokens = Text(self.text.corpus, load_tokenizer(stored.text.tokenizer))
         found = stored.text.model_copy(update={"corpus": tokens.corpus.name})
         return StudyTask.of_text(tokens, stored.model_copy(update={"text": found}))
+
+
+def build_task(tasks: Mapping[str, StudyTask], options: TaskOptions) -> Task:
+    """Return the task of a trial, given the options of the task in which it varies.
+
+    Args:
+        tasks: tasks of the study by name, as :func:`load_tasks` returns them.
+        options: the options; of several tasks the name of one.
+    """
+    if ONLY in tasks:
+        return tasks[ONLY].build(options)
+    return tasks[str(dict(options)[TASK])].build()
+
+
+def spec_of(tasks: Mapping[str, StudyTask], options: TaskOptions) -> TaskSpec:
+    """Return what the network of a trial reads and predicts, see :func:`build_task`."""
+    # The options of one task change its training data alone.
+    return build_task(tasks, () if ONLY in tasks else options).spec
 
 
 def with_held_out(config: StudyConfig, tasks: Mapping[str, StudyTask]) -> StudyConfig:

@@ -5,7 +5,7 @@ works on the stored study. Further workers do the second step only, by the name 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +23,14 @@ from search.cells_tasks import (
     CodeStore,
     StudyTask,
     TaskOptions,
+    build_task,
     check_sources,
     learn_tokenizer,
     load_cells,
     load_recorded,
     load_tasks,
     locate_task,
+    spec_of,
     with_held_out,
     with_records,
 )
@@ -41,6 +43,7 @@ from search.extend import (
     no_space_error,
 )
 from search.open_study import OpenStudy, require_stored
+from search.planned_effects import describe_weakest, plan_effects
 from search.pruning.audited_trials import draw_audited
 from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.task_check import check_held_out, check_length, check_tasks, check_trials
@@ -102,14 +105,11 @@ class StudyHandle(OpenStudy):
 
     def spec_of(self, options: TaskOptions) -> TaskSpec:
         """Return what a trial's network reads and predicts, given its options of the task."""
-        # The options of one task change its training data alone.
-        return self.task_of(() if ONLY in self.tasks else options).spec
+        return spec_of(self.tasks, options)
 
     def task_of(self, options: TaskOptions) -> Task:
         """Return the task of a trial, given the options of the task in which it varies."""
-        if ONLY in self.tasks:
-            return self.tasks[ONLY].build(options)
-        return self.tasks[str(dict(options)[TASK])].build()
+        return build_task(self.tasks, options)
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
         """Return the options of a worker that is given the name of the study.
@@ -133,6 +133,27 @@ class StudyHandle(OpenStudy):
         given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
         given |= {"overrides": tuple(local), "corpus": corpus}
         return WorkerOptions(**given)
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study before it is stored.
+
+    Attributes:
+        name: its name.
+        config: its config, with the precision that is chosen for it.
+        tasks: its tasks by name, as :func:`search.cells_tasks.load_tasks` returns them.
+        trials: its trials in the order in which they run.
+        space: its search space.
+        notice: what to say about the precision, or "".
+    """
+
+    name: str
+    config: StudyConfig
+    tasks: Mapping[str, StudyTask]
+    trials: Sequence[StoredTrial]
+    space: SearchSpace
+    notice: str
 
 
 @dataclass(frozen=True)
@@ -352,21 +373,12 @@ def _create(
     storage: LeasedRDBStorage, wanted: _Wanted, floors: dict[str, Floors], options: RunOptions
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
-    config = wanted.config
-    planned, space = _plan_trials(storage, config, options)
+    planned = _plan(storage, wanted, options)
+    config = planned.config
     audit_nuisance = [] if config.grid is None else config.nuisance
-    planned = draw_audited(planned, config, audit_nuisance)
-    params = [trial.params for trial in planned]
-    check_trials(config, wanted.tasks, params)
-    tasks = {
-        name: learn_tokenizer(task, config, wanted.origin) for name, task in wanted.tasks.items()
-    }
-    check_length(tasks, config, params)
-    learned = {name: task.record for name, task in tasks.items() if task.text is not None}
-    config = with_records(config, learned)
-    precision, notice = _choose_precision(config.precision, wanted.device)
+    trials = draw_audited(planned.trials, config, audit_nuisance)
     record = StudyRecord(
-        config=config.model_copy(update={"precision": precision}),
+        config=config,
         floors=floors.pop(ONLY, None),
         task_floors=floors,
         commands=[options.command],
@@ -381,13 +393,52 @@ def _create(
         wanted.name,
         metric,
         record.attributes(),
-        distributions(space),
-        planned,
+        distributions(planned.space),
+        trials,
         system_attributes=note,
     )
     if not create_study(storage, study):
         return ""
-    return describe_trials("created", len(planned), config) + notice
+    effects = plan_effects((trial.params for trial in trials), config)
+    created = describe_trials("created", len(trials), config)
+    weakest = describe_weakest(effects, config)
+    return "; ".join(filter(None, [created, weakest, planned.notice]))
+
+
+def plan_study(options: RunOptions, device: torch.device = _CPU) -> PlannedStudy:
+    """Return the study that a user asks for as it would be created; nothing is written.
+
+    Args:
+        options: what the user asks for.
+        device: device on which this worker would train.
+
+    Raises:
+        Exception: the errors of :func:`create_or_join`, but those of a study that exists.
+    """
+    file = _load_file(options)
+    name = options.name or file.name
+    wanted = _resolve(name, options.storage, load_cells(file), options, device, True)
+    _check(wanted)
+    if wanted.config.refinement is None:
+        return _plan(None, wanted, options)
+    with closing(read_storage(options.storage)) as storage:
+        return _plan(storage, wanted, options)
+
+
+def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions) -> PlannedStudy:
+    """Plan the trials of a study; of a refinement from the storage that has its source."""
+    config = wanted.config
+    trials, space = _plan_trials(storage, config, options)
+    params = [trial.params for trial in trials]
+    check_trials(config, wanted.tasks, params)
+    tasks = {
+        name: learn_tokenizer(task, config, wanted.origin) for name, task in wanted.tasks.items()
+    }
+    check_length(tasks, config, params)
+    learned = {name: task.record for name, task in tasks.items() if task.text is not None}
+    precision, notice = _choose_precision(config.precision, wanted.device)
+    config = with_records(config, learned).model_copy(update={"precision": precision})
+    return PlannedStudy(wanted.name, config, tasks, trials, space, notice)
 
 
 def _choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
@@ -398,18 +449,19 @@ def _choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[
     if setting != "auto":
         return setting, ""
     if supports_bf16(device):
-        return "bf16", f"; precision bf16: {device} supports bfloat16; fixed for this study"
-    return "fp32", f"; precision fp32: {device} does not support bfloat16; fixed for this study"
+        return "bf16", f"precision bf16: {device} supports bfloat16; fixed for this study"
+    return "fp32", f"precision fp32: {device} does not support bfloat16; fixed for this study"
 
 
 def _plan_trials(
-    storage: LeasedRDBStorage, config: StudyConfig, options: RunOptions
+    storage: LeasedRDBStorage | None, config: StudyConfig, options: RunOptions
 ) -> tuple[list[StoredTrial], SearchSpace]:
     """Return the trials of a new study and its search space."""
     if config.refinement is None:
         grid = config.grid
         assert grid is not None
         return [StoredTrial(params) for params in list_combinations(config)], grid.search_space
+    assert storage is not None
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     record = read_study_record(source)

@@ -1,0 +1,164 @@
+"""What the trials of a study can find, before they have run: pairs, seeds, smallest effects."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from reports.stats.design import Contrast, has_levels
+from reports.stats.effects import FactorialTable
+from reports.stats.power import (
+    MIN_DIFFERENCES,
+    count_least_pairs,
+    find_smallest_effect,
+    find_smallest_share,
+)
+from rnn.config import ParamValue
+from studies.config import StudyConfig
+from studies.space import CELL, REPLICATE, TASK, Params, param_order
+from studies.traits import find_traits
+
+
+@dataclass(frozen=True)
+class PlannedEffect:
+    """A contrast of one parameter, and what its estimate can show.
+
+    Attributes:
+        contrast: the change.
+        pairs: number of pairs of architectures that differ in it alone.
+        seeds: number of runs of each that are compared; the mean number if it varies.
+    """
+
+    contrast: Contrast
+    pairs: int
+    seeds: float
+
+    @property
+    def runs(self) -> int:
+        """Number of pairs of runs."""
+        return round(self.pairs * self.seeds)
+
+    @property
+    def smallest_effect(self) -> float:
+        """Smallest effect that is found, see :func:`reports.stats.power.find_smallest_effect`."""
+        return find_smallest_effect(self.pairs, self.seeds)
+
+    @property
+    def smallest_share(self) -> float:
+        """Smallest difference of shares that is found, of 1."""
+        return find_smallest_share(self.runs)
+
+    @property
+    def size(self) -> str:
+        """The pairs and seeds, as in ``8 pairs × 3 seeds``."""
+        pairs = f"{self.pairs:,} pair{'s' * (self.pairs != 1)}"
+        return pairs if self.seeds == 1 else f"{pairs} × {self.seeds:.3g} seeds"
+
+
+def plan_effects(trials: Iterable[Params], config: StudyConfig) -> dict[str, list[PlannedEffect]]:
+    """Plan the effects of the parameters of some trials, within each task.
+
+    Args:
+        trials: parameters of the trials.
+        config: config of the study. Each architecture is judged at one value of a nuisance
+            parameter.
+
+    Returns:
+        The contrasts of each task by its name, or of the only one by "".
+    """
+    by_task: dict[str, list[Params]] = {}
+    for params in trials:
+        by_task.setdefault(str(params.get(TASK, "")), []).append(params)
+    return {task: _plan_task(by_task[task], config.nuisance) for task in by_task}
+
+
+def _plan_task(trials: Sequence[Params], nuisance: Sequence[str]) -> list[PlannedEffect]:
+    names = [
+        name
+        for name in param_order(dict.fromkeys(chain.from_iterable(trials)))
+        if name not in (*nuisance, REPLICATE, TASK)
+    ]
+    replicates: dict[tuple[ParamValue | None, ...], set[ParamValue]] = {}
+    for params in trials:
+        architecture = tuple(map(params.get, names))
+        replicates.setdefault(architecture, set()).add(params.get(REPLICATE, 0))
+    table = _arrange(list(replicates), names)
+    seeds = np.array([len(found) for found in replicates.values()])
+    effects = []
+    for contrast in table.list_contrasts():
+        pairs = table.match_contrast(contrast)  # (2, pairs)
+        count = pairs.shape[1]
+        common = seeds[pairs].min(0).mean() if count else 1.0
+        effects.append(PlannedEffect(contrast, count, float(common)))
+    return effects
+
+
+def _arrange(
+    architectures: Sequence[tuple[ParamValue | None, ...]], names: Sequence[str]
+) -> FactorialTable:
+    """Arrange architectures, which have no values yet, by their parameters; None for a lack."""
+    traits = find_traits(names)
+    axes = {}
+    codes = np.empty((len(architectures), len(names)), dtype=np.int64)
+    for column, name in enumerate(names):
+        values = [architecture[column] for architecture in architectures]
+        axes[name] = traits.sort_values(name, {*values} - {None})
+        places = {value: place for place, value in enumerate(axes[name])} | {None: -1}
+        codes[:, column] = [places[value] for value in values]
+    many = frozenset(name for name in names if name != CELL and not has_levels(axes[name]))
+    return FactorialTable(axes, codes, traits, np.zeros(len(codes)), uncontrasted=many)
+
+
+def describe_weakest(effects: Mapping[str, Sequence[PlannedEffect]], config: StudyConfig) -> str:
+    """Return what is known of the weakest effect of a study, in a clause; "" without an effect."""
+    shortages = [line for task in effects for line in list_shortages(effects[task], task, config)]
+    if shortages:
+        return shortages[0]
+    found = [effect for task in effects for effect in effects[task] if effect.pairs]
+    if not found:
+        return ""
+    weakest = min(found, key=lambda effect: effect.runs)
+    return f"{weakest.contrast.parameter} has the fewest pairs, {weakest.size} (more: --dry-run)"
+
+
+def list_shortages(effects: Sequence[PlannedEffect], task: str, config: StudyConfig) -> list[str]:
+    """Return a sentence for each parameter of which no effect can be significant.
+
+    Args:
+        effects: planned effects of one task.
+        task: its name, "" for the only one.
+        config: config of the study.
+    """
+    tested = [effect for effect in effects if effect.pairs]
+    least = MIN_DIFFERENCES
+    what = f"no effect of {{}}{f' on {task}' if task else ''}"
+    if shows_shares(task, config):
+        least = count_least_pairs(len(tested))
+        what += " on the share of solved networks"
+    most: dict[str, PlannedEffect] = {}
+    for effect in effects:
+        name = effect.contrast.parameter
+        if name not in most or effect.runs > most[name].runs:
+            most[name] = effect
+    setting = "refinement.replicates" if config.refinement else "replicates"
+    lines = []
+    for name, effect in most.items():
+        subject = what.format(name)
+        if not effect.pairs:
+            lines.append(f"{subject} can be found: no two architectures differ in it alone")
+        elif effect.runs < least:
+            lines.append(
+                f"{subject} can be significant with {effect.size} (it needs {least} in all): vary "
+                f"another parameter as well, or set {setting} = {math.ceil(least / effect.pairs)}"
+            )
+    return lines
+
+
+def shows_shares(task: str, config: StudyConfig) -> bool:
+    """Return whether effects on a task are those on shares of solved networks.
+
+    A pruned run has no outcome.
+    """
+    return bool(config.list_tasks()[task].solved) and not config.pruning.enabled
