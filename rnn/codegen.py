@@ -27,7 +27,7 @@ from rnn.config import (
 _MODULE = '''\
 """A recurrent network: {label}.
 
-B is the number of {stream}s read in parallel, n = {n} the state size,{sizes}.
+T is the number of steps, B that of {stream}s read in parallel, n = {n} the state size,{sizes}.
 It was trained {gradient}.
 """
 
@@ -47,24 +47,31 @@ class Network(nn.Module):
         """Return each layer's state (B, …) at a {stream}'s start."""
 {init_state}
 
-    def forward(self, {read}: Tensor, states: list) -> tuple[Tensor, list]:
-        """Map {read} {shape} and each layer's state (B, …) to {out} (B, {o}) and the new states."""
+    def forward(self, {read}: Tensor, states: list | None = None) -> tuple[Tensor, list]:
+        """Map {read} {shape} to {out} (T, B, {o}) and each layer's state (B, …) at the end.
+
+        The first step reads the given states, or the initial ones.
+        """
+        if {is_wrong}:
+            raise ValueError(f"{read} have the shape {{tuple({read}.shape)}}: expected {shape}")
+        states = self.init_state({read}.shape[1]) if states is None else list(states)
 {embed}
-        new_states = []
-        for layer, state in zip(self.layers, states, strict=True):
-            x, new_state = layer(x, state)  # (B, n), (B, …)
-            new_states.append(new_state)
-        {out} = self.head(x)  # (B, {o})
-        return {out}, new_states
+        ys = []
+        for x in xs:
+            for i, layer in enumerate(self.layers):
+                x, states[i] = layer(x, states[i])  # (B, n), (B, …)
+            ys.append(x)
+        {out} = self.head(torch.stack(ys))  # (T, B, {o})
+        return {out}, states
 '''
 
 _EMBED_TOKENS = """\
         # A linear map of a one-hot token is a row of its weights.
         table = self.embedding.weight.T  # (V, n)
-        x = table[tokens] + self.embedding.bias  # (B, n)"""
+        xs = table[tokens] + self.embedding.bias  # (T, B, n)"""
 
 _EMBED_NUMBERS = """\
-        x = self.embedding(inputs)  # (B, n)"""
+        xs = self.embedding(inputs)  # (T, B, n)"""
 
 _ZEROS = """\
         return [self.head.weight.new_zeros(batch_size, {n}) for _ in self.layers]"""
@@ -97,7 +104,7 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
         name = f"cell.{config.cell}"
         init_state = _STATES_OF_CELL
         options = "".join(f", {name}={value!r}" for name, value in config.options)
-        head = "import cell\nfrom torch import Tensor, nn"
+        head = "import cell\nimport torch\nfrom torch import Tensor, nn"
     else:
         label = config.label
         cell = _specialize(config)
@@ -127,12 +134,14 @@ def _describe(spec: TaskSpec) -> dict[str, str]:
     """Return the words of a module for what its network reads and predicts."""
     if spec.reads_tokens:
         size = f"V = {spec.inputs} the vocabulary size"
-        words = {"read": "tokens", "shape": "(B,)", "embed": _EMBED_TOKENS}
+        words = {"read": "tokens", "shape": "(T, B)", "embed": _EMBED_TOKENS}
+        words["is_wrong"] = "tokens.ndim != 2"
     else:
         size = f"d = {spec.inputs} the size of an input"
-        words = {"read": "inputs", "shape": "(B, d)", "embed": _EMBED_NUMBERS}
+        words = {"read": "inputs", "shape": f"(T, B, {spec.inputs})", "embed": _EMBED_NUMBERS}
+        words["is_wrong"] = f"inputs.ndim != 3 or inputs.shape[2] != {spec.inputs}"
     if spec.is_token_stream:
-        purpose = "A language model: reads one token at a time and predicts the next."
+        purpose = "A language model: reads tokens and predicts the next after each."
         words |= {"stream": "text", "sizes": f" {size}", "out": "logits", "o": "V"}
     else:
         purpose = "Reads a sequence step by step and predicts at each step."

@@ -203,8 +203,8 @@ def generate(
     read = tokenizer.encode(np.frombuffer(prompt or b"\n", np.uint8)).tolist()
     tokens: list[int] = []
     while len(tokens) < length:
-        logits, states = module(torch.tensor(read)[:, None], states)  # (1, V)
-        tokens.append(_sample_token(logits[0], temperature, top_k, generator))
+        logits, states = module(torch.tensor(read)[:, None], states, 1)  # (1, 1, V)
+        tokens.append(_sample_token(logits[0, 0], temperature, top_k, generator))
         read = tokens[-1:]
     return tokenizer.decode(tokens)
 
@@ -230,7 +230,8 @@ _README = """\
 {usage}
 It needs {needs}.
 
-- `network.py`: the network, one time step at a time
+- `network.py`: the network; `outputs, states = Network()(inputs)` reads B sequences of T steps,
+  {shapes}
 - `weights.pt`: its weights, for `load_state_dict`
 - `task.json`: what it reads and predicts, and the means and standard deviations by which its inputs
   and outputs are standardized, or the merges of its tokenizer
@@ -284,12 +285,19 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         metadata="\n".join(f"- {name}: {value}" for name, value in model.metadata.items()),
         usage=usage,
         needs=needs,
+        shapes=_list_shapes(model.task),
         further_files=further,
     )
     contents = {name: text.encode() for name, text in texts.items()}
     weights = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in model.weights.items()}, weights)
     return contents | {"weights.pt": weights.getvalue()}
+
+
+def _list_shapes(task: SavedTask) -> str:
+    """Return the shapes of what a network reads and returns."""
+    read = "tokens (T, B)" if task.reads_tokens else f"standardized numbers (T, B, {task.inputs})"
+    return f"{read}, and returns the outputs (T, B, {task.outputs})"
 
 
 def _describe(task: SavedTask) -> str:

@@ -72,12 +72,12 @@ def continue_text(network: Any, prompt: bytes, merges: Any, length: int = 500) -
 
     tokenizer = BPE(merges)
     tokens = list(tokenizer.encode(prompt))
-    prompt_length = len(tokens)
-    states = network.init_state(1)
-    for step in range(prompt_length + length - 1):
-        logits, states = network(torch.tensor([tokens[step]]), states)
-        if step + 1 == len(tokens):
-            tokens.append(int(torch.softmax(logits[0] / 0.8, 0).multinomial(1)))
+    states = None
+    read = tokens
+    for _ in range(length):
+        logits, states = network(torch.tensor(read)[:, None], states)  # (T, 1, V)
+        read = [int(torch.softmax(logits[-1, 0] / 0.8, 0).multinomial(1))]
+        tokens += read
     text: bytes = tokenizer.decode(tokens)
     return text
 
@@ -102,12 +102,8 @@ def main(network: Any, folder: Path, arguments: Sequence[str]) -> None:
         return
 
     def run(inputs: Tensor) -> Tensor:
-        states = network.init_state(inputs.shape[1])
-        outputs = []
-        for x in inputs:
-            y, states = network(x, states)
-            outputs.append(y)
-        return torch.stack(outputs)
+        outputs: Tensor = network(inputs)[0]
+        return outputs
 
     try:
         if len(arguments) not in (1, 2):

@@ -119,19 +119,29 @@ class Network(nn.Module):
         states: Sequence[Tensor] | None = None,
         outputs: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Read T steps of each stream and predict what belongs to the last ones.
+        """Read T steps of each stream and predict what belongs to each.
 
         Args:
             inputs: tokens (T, B), or numbers (T, B, inputs).
             states: states of all layers before the first step; None for the initial ones, with
                 their gradients.
-            outputs: U ≤ T, the number of last steps of which to return the outputs; None for the
-                last one alone, without an axis of steps.
+            outputs: U ≤ T, the number of last steps of which to return the outputs; None for all.
 
         Returns:
-            The outputs (U, B, V), or (B, V) of the last step: logits of classes, or numbers; and
-            the states of all layers after the last step.
+            The outputs (U, B, V), logits of classes or numbers, and the states of all layers after
+            the last step.
+
+        Raises:
+            ValueError: if the inputs have another shape.
         """
+        numbers = self.embedding.in_features
+        is_shaped = inputs.ndim == 2 if self.reads_tokens else inputs.shape[2:] == (numbers,)
+        if not is_shaped or not len(inputs):
+            kind = "tokens (T, B)" if self.reads_tokens else f"numbers (T, B, {numbers})"
+            raise ValueError(
+                f"the inputs have the shape {tuple(inputs.shape)}: expected {kind} of T time steps "
+                "and B streams"
+            )
         if states is None:
             states = self.initial_states(inputs.shape[1])
         elif not self._tuple_sizes:  # they come from another network
@@ -149,10 +159,10 @@ class Network(nn.Module):
             old = [next(remaining) for _ in range(size or 1)]
             needed = len(inputs)
             if layer is self.layers[-1]:
-                needed = 1 if outputs is None else outputs
+                needed = outputs or len(inputs)
             xs, new = self._unroll(layer, xs, old, size is not None, needed)
             next_states += new
-        return self.head(xs[0] if outputs is None else xs).to(dtype), next_states
+        return self.head(xs).to(dtype), next_states
 
     def _unroll(
         self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, outputs: int

@@ -2,10 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
@@ -17,11 +18,16 @@ from reports.stats.design import Contrast
 from reports.stats.effects import PairedDifference
 from reports.study_reader import read_results
 from rnn.errors import UserError
+from studies.messages import expect_one_of
 from studies.storage.edits import list_derived
 from studies.storage.open import read_storage
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
+
+    from reports.charts.chart import PaperWidth
+
+_CONTRAST = ("parameter", "before", "after")
 
 
 class _Shown(ABC):
@@ -30,6 +36,50 @@ class _Shown(ABC):
     @abstractmethod
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
+
+    def to_latex(self, columns: Sequence[str] | None = None, digits: int = 3) -> str:
+        """Return the table for LaTeX with the package ``booktabs``.
+
+        Args:
+            columns: columns of :meth:`to_frame`; None for the main ones.
+            digits: decimals of numbers that are not whole.
+
+        Raises:
+            UserError: if there is no such column.
+        """
+        frame = self.to_frame()
+        chosen = list(columns or (name for name in self._latex_columns if name in frame))
+        if unknown := [name for name in chosen if name not in frame]:
+            expected = expect_one_of(map(str, frame), unknown[0])
+            raise UserError(f"the table has no column {unknown[0]!r}: {expected}")
+        # LaTeX reads an underscore as a subscript.
+        titles = [name.replace("_", " ") for name in chosen]
+        return (
+            frame[chosen]
+            .set_axis(titles, axis=1)
+            .to_latex(index=False, escape=True, float_format=f"{{:.{digits}f}}".format, na_rep="")
+        )
+
+    _latex_columns: ClassVar[Sequence[str]]
+    """Columns of a table in a paper."""
+
+    @abstractmethod
+    def _plot(self) -> "go.Figure":
+        """Plot the result."""
+
+    def plot(self, width: "PaperWidth | None" = None) -> "go.Figure":
+        """Plot the result; a notebook displays the figure.
+
+        Args:
+            width: ``"column"`` (85 mm) or ``"page"`` (178 mm) for a figure of that width with fonts
+                of 8 points, for ``figure.write_image("effects.pdf")``.
+
+        Raises:
+            UserError: if the width is another one.
+        """
+        from reports.charts.chart import fit_to_paper
+
+        return fit_to_paper(self._plot(), width)
 
     @abstractmethod
     def _list_lines(self) -> list[str]:
@@ -56,6 +106,7 @@ class Effects(_Shown):
     """
 
     findings: StudyFindings
+    _latex_columns = (*_CONTRAST, "effect", "low", "high", "pairs")
 
     @property
     def answer(self) -> list[str]:
@@ -121,8 +172,8 @@ class Effects(_Shown):
         ]
         return pd.DataFrame(rows)
 
-    def plot(self) -> "go.Figure":
-        """Plot each effect with its interval; a notebook displays the figure."""
+    def _plot(self) -> "go.Figure":
+        """Plot each effect with its interval."""
         from reports.charts.comparison_plots import chart_effects
 
         return chart_effects(self.findings).figure
@@ -130,9 +181,6 @@ class Effects(_Shown):
     def _list_lines(self) -> list[str]:
         noise = [sentence.rstrip(".") for sentence in list_noise(self.findings)[:1]]
         return [*self.answer, *(f"warning: {warning}" for warning in self.warnings), *noise]
-
-
-_CONTRAST = ("parameter", "before", "after")
 
 
 def _describe_contrast(contrast: Contrast) -> dict[str, Any]:
@@ -160,6 +208,7 @@ class TaskEffects(_Shown):
 
     by_task: dict[str, Effects]
     comparison: TaskComparison
+    _latex_columns = ("task", *Effects._latex_columns)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per task and contrast: ``task``, then the columns of :class:`Effects`."""
@@ -185,8 +234,8 @@ class TaskEffects(_Shown):
         ]
         return pd.DataFrame(rows)
 
-    def plot(self) -> "go.Figure":
-        """Plot the effects in each task side by side; a notebook displays the figure."""
+    def _plot(self) -> "go.Figure":
+        """Plot the effects in each task side by side."""
         from reports.charts.comparison_plots import plot_tasks
 
         return plot_tasks({name: effects.findings for name, effects in self.by_task.items()})
@@ -204,6 +253,7 @@ class Verdicts(_Shown):
     """
 
     findings: StudyFindings
+    _latex_columns = ("architecture", "runs", "loss", "low", "high", "verdict")
 
     @property
     def smallest(self) -> str | None:
@@ -238,8 +288,8 @@ class Verdicts(_Shown):
         ]
         return pd.DataFrame(rows).astype({"parameters": "Int64"})  # absent of an import
 
-    def plot(self) -> "go.Figure":
-        """Plot the runs of each architecture, and their mean; a notebook displays the figure."""
+    def _plot(self) -> "go.Figure":
+        """Plot the runs of each architecture, and their mean."""
         from reports.charts.comparison_plots import chart_replicates
 
         return chart_replicates(self.findings).figure

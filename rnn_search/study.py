@@ -355,10 +355,11 @@ class Trial:
     def network(self) -> "nn.Module":
         """Return the trained network as a PyTorch module on the CPU.
 
-        ``logits, states = network(tokens)`` reads tokens of the shape (time steps, streams) and
-        returns the logits of the next token of each stream; ``network(tokens, states)`` reads on.
-        Of another task than text, it reads standardized numbers of the shape (time steps, streams,
-        numbers of a step), or tokens, and returns outputs; :meth:`predict` converts both.
+        ``logits, states = network(tokens)`` reads tokens (T, B) of T time steps and B streams and
+        returns the logits (T, B, V) of the token after each; ``network(tokens, states)`` reads on.
+        Of another task than text, it reads tokens, or standardized numbers (T, B, d), and returns
+        outputs (T, B, k); :meth:`predict` converts both. The ``Network`` of an export has the same
+        shapes.
         """
         from rnn.export import build_trained_module
 
@@ -391,7 +392,7 @@ class Trial:
 
         @torch.inference_mode()
         def run(xs: torch.Tensor) -> Any:
-            return module(xs.to(dtype) if xs.is_floating_point() else xs, outputs=len(xs))[0]
+            return module(xs.to(dtype) if xs.is_floating_point() else xs)[0]
 
         try:
             predicted: npt.NDArray[Any] = predict(run, inputs, asdict(model.task))

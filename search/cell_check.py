@@ -67,7 +67,7 @@ def _build(config: NetworkConfig) -> Network:
 def _read(module: Network, tokens: Tensor, states: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Read tokens (T, B); return copies of the last logits (B, V) and the states after them."""
     logits, after = module(tokens, states)
-    return [tensor.clone() for tensor in (logits, *after)]
+    return [tensor.clone() for tensor in (logits[-1], *after)]
 
 
 def _draw_tokens(steps: int, streams: int = _STREAMS) -> Tensor:
@@ -155,7 +155,7 @@ def check_gradients(config: NetworkConfig) -> None:
     missing = [name for name in trained if name.startswith("layers.")]
     for start in range(8):
         logits, _ = module(tokens[start : start + 4])
-        loss = functional.cross_entropy(logits, tokens[start + 4])
+        loss = functional.cross_entropy(logits[-1], tokens[start + 4])
         grads = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
         for (name, parameter), grad in zip(trained.items(), grads, strict=True):
             if grad.any() and name in missing:
@@ -225,10 +225,8 @@ networks[1].load_state_dict(torch.load("weights.pt", weights_only=True))
 answers = []
 tokens = json.load(sys.stdin)
 for network in networks:
-    states = network.init_state(1)
-    for token in tokens:
-        logits, states = network(torch.tensor(token), states)
-    answers.append(logits.tolist())
+    logits, states = network(torch.tensor(tokens))
+    answers.append(logits[-1].tolist())
 print(json.dumps(answers))
 """
 """Program that reads tokens with an export, with its initial weights and with its stored ones."""

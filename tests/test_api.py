@@ -1,6 +1,7 @@
 """The API in Python: studies, trials and networks, in scripts, notebooks and threads."""
 
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,15 @@ def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     assert list(table["pairs"]) == [2, 2]
     (trace,) = effects.plot().data
     assert sorted(trace.x) == pytest.approx(sorted(table["effect"]))
+    layout = effects.plot(width="column").layout
+    assert (layout.width, round(layout.font.size * 72 / 96)) == (321, 8)  # 85 mm, 8 points
+    with pytest.raises(UserError, match="width is 'narrow': expected 'column', 'page' or None"):
+        effects.plot(width="narrow")
+    latex = effects.to_latex(["parameter", "effect"], digits=2)
+    assert f"residual & {table.loc['residual', 'effect']:.2f} \\\\" in latex
+    assert r"state\_source &" in latex
+    with pytest.raises(UserError, match=r"no column 'size': .*expected one of parameter, "):
+        effects.to_latex(["size"])
     # A terminal shows the answer as lines, a notebook as a list; both have the table below it.
     lines = repr(effects).splitlines()
     assert lines[: len(effects.answer)] == effects.answer
@@ -98,6 +108,24 @@ def test_effects_are_those_of_matched_pairs_and_shown_in_a_notebook(study):
     within = effects.conditional_frame().set_index(["parameter", "by", "value"])["effect"]
     one = values[True, "new"] - values[False, "new"]
     assert within["residual", "state_source", "new"] == pytest.approx(one)
+
+
+@pytest.mark.extended
+def test_figure_of_a_paper_is_written_in_each_format(study, browser, tmp_path):
+    figure = study.effects().plot(width="column")
+    for name in ("effects.pdf", "effects.svg", "effects.png"):
+        for attempt in range(3):  # its page may not be loaded in time on a busy machine
+            try:
+                figure.write_image(tmp_path / name)
+                break
+            except Exception:
+                if attempt == 2:
+                    raise
+    points = re.search(rb"/MediaBox \[0 0 ([\d.]+)", (tmp_path / "effects.pdf").read_bytes())
+    assert points is not None
+    assert float(points[1]) / 72 * 25.4 == pytest.approx(85, abs=0.2)
+    assert b'width="321"' in (tmp_path / "effects.svg").read_bytes()
+    assert (tmp_path / "effects.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_solved_shares_and_hypotheses_are_tables(study, place):
@@ -128,7 +156,7 @@ def test_trained_network_is_a_module_that_writes_the_sample(study):
         for step in range(23):
             logits, states = network(torch.tensor([[tokens[step]]]), states)
             if step + 1 == len(tokens):
-                tokens.append(int(logits[0].argmax()))
+                tokens.append(int(logits[-1, 0].argmax()))
     assert study.best.sample("The ", length=20, temperature=0) == to_printable(bytes(tokens))
     weights = sum(weight.numel() for weight in network.parameters())
     assert weights == study.results["parameter_count"].iloc[0]

@@ -34,8 +34,10 @@ def list_public_names() -> str:
 
 
 def _list_members(cls: type) -> Iterator[str]:
-    """Yield the public methods and properties of a class."""
-    for name, member in vars(cls).items():
+    """Yield the public methods and properties of a class and of its private bases."""
+    bases = [base for base in cls.__bases__ if base.__name__.startswith("_")]
+    members = vars(cls) | {name: value for base in bases for name, value in vars(base).items()}
+    for name, member in members.items():
         if not name.startswith("_") and isinstance(member, FunctionType | property):
             yield f"`{name}`" if isinstance(member, property) else f"`{name}()`"
 

@@ -7,13 +7,15 @@ readers can distinguish. No figure relies on color alone.
 import itertools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from reports.formatting import escape_html, to_plain
+from rnn.errors import UserError
+from studies.messages import shorten
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
 """Colors of an effect that lowers the loss, raises it, or is not significant."""
@@ -49,6 +51,18 @@ LEGEND_WIDTH = 50
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Styles of lines, so that no figure relies on color alone."""
+
+PaperWidth = Literal["column", "page"]
+"""Width of a figure in a paper."""
+
+_PAPER_WIDTHS: dict[PaperWidth, float] = {"column": 85, "page": 178}
+"""Widths in millimetres of one column and of both in most journals of two columns."""
+
+_PIXELS_PER_MM = 96 / 25.4
+"""CSS pixels, by which ``write_image`` sizes a PDF."""
+
+_PAPER_FONT = 8 * 96 / 72
+"""Size in pixels of a font of 8 points."""
 
 Cells = dict[tuple[int, int], tuple[float, str, str]]
 """Cells of a heat map by row and column: the value that the color shows, the number that is
@@ -104,6 +118,41 @@ def category_colors(values: Sequence[Any]) -> list[str]:
         color for color in PALETTE if not (is_cell and color in CELL_COLORS.values())
     )
     return [CELL_COLORS[value] if value in CELL_COLORS else next(rest) for value in values]
+
+
+# ---------------------------------------------------------------- figures of a paper
+
+
+def fit_to_paper(figure: go.Figure, width: PaperWidth | None) -> go.Figure:
+    """Give a figure the size of a column or a page, fonts of 8 points and thin lines.
+
+    Args:
+        figure: figure that is changed.
+        width: width in the paper; None leaves the figure as it is.
+
+    Raises:
+        UserError: if the width is another one.
+    """
+    if width is None:
+        return figure
+    if width not in _PAPER_WIDTHS:
+        raise UserError(f"width is {shorten(repr(width))}: expected 'column', 'page' or None")
+    scale = _PAPER_FONT / 12  # 12 pixels is the default of a page
+    figure.update_layout(
+        template="simple_white",
+        width=round(_PAPER_WIDTHS[width] * _PIXELS_PER_MM),
+        height=round(scale * float(figure.layout.height or 450)),
+        font={"family": "Arial, Helvetica, sans-serif", "size": _PAPER_FONT},
+        margin={"l": 10, "r": 10, "t": 30 if figure.layout.annotations else 8, "b": 10},
+    )
+    figure.layout.legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    figure.update_annotations(font_size=_PAPER_FONT)
+    figure.update_xaxes(automargin=True, title_font_size=_PAPER_FONT, title_standoff=6, nticks=5)
+    figure.update_yaxes(automargin=True, title_font_size=_PAPER_FONT, title_standoff=6)
+    for trace in figure.select_traces({"type": "scatter"}):
+        trace.marker.size = 6
+        trace.error_x.update(thickness=1, width=3)
+    return figure
 
 
 # ---------------------------------------------------------------- parts of figures

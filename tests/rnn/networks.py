@@ -106,7 +106,7 @@ def loss_and_grad(
 ) -> tuple[Tensor, NamedTensors, list[Tensor]]:
     """Return the loss after tokens (T, B), autograd's gradients through all T steps, and states."""
     logits, states = module(tokens, states)
-    loss = nn.functional.cross_entropy(logits, targets)
+    loss = nn.functional.cross_entropy(logits[-1], targets)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
     return loss.detach(), dict(zip(trained, found, strict=True)), [each.detach() for each in states]

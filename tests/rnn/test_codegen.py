@@ -89,9 +89,14 @@ def test_code_computes_the_network_and_each_line_ends_with_its_shape(configs, sp
         states = exported.init_state(STREAMS)
         for layer, expected, state in zip(exported.layers, network.layers, states, strict=True):
             torch.testing.assert_close(layer(x, state), expected(x, state), rtol=0, atol=0)
-        for each in inputs:
-            outputs, states = exported(each, states)
-        torch.testing.assert_close(outputs, network(inputs)[0], rtol=1e-4, atol=1e-5)
+        expected, _ = network(inputs)
+        torch.testing.assert_close(exported(inputs)[0], expected, rtol=1e-4, atol=1e-5)
+        _, states = exported(inputs[:2])
+        outputs, _ = exported(inputs[2:], states)
+        torch.testing.assert_close(outputs, expected[2:], rtol=1e-4, atol=1e-5)
+        for either in (exported, network):
+            with pytest.raises(ValueError, match=r"have the shape \(3,\): expected .*\(T, B"):
+                either(inputs[0, :, 0] if inputs.ndim == 3 else inputs[0])
 
 
 def test_modules_pass_the_linter_and_import_only_torch(tmp_path: Path):

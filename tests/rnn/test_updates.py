@@ -100,6 +100,7 @@ def train_plainly(config, data, train_config, weights):
                         for new, old in zip(initial, states, strict=True)
                     ]
                 outputs, states = module(inputs[t : t + 1], states)
+                outputs = outputs[0]  # of one step
                 if t >= first:
                     before.append([state.detach() for state in states])
                     if data.classes:

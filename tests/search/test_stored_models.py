@@ -150,7 +150,7 @@ def test_network_of_a_task_predicts_and_is_exported_but_not_sampled(sqlite_url, 
         with pytest.raises(TaskError, match="task 'adding:5' predict no text: use export"):
             draw()
     inputs = task.build().held_out("validation", 3).inputs  # which are not standardized
-    expected = trial.network()(torch.from_numpy(inputs), outputs=len(inputs))[0]
+    expected = trial.network()(torch.from_numpy(inputs))[0]
     predicted = trial.predict(inputs.swapaxes(0, 1))
     np.testing.assert_allclose(predicted, expected.detach().swapaxes(0, 1), 1e-5, 1e-6)
     with pytest.raises(UserError, match=r"expected finite numbers \(T, 2\) or \(N, T, 2\)"):
