@@ -40,7 +40,7 @@ _CLAIM = "rnn_search:report"
 
 _SAMPLE = "sample"
 
-_COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "length_losses", "slices"]
+_COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "lengths", "slices"]
 """Columns whose values are no scalars."""
 
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")

@@ -280,17 +280,19 @@ def tabulate_memory(
     labels = shorten_labels([entry.full_label for entry in entries])
     cells: dict[tuple[str, str], dict[int, float]] = {}
     for entry in shown:
-        if task is not None and task.steps and entry.length_losses:
-            place = f"length {format_count(task.steps, 'step')}"
-            cells.setdefault((place, "loss"), {})[entry.number] = entry.validation_loss
-        for length, loss in entry.length_losses.items():
-            place = f"length {format_count(length, 'step')}"
-            cells.setdefault((place, "loss"), {})[entry.number] = loss
+        places = {
+            f"length {format_count(length, 'step')}": numbers
+            for length, numbers in entry.lengths.items()
+        }
+        if task is not None and task.steps and places:
+            own = {"loss": entry.validation_loss, **entry.validation_metrics}
+            places = {f"length {format_count(task.steps, 'step')}": own, **places}
         for slice_name, values in entry.slices.items():
             for value, numbers in values.items():
-                for quantity, number in numbers.items():
-                    place = f"{format_param(slice_name)} {value}"
-                    cells.setdefault((place, quantity), {})[entry.number] = number
+                places[f"{format_param(slice_name)} {value}"] = numbers
+        for place, numbers in places.items():
+            for quantity, number in numbers.items():
+                cells.setdefault((place, quantity), {})[entry.number] = number
 
     def get(number: int, row: tuple[str, str]) -> str:
         spec = results.measure.spec if row[1] == "loss" else ".4g"

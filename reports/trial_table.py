@@ -50,7 +50,7 @@ _TEXT_RESULTS = (
 )
 """Attributes of trials that learn a text."""
 
-_TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "length_losses", "slices")
+_TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "lengths", "slices")
 """Attributes of trials that learn another task."""
 
 _NUMERIC = (

@@ -7,6 +7,7 @@ of outputs.
 
 import hashlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,6 +70,9 @@ _NETWORK = TrialConfig(
 )
 
 
+_logger = logging.getLogger(__name__)
+
+
 def check_task(
     task: StudyTask, count: int, on_passed: Callable[[str], None] = lambda _: None
 ) -> tuple[Floors, str]:
@@ -113,6 +117,8 @@ def check_tasks(
         if task.text is not None:  # nothing of the user's runs, and no floor is known
             continue
         if origin is None or name not in known or known[name].identity() != task.record.identity():
+            for notice in task.build_sequences().notices:
+                _logger.info(notice)
             floors[name], _ = check_task(task, count)
         elif (found := origin.task_floors.get(name, origin.floors)) is not None:
             floors[name] = found
@@ -448,7 +454,7 @@ def _train(task: SequenceTask, held_out: Batch, has_memory: bool) -> HeldOutResu
     if not has_memory:
         # Its states are the initial ones before every step.
         held_out = held_out._replace(resets=np.ones(held_out.inputs.shape[:2], bool))
-    return _evaluate(loop.stack, task, held_out)
+    return _evaluate(loop.stack, task, held_out, has_memory and task.is_consecutive)
 
 
 # ------------------------------------------------------------------ predictions without a network
@@ -501,7 +507,10 @@ class _FixedOutputs(AutogradStack):
         return next(self._outputs)[None], list(states)
 
 
-def _evaluate(stack: Engine, task: SequenceTask, held_out: Batch) -> HeldOutResult:
+def _evaluate(
+    stack: Engine, task: SequenceTask, held_out: Batch, is_consecutive: bool = False
+) -> HeldOutResult:
     metrics = {name: partial(task.measure, name) for name in task.metrics}
-    (result,) = evaluate_sequences(stack, held_out, metrics, held_out.inputs.shape[1])
+    streams = 1 if is_consecutive else held_out.inputs.shape[1]
+    (result,) = evaluate_sequences(stack, held_out, metrics, streams, is_consecutive=is_consecutive)
     return result

@@ -196,8 +196,8 @@ class TrialRecord(BaseModel):
     """Metrics on the validation split, of a task other than text."""
     test_metrics: dict[str, float] | None = None
     """Metrics on the test split, if the study evaluates it."""
-    length_losses: dict[_Count, float] | None = None
-    """Loss on the validation split at each further length of the task."""
+    lengths: dict[_Count, dict[str, float]] | None = None
+    """Loss and metrics on the validation split at each further length of the task."""
     slices: dict[str, dict[int, dict[str, float]]] | None = None
     """Loss and metrics for each value of each slice of the task."""
     sample: str | None = None

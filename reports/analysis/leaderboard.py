@@ -68,7 +68,7 @@ class LeaderboardEntry:
         context: loss by the length of the context, the mean over the runs; None if a run lacks it.
         metrics: mean of each metric of a task other than text, on the split of the metric.
         validation_metrics: the same on the validation split.
-        length_losses: mean validation loss at each further length of such a task.
+        lengths: mean validation loss and metrics at each further length of such a task.
         slices: mean loss and metrics on the targets of each value of each slice of such a task.
         gap: difference to the best architecture, of the held-out loss or by the metric; None for
             the best, and without losses on the same evaluation windows.
@@ -95,7 +95,7 @@ class LeaderboardEntry:
     context: ContextProfile | None
     metrics: dict[str, float]
     validation_metrics: dict[str, float]
-    length_losses: dict[int, float]
+    lengths: dict[int, dict[str, float]]
     slices: dict[str, dict[int, dict[str, float]]]
     gap: Difference | None = None
     verdict: Verdict | None = None
@@ -263,7 +263,7 @@ def _make_entry(
         validation_metrics={
             name: average(metric_column("validation", name)) for name in results.metric_columns
         },
-        length_losses=_average([run.get("length_losses") for run in runs]),
+        lengths=_average([run.get("lengths") for run in runs]),
         slices=_average([run.get("slices") for run in runs]),
     )
 

@@ -5,6 +5,7 @@ import csv
 import itertools
 import math
 import random
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -131,10 +132,11 @@ class Series:
     """Forecast columns of a CSV file, whose lines are equal steps of time.
 
     A step reads the ``columns`` of one line and predicts the ``targets`` of the line ``horizon``
-    later. Both options are names with commas between them, by default all. The first ``warmup``
-    steps of a sequence have no target. 80% of the lines are for training, the next 10% for
-    validation, the last 10% for the test. Numbers are standardized. Below, ``targets`` is "wind"
-    and ``horizon`` is 2::
+    later. Both options are names with commas between them, by default all but times. 80% of the
+    lines are for training, the next 10% for validation, the last 10% for the test. Training
+    windows begin anywhere, and their first ``warmup`` steps have no target (-1: a tenth of them).
+    Held-out windows read on with the states of the window before, so that each line is predicted
+    once. Numbers are standardized. Below, ``targets`` is "wind" and ``horizon`` is 2::
 
         wind      4.1   4.6   5.0   5.9   5.2
         rain      0.0   0.0   0.2   1.1   0.9
@@ -142,15 +144,18 @@ class Series:
 
     Args:
         file: path of the file, in UTF-8, with the names of the columns in its first line.
-        columns: names of the columns to read, with commas between them; "" for all.
+        columns: names of the columns to read, with commas between them; "" for all but dates and
+            times of day.
         targets: names of those to forecast; "" for all that are read.
         separator: character between two values.
         length: number of steps of a window.
         horizon: number of lines from a step to its target.
-        warmup: number of steps at the start of a window that have no target.
+        warmup: number of steps at the start of a training window that have no target; -1 for a
+            tenth of the window.
     """
 
     standardize = True
+    consecutive = True
 
     def __init__(
         self,
@@ -161,12 +166,13 @@ class Series:
         separator: Literal[",", ";", "\t"] = ",",
         length: int = 100,
         horizon: int = 1,
-        warmup: int = 0,
+        warmup: int = -1,
     ) -> None:
         check_range("length", length, 1, MAX_STEPS)
         check_range("horizon", horizon, 1, MAX_STEPS)
-        check_range("warmup", warmup, 0, length - 1)
-        names, self._values = _read_csv(file, columns, separator)
+        check_range("warmup", warmup, -1, length - 1)
+        names, self._values, times = _read_csv(file, columns, separator)
+        self.notices = [f"column {name!r} of {file} has times: it is left out" for name in times]
         self.persistence = _find_columns(file, names, targets)
         self.output_names = [names[column] for column in self.persistence]
         self.input_size = len(names)
@@ -174,7 +180,7 @@ class Series:
         self.files = [file]
         self.length = length
         self.horizon = horizon
-        self.warmup = warmup
+        self.warmup = length // 10 if warmup == -1 else warmup
         lines = len(self._values)
         borders = (0, lines * 80 // 100, lines * 90 // 100, lines)
         if lines < 10 or borders[1] < length + horizon:
@@ -186,17 +192,20 @@ class Series:
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
         start, end = self._spans[split]
+        step = np.arange(self.length)
         if split == "train":
             first = rng.integers(end - self.length - self.horizon + 1, size=count)
-        else:  # the targets of a window follow those of the window before
-            first = np.arange(start, end, self.length - self.warmup) - self.warmup - self.horizon
-        step = np.arange(self.length)
-        lines = first[:, None] + step  # (count, T)
+            lines = first[:, None] + step  # (count, T)
+            mask = np.broadcast_to(step >= self.warmup, lines.shape)
+        else:  # the lines before the split warm up the states of the first window
+            first = np.arange(start - self.warmup, end, self.length) - self.horizon
+            lines = first[:, None] + step
+            mask = (lines + self.horizon >= start) & (lines + self.horizon < end)
         targets = self._values[np.minimum(lines + self.horizon, end - 1)][..., self.persistence]
         return {
             "inputs": self._values[np.minimum(lines, end - 1)],
             "targets": targets,
-            "mask": (step >= self.warmup) & (lines + self.horizon < end),
+            "mask": mask,
         }
 
 
@@ -279,9 +288,19 @@ class Sequences(DataSet):
         super().__init__(x, y, rows, None if mask.dtype == bool and mask.all() else mask)
 
 
-def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array]:
-    """Return the names of the columns to read and their values (lines, columns)."""
+_TIME = re.compile(
+    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ]+\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+)
+"""A date, with a time of day or without one, or a time of day."""
+
+
+def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array, list[str]]:
+    """Return the names of the columns to read, their values (lines, columns), and those of times.
+
+    Columns whose first value is a time are left out, unless ``columns`` names them.
+    """
     values = array.array("d")
+    times: list[str] = []
     try:
         with Path(file).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, delimiter=separator, strict=True)
@@ -296,6 +315,10 @@ def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array
                     continue
                 if len(line) != len(names):
                     raise TaskError(f"{where}: {len(line)} values: expected {len(names)}")
+                if not (values or times or columns):  # the first line of values
+                    is_time = [bool(_TIME.fullmatch(line[column].strip())) for column in chosen]
+                    times = [names[c] for c, found in zip(chosen, is_time, strict=True) if found]
+                    chosen = [c for c in chosen if names[c] not in times]
                 for column in chosen:
                     values.append(_to_number(line[column]))
                     if not math.isfinite(values[-1]):
@@ -305,7 +328,9 @@ def _read_csv(file: str, columns: str, separator: str) -> tuple[list[str], Array
                         )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error, "a CSV file in UTF-8") from error
-    return [names[column] for column in chosen], np.array(values).reshape(-1, len(chosen))
+    if not chosen:
+        raise TaskError(f"{file} has no column but {times!r:.80}: expected columns of numbers")
+    return [names[column] for column in chosen], np.array(values).reshape(-1, len(chosen)), times
 
 
 def _find_columns(file: str, names: list[str], wanted: str) -> list[int]:

@@ -69,6 +69,8 @@ class SequenceTask:
         loss_unit: unit of a loss that has no fixed one; "" for none.
         output_names: a name for each number to predict, if the definition has any.
         is_standardized: whether numbers are standardized.
+        is_consecutive: whether each held-out sequence continues the one before, with its states.
+        notices: what the user should know about the data, one sentence each.
 
     Raises:
         TaskError: if an attribute of the definition is missing or invalid.
@@ -94,6 +96,8 @@ class SequenceTask:
                 "output_names to be lists"
             ) from error
         self.is_standardized = bool(getattr(definition, "standardize", False))
+        self.is_consecutive = bool(getattr(definition, "consecutive", False))
+        self.notices = list(getattr(definition, "notices", ()))
         self.loss_unit = str(getattr(definition, "loss_unit", ""))
         if not callable(getattr(definition, "sample", None)):
             raise TaskError(
@@ -274,7 +278,7 @@ class SequenceTask:
             evaluated = self._evaluate(stack, split, windows, length, on_step)
             for measured, result in zip(attributes, evaluated, strict=True):
                 loss = float(result.losses.mean())
-                measured.setdefault("length_losses", {})[length] = loss
+                measured.setdefault("lengths", {})[length] = {"loss": loss, **result.metrics}
         return attributes
 
     def _evaluate(
@@ -289,7 +293,10 @@ class SequenceTask:
         if key not in self._held_out:  # drawn once for all networks
             self._held_out[key] = self.held_out(split, count, length)
         metrics = {name: partial(self.measure, name) for name in self.metrics}
-        return evaluate_sequences(stack, self._held_out[key], metrics, count, on_step)
+        streams = 1 if self.is_consecutive else count
+        return evaluate_sequences(
+            stack, self._held_out[key], metrics, streams, on_step, self.is_consecutive
+        )
 
     def summarize_held_out(self, count: int) -> list[float]:
         sums = []

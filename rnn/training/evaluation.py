@@ -76,6 +76,7 @@ def evaluate_sequences(
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
     streams: int,
     on_step: Callable[[], None] = lambda: None,
+    is_consecutive: bool = False,
 ) -> list[HeldOutResult]:
     """Evaluate every network on held-out sequences of a task.
 
@@ -85,6 +86,8 @@ def evaluate_sequences(
         metrics: by name, what returns a metric (K, N) of outputs (K, N, outputs) and N targets.
         streams: number of sequences to read at once.
         on_step: callback after every step; an exception that it raises ends the evaluation.
+        is_consecutive: whether each sequence continues the one before, with its states; they are
+            read one at a time.
 
     Returns:
         A result for each network.
@@ -95,15 +98,17 @@ def evaluate_sequences(
     weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
     # Loss and metrics of each target.
     values = torch.zeros(len(stack.configs), 1 + len(names), *weights.shape, dtype=torch.double)
+    states: list[Tensor] = []
     for first in range(0, weights.shape[1], streams):
         chosen = slice(first, first + streams)
         inputs = torch.from_numpy(batch.inputs[:, chosen])
         targets = torch.from_numpy(batch.targets[:, chosen])
         resets = None if batch.resets is None else torch.from_numpy(batch.resets[:, chosen])
         initial = stack.init_state(inputs.shape[1])
-        states = [state.clone() for state in initial]
+        if not (states and is_consecutive):
+            states = [state.clone() for state in initial]
         for t, x in enumerate(inputs):
-            if t and resets is not None and resets[t].any():
+            if (t or is_consecutive) and resets is not None and resets[t].any():
                 reset = resets[t].to(stack.device)
                 for state, start in zip(states, initial, strict=True):
                     shape = (1, -1, *[1] * (state.dim() - 2))

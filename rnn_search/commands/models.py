@@ -135,6 +135,8 @@ class _AnySource(CodeSource):
 
 def _check_task(source: str, options: Mapping[str, Any]) -> None:
     task = load_task_of(source, options, Path())
+    for notice in task.build_sequences().notices:
+        click.echo(notice)
     count = EvaluationSettings().windows
     floors, memory = check_task(task, count, lambda passed: click.echo(f"passed: {passed}"))
     for line in describe_floors(floors):

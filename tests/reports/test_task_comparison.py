@@ -166,7 +166,10 @@ def make_task(url, loss, first, distance):
             "validation_stderr": distance / 7,
             "validation_windows": [value - distance * (i + 1), value + distance * (i + 1)],
             "metrics": {"accuracy": 0.9371 - i / 100, "mae": 12.75 + i},
-            "length_losses": {40: value, 100: first + 11 * distance},
+            "lengths": {
+                40: {"loss": value, "accuracy": 0.7154 - i / 100},
+                100: {"loss": first + 11 * distance, "accuracy": 0.4321 - i / 100},
+            },
             "slices": {
                 "cue": {n: {"loss": value, "accuracy": 0.5132 - n / 100} for n in (0, 3, 9)}
             },
@@ -215,15 +218,18 @@ def test_page_tables_and_lines_are_those_of_the_task(
         assert not find_words(part, loss)
     values = [f"validation {name}", *best.split(" ", 1), floor, "0.9371", "12.75", "0.5132"]
     values += ["0.8123", "0.3456", "higher is better", "tasks/mine.py:Mine", "cd" * 32, "40 steps"]
-    values += [f"{first + 11 * distance:.5g}", "length 100 steps", "cue 9"]
+    values += [f"{first + 11 * distance:.5g}", "length 100 steps", "0.4321", "cue 9"]
     for value in values:
         assert value.replace("-", "−") in shown.replace("-", "−"), value
     assert limit in shown
     by_length = page.partition("made by length and slice</caption>")[2].partition("</table>")[0]
     assert "<span>2×4 no gates</span>" in by_length, "without what all have in common"
     rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', by_length)
-    assert rows[:3] == [(f"length {n} steps", name) for n in (50, 40, 100)]
-    assert rows[3:5] == [("cue 0", name), ("cue 0", "accuracy")]
+    quantities = [name, "accuracy", "mae"]
+    assert rows[:3] == [("length 50 steps", quantity) for quantity in quantities]
+    expected = [(f"length {n} steps", quantity) for n in (40, 100) for quantity in quantities[:2]]
+    assert rows[3:7] == expected
+    assert rows[7:9] == [("cue 0", name), ("cue 0", "accuracy")]
     least = best.split()[0]
     assert f"best: 1×4 no gates, new state (trial 0), validation {name} {least}" in headline
 

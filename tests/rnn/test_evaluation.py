@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from rnn.autograd import AutogradStack
-from rnn.config import GatedOptions, NetworkConfig, TrialConfig
+from rnn.config import GatedOptions, NetworkConfig, TaskSpec, TrialConfig
 from rnn.engines import build_network
+from rnn.network import Batch
 from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.text import select_eval_windows, to_bits_per_byte
 from rnn.training.evaluation import (
@@ -157,3 +158,17 @@ def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric)
             values = outputs.argmax(-1) == batch.targets
         expected = values[batch.weights > 0].mean()
         assert result.metrics[metric] == pytest.approx(expected, rel=1e-4)
+
+
+def test_consecutive_sequences_are_read_on_with_their_states():
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.random((2, 5, 4, 2)).astype(np.float32)  # 4 sequences of 5 steps
+    spec = TaskSpec(2, 2, reads_tokens=False, predicts_classes=False)
+    stack = AutogradStack([TrialConfig(NetworkConfig("gru", 1, 4))], 0, "fp32", spec)
+    (apart,) = evaluate_sequences(stack, Batch(inputs, targets), {}, 4)
+    (result,) = evaluate_sequences(stack, Batch(inputs, targets), {}, 1, is_consecutive=True)
+    joined = [part.swapaxes(0, 1).reshape(20, 1, 2) for part in (inputs, targets)]
+    (whole,) = evaluate_sequences(stack, Batch(*joined), {}, 1)
+    assert result.losses.mean().item() == pytest.approx(whole.losses.item())
+    assert result.losses[0].item() == pytest.approx(apart.losses[0].item())
+    assert abs(result.losses[1:] - apart.losses[1:]).min() > 1e-4

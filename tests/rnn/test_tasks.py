@@ -315,7 +315,7 @@ def test_metrics_are_of_each_target():
         ("adding:1", {}, "length = 1: expected 2 to 100000"),
         ("mqar", {"pairs": 20}, "length = 64: expected 80 to 100000"),
         ("mqar", {"vocabulary": 17}, "vocabulary = 17: expected 18 to 65536"),
-        ("series:series.csv", {"warmup": 100}, "warmup = 100: expected 0 to 99"),
+        ("series:series.csv", {"warmup": 100}, "warmup = 100: expected -1 to 99"),
         ("copy:D", {}, "task 'copy:D': expected a whole number after the colon"),
         ("mqar:8", {}, "task 'mqar:8': expected nothing after the colon"),
         ("coppy:4", {}, "did you mean copy:D? expected text, copy:D, adding:T, parity"),
@@ -353,12 +353,32 @@ def test_each_held_out_line_is_predicted_once_from_the_lines_before(
         scaling = task.input_scaling
         read = (batch.inputs * scaling.std + scaling.mean)[..., 0].T
         assert (times - read[is_scored]).round().tolist() == [horizon] * 20
-        assert (np.diff(read, axis=1)[:, : warmup or 1].round() == 1).all()
-        assert not is_scored[:, :warmup].any()
+        assert (np.diff(read.ravel()).round()[: len(lines)] == 1).all(), "no line is read twice"
+        assert is_scored.ravel()[:warmup].sum() == 0
     train = task.train_batch(0, 0, 0, 2000, 0)
     times = task.to_units(train.targets)[..., 1][train.weights > 0].round()
     assert (times.min(), times.max()) == (horizon + warmup, 159)
     assert task.input_scaling.mean[0] < 90
+
+
+def test_a_tenth_of_a_window_warms_up_in_training(folder):
+    task = built_in("series:series.csv", folder, length=30)
+    assert task.train_batch(0, 0, 0, 5, 0).weights.T.argmax(1).tolist() == [3] * 5
+
+
+def test_columns_of_times_are_left_out_with_a_notice(tmp_path):
+    times = ["2024-01-02 03:00:00", "2.1.2024", "1/2/24", "2024-01-02T03:00Z", "03:00"]
+    for number, time in enumerate(times):
+        file = tmp_path / f"{number}.csv"
+        file.write_text("date,wind,load\n" + f"{time},1.5,3\n" * 150)
+        task = built_in(f"series:{number}.csv", tmp_path)
+        assert task.output_names == ["wind", "load"]
+        assert task.notices == [f"column 'date' of {file} has times: it is left out"]
+        assert "column 'date': '" in line_of(
+            built_in, f"series:{number}.csv", tmp_path, columns="date"
+        )
+    file.write_text("date\n" + "2024-01-02\n" * 150)
+    assert "has no column but ['date']" in line_of(built_in, f"series:{number}.csv", tmp_path)
 
 
 CSV = "time,wind,load\n2020,1.5,3\n2021,2.5,4\n"
