@@ -2,13 +2,23 @@
 
 import random
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from itertools import chain
 
 from rnn.errors import UserError
 from studies.attributes import SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
-from studies.space import CELL, REPLICATE, Params, Refinement, param_order
+from studies.space import (
+    CELL,
+    REPLICATE,
+    Params,
+    Refinement,
+    architecture_items,
+    param_order,
+    replicate_of,
+    run_key,
+)
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
@@ -18,17 +28,23 @@ MAX_UNCONFIRMED = 20_000
 
 
 def list_combinations(config: StudyConfig) -> list[Params]:
-    """Return the combinations of a study with a search space in the order in which they run."""
+    """Return the combinations of a study with a search space in the order in which they run.
+
+    It is random, but every architecture gets a run before any gets two.
+    """
     assert config.grid is not None
-    combinations = list(config.grid.combinations())
-    random.Random(config.seed).shuffle(combinations)
-    return combinations
+    runs: dict[Hashable, list[Params]] = {}
+    for params in config.grid.combinations():
+        runs.setdefault(architecture_items(params), []).append(params)
+    architectures = list(runs.values())
+    random.Random(config.seed).shuffle(architectures)
+    return sorted(chain.from_iterable(architectures), key=replicate_of)
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     """Return the combinations of a grid that another does not have, in linear time."""
-    present = {frozenset(params.items()) for params in other}
-    return [params for params in grid if frozenset(params.items()) not in present]
+    present = set(map(run_key, other))
+    return [params for params in grid if run_key(params) not in present]
 
 
 def derive_trials(
@@ -90,7 +106,7 @@ def derive_trials(
     settings = present & set(TRAINING_PARAMS)
     # Replicates must be new runs: the source's were selected for their values. A study without
     # replicates runs replicate 0.
-    first = 1 + max(int(trial.params.get(REPLICATE, 0)) for trial in trials)
+    first = 1 + max(replicate_of(trial.params) for trial in trials)
     return _derive(ranked[:wanted], first, settings, refinement, config)
 
 

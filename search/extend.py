@@ -331,6 +331,11 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
         )
     for number, (old_table, new_table) in enumerate(zip(old_tables, new_tables, strict=False), 1):
         table = "space." if len(old_tables) == 1 else f"space {number}: "
+        if new_table.replicates < old_table.replicates:
+            return (
+                f"has {table}replicates = {old_table.replicates}, not {new_table.replicates}: "
+                "--extend expected as many or more"
+            )
         for parameter in old.search_space:
             old_values = old_table.values(parameter)
             new_values = new_table.values(parameter)

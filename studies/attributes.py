@@ -509,8 +509,7 @@ class StudyRecord(BaseModel):
     @property
     def replicates(self) -> list[int]:
         """Number of replicates now, then those before each extension, the latest first."""
-        refinement = self.config.refinement
-        return [refinement.replicates if refinement else 1, *reversed(self.earlier_replicates)]
+        return [self.config.replicates, *reversed(self.earlier_replicates)]
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as a study file states them, with the place of the corpus."""

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import TEXT, Measure, find_measure
-from studies.space import REPLICATE, param_order
+from studies.space import REPLICATE, param_order, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -49,7 +49,7 @@ def rank_trials(
             continue
         value = value_measure.to_loss(trial.value)
         loss = value if measure.is_value else trial.attributes[measure.column]
-        replicate = int(trial.params.get(REPLICATE, 0))
+        replicate = replicate_of(trial.params)
         key = architecture_key(trial.params)
         runs.append(Run(key, trial.number, replicate, value, loss))
     return rank_runs(runs)
@@ -57,7 +57,7 @@ def rank_trials(
 
 def _find_metric(trials: Sequence[StoredTrial], measure: Measure) -> Measure:
     """Return the number that ranks the architectures: a loss on a held-out split, or the value."""
-    if len({trial.params[REPLICATE] for trial in trials if REPLICATE in trial.params}) <= 1:
+    if len({replicate_of(trial.params) for trial in trials}) <= 1:
         return measure
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     return measure.choose_metric(lambda name: all(name in trial.attributes for trial in complete))

@@ -49,6 +49,7 @@ from studies.space import (
     Space,
     explain_value,
     param_order,
+    replicate_of,
 )
 from studies.stated_hypotheses import Hypothesis, check_hypotheses
 from studies.study_settings import (
@@ -160,6 +161,13 @@ class StudyConfig(StrictModel):
         if self.space is None:
             return None
         return Grid(self.space, self.training, self.cells, self.task_record, self.task_records)
+
+    @property
+    def replicates(self) -> int:
+        """Number of runs of each architecture, at most."""
+        if self.refinement is not None:
+            return self.refinement.replicates
+        return max((table.replicates for table in self.space or ()), default=1)
 
     def at_task(self, name: str) -> "StudyConfig":
         """Return the config of a study of one of the tasks alone; of a study of one task, itself.
@@ -437,7 +445,7 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
     varied = [name for name in TRAINING_PARAMS if name in params and config.varies(name)]
     return TrialConfig(
         architecture,
-        params.get(REPLICATE, 0),
+        replicate_of(params),
         window,
         training.optimizer_config,
         _select(params, varied),
@@ -470,7 +478,8 @@ def resolve_params(
 ) -> dict[str, Any]:
     """Return a trial's parameters, and of other names those that its study's config fixes.
 
-    What an imported trial lacks, no config fixes.
+    A trial that has no number of its replicate is replicate 0. What an imported trial lacks, no
+    config fixes.
     """
     if config.results is not None:
         known = (*config.results.parameters, REPLICATE)
@@ -479,6 +488,8 @@ def resolve_params(
     cell = config.cells.get(params.get(CELL, GATED_CELL))
     task = config.task_record
     resolved = dict(params)
+    if REPLICATE in names:
+        resolved.setdefault(REPLICATE, 0)
     settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
     used = used_params(settings | resolved, config.training)
     for name in names:

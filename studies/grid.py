@@ -10,6 +10,7 @@ from studies.records import CellRecord, TaskRecord
 from studies.space import (
     BPTT_STEPS,
     CELL,
+    REPLICATE,
     SWITCHES,
     TASK,
     Params,
@@ -40,7 +41,7 @@ class Grid:
     options to the users' cells that have them, some training settings to some optimizers, and
     ``update_every`` to gradients that do not go back to the start of a sequence. Where there are
     several tables, a parameter that one of them varies has the study's value, or the default, in
-    the others.
+    the others. Where one has replicates, every combination has the number of its replicate.
 
     Args:
         spaces: the tables.
@@ -71,6 +72,7 @@ class Grid:
         self._task = task
         self._tasks = tasks or {}
         self._has_cell = any(space.cell is not None for space in spaces)
+        self._has_replicates = any(space.replicates > 1 for space in spaces)
         self._varied = {
             name
             for space in spaces
@@ -228,6 +230,8 @@ class Grid:
         for name in TRAINING_PARAMS:
             if name in self._varied:
                 values[name] = self._setting(space, name)
+        if self._has_replicates:
+            values[REPLICATE] = range(space.replicates)
         return values
 
     def _setting(self, space: Space, name: str) -> Sequence[ParamValue]:
@@ -346,6 +350,7 @@ class Grid:
         for values in blocks:
             for name, choices in values.items():
                 known.setdefault(name, []).extend(choices)
+        known.pop(REPLICATE, None)
         for exclusion in space.exclude:
             if not exclusion:
                 raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")

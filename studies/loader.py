@@ -397,8 +397,9 @@ def _describe(key: str, alternatives: Sequence[ErrorDetails], model: Any) -> str
     if isinstance(first["input"], Mapping):
         return f"{key}: {message}" if key else message
     similar = ""
-    if re.fullmatch(r"space\.[0-9]+\.\w+", key):  # a key that is no field may be that of a cell
-        similar = did_you_mean(str(first["loc"][-1]), Space.model_fields)
+    option = re.fullmatch(r"space\.[0-9]+\.(\w+)", key)
+    if option and option[1] not in Space.model_fields:  # of a cell, or a mistyped key
+        similar = did_you_mean(option[1], Space.model_fields)
     return f"{key} is {shorten(repr(first['input']))}: {similar}{message}"
 
 

@@ -1,6 +1,6 @@
 """Tables ``[space]`` and ``[refinement]`` of a study file, and the parameters of its trials."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -64,7 +64,8 @@ BPTT_STEPS = "bptt_steps"
 it."""
 
 REPLICATE = "replicate"
-"""Parameter: number of the replicate, in studies that have replicates."""
+"""Parameter: number of the replicate, in studies that have replicates; a trial without it is
+replicate 0."""
 
 BUILT_IN_PARAMS = (TASK, CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
 """All parameters in the order in which they are listed, but for the options of users' cells and of
@@ -198,6 +199,9 @@ class Space(_NetworkValues):
     """A table: values of [options of the task](#task). A list: [several tasks](#several-tasks)."""
     exclude: list[dict[str, ParamValue]] = []
     """Combinations to leave out, as in `[{ state_size = 32, residual = false }]`."""
+    replicates: PositiveInt = 1
+    """[Runs of each architecture](#replicates), each with other initial weights and another order
+    of the data."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -259,10 +263,10 @@ def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> s
         others: dotted keys of all tables.
     """
     names = list(known)
-    if key in ("replicate", "replicates", "seed", "seeds") and "replicates" not in names:
+    if key in ("replicate", "replicates", "seed", "seeds"):
         return (
-            "a grid runs each architecture once; to run its best again, use rnn-search refine "
-            """replicates --set 'refinement.source="STUDY"'; another seed for all is seed = 1"""
+            "several runs of each architecture are replicates = 3 in [space] or [refinement]; "
+            "another seed for all runs is seed = 1 above the tables"
         )
     for other in others:
         if other.endswith(f".{key}"):
@@ -311,6 +315,21 @@ def explain_value(parameter: str, value: ParamValue, options: Options) -> str:
     except ValidationError as error:
         return first_message(error)
     return ""
+
+
+def replicate_of(params: Mapping[str, Any]) -> int:
+    """Return the number of the replicate of a trial."""
+    return int(params.get(REPLICATE, 0))
+
+
+def architecture_items(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Return the parameters of a trial but for its replicate."""
+    return frozenset(item for item in params.items() if item[0] != REPLICATE)
+
+
+def run_key(params: Mapping[str, Any]) -> Hashable:
+    """Return what identifies a trial by its parameters, with or without a replicate 0."""
+    return architecture_items(params), replicate_of(params)
 
 
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:

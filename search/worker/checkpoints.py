@@ -198,7 +198,7 @@ class BestWeights:
         self._query = query
         stored = study.record.config
         self._best = BestReader(study.study, study.storage, stored)
-        self._has_replicates = stored.refinement is not None and stored.refinement.has_replicates
+        self._has_replicates = stored.replicates > 1
         self._count = study.config.keep_weights
         # A worker that keeps fewer than the study's config leaves those of other workers.
         self._evict_after = max(self._count, stored.keep_weights)

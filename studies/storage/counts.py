@@ -237,11 +237,14 @@ def top_trials(
 
 
 def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
-    """Return whether the trials of a study have several numbers of replicates."""
+    """Return whether the grid trials of a study have several numbers of replicates."""
+    param = TRIAL_PARAMS.c
+    is_replicate = (param.trial_id == TRIALS.c.trial_id) & (param.param_name == REPLICATE)
+    number = sa.func.coalesce(param.param_value, -1)  # of trials of before an extension
     query = (
-        sa.select(sa.func.count(sa.distinct(TRIAL_PARAMS.c.param_value)))
-        .join_from(TRIALS, TRIAL_PARAMS, TRIAL_PARAMS.c.trial_id == TRIALS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, TRIAL_PARAMS.c.param_name == REPLICATE)
+        sa.select(sa.func.count(sa.distinct(number)))
+        .select_from(TRIALS.outerjoin(TRIAL_PARAMS, is_replicate))
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
     )
     with storage.reading() as connection:
         return (connection.scalar(query) or 0) > 1

@@ -8,6 +8,7 @@ from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
+from studies.best import BestReader
 from studies.errors import StorageLostError
 from studies.management import retry_trials
 from studies.storage.open import read_study_record
@@ -67,6 +68,27 @@ def test_values_are_added_several_times_and_finished_trials_stay(sqlite_url, tex
         assert ("using its stored trials" in joined.notice) == (settings is not widest)
 
 
+def test_replicates_are_added_and_those_without_a_number_are_the_first(sqlite_url, text):
+    joined = join(sqlite_url, text)
+    finish(joined, 4)
+    before = [trial.params for trial in joined.study.trials]
+    extended = join(sqlite_url, text, [*FOUR, "space.replicates=2"], extend=True)
+    assert extended.notice == "extended with 4 trials, 16 training steps in all"
+    added = [params | {"replicate": 1} for params in before]
+    assert [trial.params for trial in extended.study.trials] == before + added
+    both = join(sqlite_url, text, [*WIDER, "space.replicates=3"], extend=True)
+    runs = [
+        (trial.params["layers"], trial.params.get("replicate", 0)) for trial in both.study.trials
+    ]
+    assert runs == [(1, 0)] * 4 + [(1, 1)] * 4 + sorted(runs[8:], key=lambda run: run[1])
+    assert sorted(runs) == [
+        (layers, run) for layers in (1, 2) for run in (0, 1, 2) for _ in range(4)
+    ]
+    finish(both, 1)
+    best = BestReader(both.study, both.storage, both.config)
+    assert best.has_replicates
+
+
 def test_process_that_knows_the_smaller_grid_stops_at_its_next_write(sqlite_url, text):
     joined = join(sqlite_url, text)
     finish(joined, 1)
@@ -94,6 +116,7 @@ def hold(joined):
     [
         (lambda joined: finish(joined, 4), ["training.steps=8"], "steps: 4 in the study, 8 here"),
         (lambda joined: finish(joined, 4), ["space.layers=[2]"], "same order"),
+        (hold, ["space.replicates=2"], "1 grid trials are held by workers"),
         (prune, ["space.layers=[1, 2]"], "1 trials are pruned, compared with the old grid only"),
         (hold, ["space.layers=[1, 2]"], "1 grid trials are held by workers"),
     ],

@@ -15,6 +15,7 @@ from search.errors import GridExhaustedError
 from search.open_study import NO_TRIAL_LEFT
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
+from studies.config import StudyConfig
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
 from studies.storage import edits
@@ -43,6 +44,27 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     for name, distribution in trial.distributions.items():
         assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
+
+
+# ------------------------------------------------------------------ replicates
+
+
+def test_every_architecture_gets_a_run_before_any_gets_two(sqlite_url, text):
+    """And in the order in which it has the runs of a grid without replicates."""
+    single = join_study("stage-one", sqlite_url, OVERRIDES, text, name="single").study
+    order = [trial.params for trial in single.trials]
+    overrides = [*OVERRIDES, "space.replicates=3"]
+    trials = join_study("stage-one", sqlite_url, overrides, text).study.trials
+    expected = [params | {"replicate": number} for number in range(3) for params in order]
+    assert [trial.params for trial in trials] == expected
+
+
+def test_tables_have_replicates_of_their_own():
+    size = {"state_size": [8], "cell": ["gru"]}
+    tables = [size | {"layers": [1, 2], "replicates": 2}, size | {"layers": [2, 3]}]
+    config = StudyConfig.model_validate({"space": tables})
+    runs = [(params["layers"], params["replicate"]) for params in config.grid.combinations()]
+    assert sorted(runs) == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
 
 
 # ------------------------------------------------------------------ studies of run_search.py

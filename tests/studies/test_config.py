@@ -39,7 +39,11 @@ def test_stage_one_has_432_grid_trials():
     [
         ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, ba"]),
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
-        ("space.replicate=[0, 1]", ["rnn-search refine replicates --set", "seed = 1"]),
+        ("space.replicate=[0, 1]", ["replicates = 3 in [space] or", "another seed for all"]),
+        ("seeds=[0, 1]", ["unknown key seeds: several runs of each architecture are replicates"]),
+        ("space.replicates=0", ["space.replicates is 0: input should be greater"]),
+        ("space.exclude=[{replicate=1}]", ["excludes 'replicate': expected one of"]),
+        ("nuisance=['replicate']", ["nuisance names 'replicate': expected one of"]),
         ("training.steps=10", ["log_every is 50 and steps 10", "at most"]),
         ("space.training.warmup_steps=[10001]", ["warmup_steps is 10001 and training.steps 10000"]),
         ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
