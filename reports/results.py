@@ -11,6 +11,7 @@ import pandas as pd
 from reports.stats.design import has_levels, number_groups, order_values
 from reports.stats.run_means import average_runs
 from reports.trial_table import (
+    absent_columns,
     list_nuisance,
     list_params,
     metric_column,
@@ -113,7 +114,7 @@ class Results:
         """Return the results of one of several tasks, which may have no complete trial."""
         table = self.table[self.table[TASK] == name].drop(columns=TASK)
         config, curves, numbers = self.config.at_task(name), self.curves, table.index
-        others = {
+        others = absent_columns(config) | {
             metric_column(split, metric)
             for record in self.config.task_records.values()
             for metric in record.metrics.keys() - self.config.task_records[name].metrics.keys()

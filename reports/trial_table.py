@@ -103,11 +103,18 @@ def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFr
         _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
         for trial, of_trial in zip(trials, params, strict=True)
     ]
-    absent: tuple[str, ...] = (*_TEXT_RESULTS, *_CONTEXT_COLUMNS)
-    if find_measure(config).held_out_column("validation") in _TEXT_RESULTS:
-        absent = _TASK_RESULTS
-    table = _arrange_rows(rows, params, config.direction == "maximize", absent)
+    table = _arrange_rows(rows, params, config.direction == "maximize", absent_columns(config))
     return table.sort_values(TASK, kind="stable") if config.task_names else table
+
+
+def absent_columns(config: StudyConfig) -> set[str]:
+    """Return the columns that no trial of a study has: results of other kinds of tasks."""
+    absent = []
+    for name in config.task_records or ("",):
+        column = find_measure(config.at_task(name)).held_out_column("validation")
+        is_text = column in _TEXT_RESULTS
+        absent.append({*_TASK_RESULTS} if is_text else {*_TEXT_RESULTS, *_CONTEXT_COLUMNS})
+    return set.intersection(*absent)
 
 
 def _choose_names(

@@ -7,7 +7,7 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rnn.own_code import (
     read_source,
 )
 from rnn.tasks.built_in import find_built_in
-from rnn.tasks.corpus import load_corpus
+from rnn.tasks.corpus import Corpus, load_corpus
 from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.task import Task, is_built_in
 from rnn.tasks.text import Text
@@ -301,29 +301,47 @@ def load_tasks(
 ) -> tuple[ConfigFile, dict[str, StudyTask]]:
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
-    They are those of :meth:`studies.loader.ConfigFile.task_specs` by name, or the study's only
+    They are those of :attr:`studies.loader.ConfigFile.task_entries` by name, or the study's only
     one, as :data:`ONLY`. Arguments and errors are those of :func:`load_task`.
     """
-    specs = file.task_specs
+    entries = file.task_entries
     records = stored.config.task_records if stored else {}
-    if not specs and file.source is not None:  # a trial of one of them is run once more
-        specs = {name: record.source for name, record in records.items()}
-    if not specs:
+    if not entries and file.source is not None:  # it trains on those of its source
+        entries = {name: record.entry for name, record in records.items()}
+    if not entries:
         file, task = load_task(file, stored, sources)
         return file, {} if task is None else {ONLY: task}
     if "space.task" in file.overridden or not (file.is_stored or file.source):
         records = {}
-    known = {name: record for name, record in records.items() if name in specs}
-    found = {}
-    if known:
-        assert sources is not None
-        found = load_recorded(known, sources)
-    folder = file.folder_of("space.task").absolute()
-    tasks = {
-        name: found.get(name) or load_task_of(spec, {}, folder) for name, spec in specs.items()
-    }
+    tasks = {}
+    for name, entry in entries.items():
+        if entry.source == TEXT:  # read where the settings say, whatever is recorded
+            settings = _read_settings(file, stored)
+            if settings is not None:
+                tasks[name] = _load_text(file, settings)
+        elif name in records:
+            assert sources is not None
+            tasks |= load_recorded({name: records[name]}, sources)
+        else:
+            folder = file.folder_of("space.task").absolute()
+            tasks[name] = load_task_of(entry.source, entry.options, folder)
+    _require_distinct(tasks)
     found_records = {name: task.record for name, task in tasks.items()}
     return file.model_copy(update={"tasks": found_records}), tasks
+
+
+def _require_distinct(tasks: Mapping[str, StudyTask]) -> None:
+    """Require that no two tasks are the same, such as one with an option at its default."""
+    seen: dict[Hashable, str] = {}
+    for name, task in tasks.items():
+        values = {option: task.record.value(option) for option in task.record.options}
+        key = task.definition, frozenset({**task.fixed, **values}.items())
+        other = seen.setdefault(key, name)
+        if other != name:
+            raise TaskError(
+                f"tasks {other} and {name} are the same, by the defaults of their options: "
+                "expected distinct tasks in space.task"
+            )
 
 
 def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict[str, StudyTask]:
@@ -334,10 +352,14 @@ def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict
     """
     tasks = {}
     for name, record in records.items():
+        if record.text is not None:
+            corpus = load_corpus(record.text.corpus, Path())
+            tasks[name] = _read_text(corpus, str(record.values["tokenizer"]))
+            continue
         code = None
         if record.sha256 is not None:
-            code = sources.read_source(TaskSource, name, record.source, record.sha256)
-        tasks[name] = load_task_of(record.source, {}, Path(record.folder), code)
+            code = sources.read_source(TaskSource, record.name, record.source, record.sha256)
+        tasks[name] = load_task_of(record.source, record.values, Path(record.folder), code)
     return tasks
 
 
@@ -362,17 +384,16 @@ def load_task(
             built.
         UserError: if an option is unknown, or its value invalid.
     """
-    stated: dict[str, Any] = file.settings.get("task", {})
-    inherited: dict[str, Any] = stored.settings()["task"] if stored else {}
-    try:
-        settings = TaskSettings.model_validate(inherited | stated)
-    except (ValidationError, TypeError):
+    settings = _read_settings(file, stored)
+    if settings is None:
         return file, None
     if settings.source == TEXT:
         file.resolve_from(stored)  # reports other mistakes before a text is read
         task = _load_text(file, settings)
         return file.model_copy(update={"task": task.record}), task
-    names_source = "task.source" in file.overridden or (not file.is_stored and "source" in stated)
+    names_source = "task.source" in file.overridden or (
+        not file.is_stored and "source" in file.settings.get("task", {})
+    )
     earlier = stored.config.task_record if stored and not names_source else None
     folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
     code = None
@@ -390,6 +411,15 @@ def load_task(
             "'task.source=\"…\"'"
         ) from error
     return file.model_copy(update={"task": task.record}), task
+
+
+def _read_settings(file: ConfigFile, stored: StudyRecord | None) -> TaskSettings | None:
+    """Return ``[task]`` of a config file over that of a stored study; None if it is malformed."""
+    inherited: dict[str, Any] = stored.settings()["task"] if stored else {}
+    try:
+        return TaskSettings.model_validate(inherited | file.settings.get("task", {}))
+    except (ValidationError, TypeError):
+        return None
 
 
 def load_task_of(
@@ -529,19 +559,24 @@ def _load_text(file: ConfigFile, settings: TaskSettings) -> StudyTask:
         raise CorpusError(
             f"{error}; {origin} was trained on it: give its current path with --corpus"
         ) from error
+    return _read_text(corpus, settings.tokenizer)
+
+
+def _read_text(corpus: Corpus, tokenizer: str) -> StudyTask:
+    """Return the task of a corpus, before a tokenizer is learned from it."""
     text = TextRecord(
         corpus=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
     # A corpus has at most as many tokens as bytes, so that it is long enough if those suffice.
     tokens = Text(corpus, Tokenizer())
-    return StudyTask.of_text(tokens, TaskRecord.of_text(settings.tokenizer, text))
+    return StudyTask.of_text(tokens, TaskRecord.of_text(tokenizer, text))
 
 
-def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | None) -> StudyTask:
+def learn_tokenizer(task: StudyTask, config: StudyConfig, earlier: TaskRecord | None) -> StudyTask:
     """Return the task of a new study; that of a text has its tokenizer.
 
-    A refinement reuses the tokenizer of its source, whose record is given, if kind and corpus are
-    the same; otherwise a tokenizer is trained on the training split.
+    A refinement reuses the tokenizer of its source, whose record of the task is given, if kind and
+    corpus are the same; otherwise a tokenizer is trained on the training split.
 
     Raises:
         CorpusError: if the corpus is not that of a trial that is run once more.
@@ -550,7 +585,6 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, source: StudyRecord | 
     found = task.record.text
     if text is None or found is None:
         return task
-    earlier = source.config.task_record if source is not None else None
     if config.refinement is not None and earlier is not None and earlier.text is not None:
         is_same_corpus = earlier.text.sha256 == found.sha256
         if config.refinement.trial is not None and not is_same_corpus:

@@ -128,8 +128,9 @@ class StudyHandle(OpenStudy):
         task = self.tasks[ONLY].record if ONLY in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
             local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
-        if task and task.text and Path(task.text.corpus).is_absolute():
-            corpus = task.text.corpus
+        texts = [task.record.text for task in self.tasks.values() if task.record.text is not None]
+        if texts and Path(texts[0].corpus).is_absolute():
+            corpus = texts[0].corpus
         given = {name: getattr(options, name) for name in WorkerOptions.model_fields}
         given |= {"overrides": tuple(local), "corpus": corpus}
         return WorkerOptions(**given)
@@ -431,8 +432,10 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     trials, space = _plan_trials(storage, config, options)
     params = [trial.params for trial in trials]
     check_trials(config, wanted.tasks, params)
+    earlier = {} if wanted.origin is None else wanted.origin.config.list_tasks()
     tasks = {
-        name: learn_tokenizer(task, config, wanted.origin) for name, task in wanted.tasks.items()
+        name: learn_tokenizer(task, config, earlier.get(name))
+        for name, task in wanted.tasks.items()
     }
     check_length(tasks, config, params)
     learned = {name: task.record for name, task in tasks.items() if task.text is not None}

@@ -501,9 +501,9 @@ class StudyRecord(BaseModel):
 
     @model_validator(mode="after")
     def _check_text(self) -> "StudyRecord":
-        task = self.config.task_record
-        if task is not None and task.loss == NEXT_TOKEN and task.text is None:
-            raise ValueError("a study of a text has no corpus")
+        for task in self.config.list_tasks().values():
+            if task.loss == NEXT_TOKEN and task.text is None:
+                raise ValueError("a study of a text has no corpus")
         return self
 
     @property
@@ -514,9 +514,9 @@ class StudyRecord(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return the settings as a study file states them, with the place of the corpus."""
         settings = self.config.model_dump(mode="json")
-        task = self.config.task_record
-        if task is not None and task.text is not None:
-            settings["task"]["corpus"] = task.text.corpus
+        for task in self.config.list_tasks().values():
+            if task.text is not None:
+                settings["task"]["corpus"] = task.text.corpus
         return settings
 
     def attributes(self) -> dict[str, Any]:

@@ -183,10 +183,13 @@ class StudyConfig(StrictModel):
                 "restore the storage from a backup, or choose another study"
             )
         record = self.task_records[name]
+        task = self.task
+        if record.source != TEXT:
+            task = TaskSettings.model_validate({"source": record.source, **record.values})
         tables = None if self.space is None else [table.at_task(name) for table in self.space]
         return self.model_copy(
             update={
-                "task": TaskSettings.model_validate({"source": record.source, **record.values}),
+                "task": task,
                 "task_record": record,
                 "task_records": {},
                 "space": tables and tuple(table for table in tables if table is not None),
@@ -243,11 +246,14 @@ class StudyConfig(StrictModel):
         is_text = record is not None and record.source == TEXT
         if not self.is_trained or (is_text and self.task.source == TEXT):
             return self
+        has_text = any(task.source == TEXT for task in self.task_records.values())
         if (record is None or is_text or self.task.source == TEXT) and not self.task_records:
             raise ValueError(f"has the task {self.task.source!r}, which is not loaded")
         task = f"the task {record.name}" if record else "tasks in space.task"
         defaults = type(self).model_construct()
-        given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
+        given = []
+        if not has_text:
+            given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
         if any(table.values("sequence_length") for table in self.space or ()):
             given.append("space.training.sequence_length")
         if given:

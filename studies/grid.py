@@ -90,6 +90,7 @@ class Grid:
             self._check_options(table, space)
             self._check_task(table, space)
             self._check_tasks(table, space)
+        self._check_sources(tables)
         self._check_use(tables)
         self._check_types()
         self._blocks = [
@@ -290,14 +291,21 @@ class Grid:
                 f"{table} has no list of tasks, but another table has: expected one in each table, "
                 "and no options of a task as axes"
             )
-        for spec, name in zip(space.task, space.task_names, strict=False):
-            if name not in self._tasks:
-                raise ValueError(f"{table} has the task {spec!r}, which is not loaded")
-            if self._tasks[name].source != spec:
-                raise ValueError(
-                    f"{table} has the task {spec!r}, but {self._tasks[name].source!r} is named "
-                    f"{name} as well: expected distinct names"
-                )
+        for task in space.tasks:
+            if task.name not in self._tasks:
+                raise ValueError(f"{table} has the task {task.source!r}, which is not loaded")
+
+    def _check_sources(self, tables: Mapping[str, Space]) -> None:
+        """Require that tasks whose names differ by options alone have one source."""
+        sources: dict[str, str] = {}
+        for table, space in tables.items():
+            for task in space.tasks:
+                other = sources.setdefault(task.short_name, task.source)
+                if other != task.source:
+                    raise ValueError(
+                        f"{table} has the task {task.source!r}, but {other!r} is named "
+                        f"{task.short_name} as well: expected distinct names"
+                    )
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""

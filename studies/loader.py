@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from rnn.config import GATED_CELL
@@ -16,14 +16,13 @@ from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.messages import did_you_mean, shorten
-from studies.records import CellRecord, TaskRecord, message_of
+from studies.records import CellRecord, NamedTask, TaskEntry, TaskRecord, message_of
 from studies.space import (
     CELL,
     TASK,
     Space,
     cell_name,
     explain_key,
-    task_name,
 )
 from studies.storage.database import redact
 from studies.storage.open import (
@@ -93,15 +92,16 @@ class ConfigFile(BaseModel):
         return [spec for spec in dict.fromkeys(self._list_cells()) if ":" in spec]
 
     @property
-    def task_specs(self) -> dict[str, str]:
+    def task_entries(self) -> dict[str, TaskEntry]:
         """The tasks of which the tables ``[space]`` have a list, by name."""
-        specs: dict[str, str] = {}
+        entries: dict[str, TaskEntry] = {}
         for table in self._list_tables():
             named = table.get(TASK)
-            for spec in named if isinstance(named, list) else ():
-                with suppress(ValueError, AttributeError):  # reported with the other settings
-                    specs.setdefault(task_name(spec), spec)
-        return specs
+            for raw in named if isinstance(named, list) else ():
+                with suppress(ValidationError):  # reported with the other settings
+                    entry = TypeAdapter(NamedTask).validate_python(raw)
+                    entries.setdefault(entry.name, entry)
+        return entries
 
     @property
     def source(self) -> str | None:
@@ -167,7 +167,7 @@ class ConfigFile(BaseModel):
             "cells": {**settings.get("cells", {}), **self.cells},
             "task_record": None if self.tasks else self.task or settings.get("task_record"),
             # Of a trial that is run once more, the source study knows them.
-            "task_records": self.tasks if self.task_specs else settings.get("task_records", {}),
+            "task_records": self.tasks if self.task_entries else settings.get("task_records", {}),
         }
 
     def _list_tables(self) -> list[Mapping[str, Any]]:
@@ -476,7 +476,7 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
         if table["cell"]:  # by name: other machines have the files elsewhere
             table["cell"] = list(map(cell_name, table["cell"]))
         if isinstance(table["task"], list):
-            table["task"] = list(map(task_name, table["task"]))
+            table["task"] = [TaskEntry.model_validate(task).name for task in table["task"]]
         # The order of exclusions is irrelevant.
         table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
     if len(tables) == 1:
@@ -484,7 +484,8 @@ def _identity(config: StudyConfig) -> dict[str, Any]:
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
     del settings["task_record"]
-    settings.pop("task_records", None)
+    if settings.pop("task_records"):  # whose records are compared by name
+        del settings["task"]
     if config.task_record is not None:
         identity = config.task_record.identity()
         settings["task"] = identity.pop("values") | identity

@@ -223,15 +223,8 @@ def find_measure(config: StudyConfig) -> Measure:
 def _find_common_measure(config: StudyConfig) -> Measure:
     """Return the measure of several tasks: losses of several kinds have no common name or unit."""
     found = [find_measure(config.at_task(task)) for task in config.task_records]
-    first = found[0]
     if len({(measure.loss, measure.unit) for measure in found}) == 1:
-        return first
+        return found[0]
     return replace(
-        first,
-        name=OBJECTIVE_NAMES[config.objective],
-        unit="",
-        loss="loss",
-        difference_unit="",
-        held_out_unit="",
-        curve="smoothed training loss",
+        _SEQUENCES, name=OBJECTIVE_NAMES[config.objective], curve="smoothed training loss"
     )

@@ -1,6 +1,7 @@
 """What a study stores about its task and a user's cell, and the base of all its models."""
 
 import inspect
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from inspect import Parameter
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -215,27 +217,39 @@ def _read_option(subject: str, parameter: Parameter) -> CellOption:
     return CellOption(type=kind, choices=choices, default=described.convert(parameter.default))
 
 
-class TaskSettings(StrictModel):
-    """What networks learn: the table ``[task]``. Keys that are no field are options of the task."""
+class TaskEntry(StrictModel):
+    """A task as a study file names it: its source, and values of its options.
+
+    A list of tasks has such entries; one without options may be its source alone.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     __pydantic_extra__: dict[str, ParamValue]
 
-    source: str = TEXT
-    """`text`, another [built-in task](tasks.md#built-in-tasks) such as `adding:50`, or your own as
-    `FILE.py:Class`. Further keys of this table are options of the task."""
-    corpus: str = "stdlib"
-    """Of text: `stdlib` (the source code of Python's library), `enwik8`, or the path of a file.
-    Each worker holds it in memory."""
-    tokenizer: str = "bytes"
-    """Of text: `bytes`, or `bpe:N`, byte-pair encoding with at most N tokens (257 to 65,536), which
-    is learned from the training split."""
+    source: str
 
     @property
     def options(self) -> dict[str, ParamValue]:
         """Values of options by name."""
         return dict(self.__pydantic_extra__)
+
+    @property
+    def short_name(self) -> str:
+        """Name without options: that of a user's class, or ``series:FILE.csv``.
+
+        It is the same wherever the files of the task are.
+        """
+        place, _, name = self.source.rpartition(":")
+        if name.isidentifier() or not place:
+            return name
+        return f"{place}:{name.rpartition('/')[2]}"
+
+    @property
+    def name(self) -> str:
+        """Name with the options that are stated, in their order: ``mqar(length=32, pairs=4)``."""
+        stated = [f"{name}={format_toml(value)}" for name, value in sorted(self.options.items())]
+        return f"{self.short_name}({', '.join(stated)})" if stated else self.short_name
 
     @field_validator("source")
     @classmethod
@@ -246,6 +260,47 @@ class TaskSettings(StrictModel):
                 "own, as in my_task.py:Adding"
             )
         return source
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "TaskEntry":
+        if self.source == TEXT and self.options:
+            raise ValueError(
+                f"the task text has no option {next(iter(self.options))}: expected corpus or "
+                "tokenizer in [task], or the source of another task"
+            )
+        return self
+
+
+def format_toml(value: ParamValue) -> str:
+    """Return a value as a study file states it."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _read_entry(raw: Any) -> Any:
+    """Return an entry of a list of tasks as a table; a text is the source of one."""
+    if isinstance(raw, str):
+        return {"source": raw}
+    if isinstance(raw, Mapping | TaskEntry):
+        return raw
+    raise ValueError('expected a task such as "copy:10", or { source = "mqar", pairs = 4 }')
+
+
+NamedTask = Annotated[TaskEntry, BeforeValidator(_read_entry)]
+"""An entry of a list of tasks."""
+
+
+class TaskSettings(TaskEntry):
+    """What networks learn: the table ``[task]``. Keys that are no field are options of the task."""
+
+    source: str = TEXT
+    """`text`, another [built-in task](tasks.md#built-in-tasks) such as `adding:50`, or your own as
+    `FILE.py:Class`. Further keys of this table are options of the task."""
+    corpus: str = "stdlib"
+    """Of text: `stdlib` (the source code of Python's library), `enwik8`, or the path of a file.
+    Each worker holds it in memory."""
+    tokenizer: str = "bytes"
+    """Of text: `bytes`, or `bpe:N`, byte-pair encoding with at most N tokens (257 to 65,536), which
+    is learned from the training split."""
 
     @field_validator("tokenizer")
     @classmethod
@@ -259,15 +314,6 @@ class TaskSettings(StrictModel):
                 'expected "bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024'
             )
         return f"bpe:{int(size)}"
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "TaskSettings":
-        if self.source == TEXT and self.options:
-            raise ValueError(
-                f"the task text has no option {next(iter(self.options))}: expected corpus or "
-                "tokenizer, or the source of another task"
-            )
-        return self
 
 
 class TextRecord(StrictModel):
@@ -367,6 +413,11 @@ class TaskRecord(StrictModel):
     def name(self) -> str:
         """Short name of the task: that of the class, or the built-in task as it is stated."""
         return self.source.rpartition(":")[2] if self.sha256 else self.source
+
+    @property
+    def entry(self) -> TaskEntry:
+        """The task as a study file names it."""
+        return TaskEntry(source=self.source, **({} if self.source == TEXT else self.values))
 
     @property
     def spec(self) -> TaskSpec:

@@ -34,7 +34,15 @@ from rnn.config import (
     ParamValue,
 )
 from studies.messages import expect_one_of
-from studies.records import TEXT, Options, StrictModel, first_message, unit, with_bounds
+from studies.records import (
+    NamedTask,
+    Options,
+    StrictModel,
+    TaskEntry,
+    first_message,
+    unit,
+    with_bounds,
+)
 from studies.study_settings import TRAINING_PARAMS, UPDATE_EVERY, TrainingSettings
 
 Params = dict[str, ParamValue]
@@ -146,35 +154,15 @@ def cell_name(spec: str) -> str:
 _CellSpec = Annotated[str, AfterValidator(lambda spec: cell_name(spec) and spec)]
 
 
-def task_name(spec: str) -> str:
-    """Return the name of one of several tasks: that of a user's class, or ``series:FILE.csv``.
-
-    It is the same wherever the files of the task are.
-
-    Raises:
-        ValueError: if the task cannot be one of several.
-    """
-    if not spec:
-        raise ValueError("expected tasks such as copy:10, or my_task.py:Adding")
-    if spec == TEXT:
-        raise ValueError("text cannot be one of several tasks: expected a study of its own for it")
-    place, _, name = spec.rpartition(":")
-    if name.isidentifier():
-        return name
-    return f"{place}:{name.rpartition('/')[2]}" if place else name
-
-
 def _require_list_or_table(raw: Any) -> Any:
     if isinstance(raw, list | dict):
         return raw
     raise ValueError("expected a list of tasks, or a table of options; one task is task.source")
 
 
-_TaskSpec = Annotated[str, AfterValidator(lambda spec: task_name(spec) and spec)]
-
 _TaskAxis = Annotated[
     Annotated[dict[str, Values[ParamValue]], Tag("[options]")]
-    | Annotated[Values[_TaskSpec], Tag("[axis]")],
+    | Annotated[Values[NamedTask], Tag("[axis]")],
     Discriminator(lambda raw: "[axis]" if isinstance(raw, list) else "[options]"),
     BeforeValidator(_require_list_or_table),
 ]
@@ -214,9 +202,14 @@ class Space(_NetworkValues):
         return tuple(map(cell_name, self.cell or (GATED_CELL,)))
 
     @property
+    def tasks(self) -> list[TaskEntry]:
+        """Several tasks; empty for one."""
+        return self.task if isinstance(self.task, list) else []
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks, of several ones."""
-        return tuple(map(task_name, self.task)) if isinstance(self.task, list) else ()
+        return tuple(task.name for task in self.tasks)
 
     @property
     def task_options(self) -> dict[str, list[ParamValue]]:

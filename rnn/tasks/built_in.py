@@ -4,6 +4,7 @@ Each of the synthetic tasks needs one kind of memory.
 """
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -205,7 +206,10 @@ def find_built_in(source: str, folder: Path) -> tuple[type[Any], dict[str, int |
         return cls, {option: str(path)}
     if not colon:
         return cls, {}
-    if option is None or not (argument.isascii() and argument.isdecimal() and len(argument) < 10):
-        after = "a whole number" if option else "nothing"
-        raise TaskError(f"task {source[:80]!r}: expected {after} after the colon")
+    if option is None:
+        names = list(inspect.signature(cls).parameters)
+        form = f', as in {{ source = "{name}", {names[0]} = … }}' if names else ""
+        raise TaskError(f"task {source[:80]!r}: expected options by their names{form}")
+    if not (argument.isascii() and argument.isdecimal() and len(argument) < 10):
+        raise TaskError(f"task {source[:80]!r}: expected a whole number after the colon")
     return cls, {option: int(argument)}

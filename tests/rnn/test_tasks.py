@@ -317,7 +317,7 @@ def test_metrics_are_of_each_target():
         ("mqar", {"vocabulary": 17}, "vocabulary = 17: expected 18 to 65536"),
         ("series:series.csv", {"warmup": 100}, "warmup = 100: expected -1 to 99"),
         ("copy:D", {}, "task 'copy:D': expected a whole number after the colon"),
-        ("mqar:8", {}, "task 'mqar:8': expected nothing after the colon"),
+        ("mqar:8", {}, """expected options by their names, as in { source = "mqar", pairs = … }"""),
         ("coppy:4", {}, "did you mean copy:D? expected text, copy:D, adding:T, parity"),
         ("my_task.py", {}, "text, copy:D, adding:T, parity, mqar, digits, mnist1d, series"),
         ("series:none.csv", {}, "task 'series:none.csv' not found: expected a file /"),

@@ -33,16 +33,24 @@ log_every = 20
 batch_size = 4
 bptt_steps = 5
 update_every = 5
+sequence_length = 11
 
 [evaluation]
 windows = 8
+window_length = 20
+
+[task]
+corpus = "text.txt"
 
 [space]
-task = ["adding:10", "my_tasks.py:Sum"]
+task = [{ source = "adding", length = 10 }, "my_tasks.py:Sum", "text"]
 cell = ["elman", "gru"]
 layers = [1]
 state_size = [3, 4]
 """
+
+TASKS = {"adding(length=10)": "adding:10", "Sum": "my_tasks.py:Sum", "text": "text"}
+"""Source of each task of the study by its name."""
 
 FLOORS = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"loss": 0.5})
 
@@ -52,6 +60,7 @@ def enter(folder, patch):
     patch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
     (folder / "my_tasks.py").write_text(SUM)
     (folder / "mine.toml").write_text(STUDY)
+    (folder / "text.txt").write_text("what is read and " * 40)
     patch.chdir(folder)
     return folder
 
@@ -91,14 +100,23 @@ def join(*overrides, **options):
 def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_task(study):
     results = study.results
     combinations = results[["task", "cell", "state_size"]]
-    assert len(combinations) == len(combinations.drop_duplicates()) == 8
-    assert set(results["task"]) == {"adding:10", "Sum"}
-    assert study.counts.complete == 8
-    for task, source in (("adding:10", "adding:10"), ("Sum", "my_tasks.py:Sum")):
+    assert len(combinations) == len(combinations.drop_duplicates()) == 12
+    assert list(dict.fromkeys(results["task"])) == sorted(TASKS)
+    assert study.counts.complete == 12
+    for number, (task, source) in enumerate(TASKS.items()):
         # In lockstep or not, with whatever is trained before.
         alone = run(
-            name=f"{task.replace(':', '-')} alone",
-            overrides={"space.task": {}, "task.source": source},
+            name=f"alone-{number}",
+            overrides={"space.task": {}, "task.source": source}
+            | (
+                {}
+                if task == "text"
+                else {
+                    "task.corpus": "stdlib",
+                    "evaluation.window_length": 1000,
+                    "training.sequence_length": 1000,
+                }
+            ),
             lockstep=1,
         )
         columns = ["cell", "state_size", "value", "training_loss", "parameter_count"]
@@ -109,26 +127,49 @@ def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_tas
             assert row[2:] == pytest.approx(other[2:], rel=1e-5)
 
 
+def test_bits_per_byte_are_those_of_the_text_alone(study):
+    assert study.at_task("text").results["validation_bits_per_byte"].notna().all()
+    assert "validation_bits_per_byte" not in study.at_task("Sum").results
+    assert "validation_mae" not in study.at_task("text").results
+    lines = repr(study.effects())
+    assert "text" in lines
+    assert study.report(study.name + ".html").read_text().count("bits per byte") > 0
+
+
 def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study, folder):
     best = study.status.best_by_task
-    assert list(best) == ["adding:10", "Sum"]
+    assert list(best) == list(TASKS)
     for task, each in best.items():
         assert each.value == study.results.query("task == @task")["value"].min()
         assert study.at_task(task).best.number == each.number
         assert study.trial(each.number).network() is not None
     export_trial("mine", folder / "exported", best["Sum"].number, study.storage, None)
     assert (folder / "exported" / "README.md").read_text().count("Sum") > 0
-    with pytest.raises(UserError, match=r"several tasks \(adding:10, Sum\), each"):
+    with pytest.raises(UserError, match=r"several tasks \(adding\(length=10\), Sum, text\), each"):
         export_trial("mine", folder / "other", None, study.storage, None)
-    with pytest.raises(UserError, match=r"expected one, as in study\.at_task\('adding:10'\)\.be"):
+    with pytest.raises(UserError, match=r"as in study\.at_task\('adding\(length=10\)'\)\.be"):
         _ = study.best
 
 
 @pytest.mark.parametrize(
     ("override", "error", "reason"),
     [
-        ("space.task=['adding:10', 'text']", UserError, "text cannot be one of several tasks"),
-        ("space.task=['adding:10', 'adding:10']", UserError, "expected distinct values"),
+        ("space.task=['adding:10', {source='adding:10'}]", UserError, "expected distinct values"),
+        (
+            "space.task=['adding:10', {source='adding', length=10}]",
+            TaskError,
+            "tasks adding:10 and adding(length=10) are the same",
+        ),
+        ("space.task=[{source='adding', size=10}]", UserError, "adding has no option size"),
+        ("space.task=[{length=10}]", UserError, "space.task.1.source: field required"),
+        ("space.task=[10]", UserError, "expected a task such as"),
+        (
+            "space.task=[{source='text', corpus='a.txt'}]",
+            UserError,
+            "corpus or tokenizer in [task]",
+        ),
+        ("space.task=['adding:10', 'parity']", UserError, "because the task has its own data"),
+        ("space.training.sequence_length=[11, 21]", UserError, "the task decides its length"),
         ("space.task=['a/x.py:Sum', 'my_tasks.py:Sum']", TaskError, "expected a file"),
         ("space.task=['nothing:1']", TaskError, "task 'nothing:1' not found"),
         ("task.source='copy:10'", UserError, "and a list of tasks in space.task"),
@@ -166,8 +207,10 @@ def test_options_of_a_task_are_no_axes_next_to_several_tasks(folder):
 
 def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
     join()
-    with pytest.raises(UserError, match=r"space\.task: \['adding:10', 'Sum'\] in the"):
-        join("space.task=['adding:10', 'adding:20']")
+    with pytest.raises(
+        UserError, match=r"space\.task: \['adding\(length=10\)', 'Sum', 'text'\] in the"
+    ):
+        join("space.task=['adding:10', 'text']")
     (folder / "my_tasks.py").write_text(f"{SUM}    # other\n")
     with pytest.raises(UserError, match="with another version of Sum"):
         join()
@@ -182,13 +225,14 @@ def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
 
 def test_extension_adds_a_task(study, folder):
     before = study.results
-    tasks = {"space.task": ["adding:10", "my_tasks.py:Sum", "adding:5"]}
-    run(overrides=tasks, extend=True)
-    assert study.counts.complete == 12
+    tasks = [{"source": "adding", "length": 10}, "my_tasks.py:Sum", "text", "adding:5"]
+    run(overrides={"space.task": tasks}, extend=True)
+    assert study.counts.complete == 16
     assert study.results.loc[before.index, "value"].equals(before["value"])
     handle = join()  # with the file of before
     assert "was extended: using its stored trials" in handle.notice
-    assert set(handle.tasks) == set(handle.record.task_floors) == {*before["task"], "adding:5"}
+    assert set(handle.tasks) == {*before["task"], "adding:5"}
+    assert set(handle.record.task_floors) == {*handle.tasks} - {"text"}
 
 
 def test_study_of_several_tasks_is_exported_imported_and_continued(trained, folder):
@@ -201,7 +245,7 @@ def test_study_of_several_tasks_is_exported_imported_and_continued(trained, fold
     continued = run(name="imported")
     values, others = (each.results.sort_index()["value"].tolist() for each in (continued, study))
     assert values == pytest.approx(others, rel=1e-5)
-    assert join(study="imported").tasks.keys() == {"adding:10", "Sum"}
+    assert join(study="imported").tasks.keys() == TASKS.keys()
 
 
 def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks(study, folder):
