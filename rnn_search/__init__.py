@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn.errors import UserError
-    from rnn_search.api import run
+    from rnn_search.api import plan, run
     from rnn_search.printed_results import Effects
     from rnn_search.stored_studies import (
         delete_study,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "plan": "api",
     "run": "api",
     "Effects": "printed_results",
     "Study": "study",
@@ -51,6 +52,7 @@ __all__ = [
     "import_study",
     "list_studies",
     "load",
+    "plan",
     "rename_study",
     "retry_trials",
     "run",

@@ -21,6 +21,7 @@ from rnn.errors import UserError
 from rnn_search.study import Study, load
 from search.display import Display
 from search.launch.jobs import prepare_launch
+from search.plan import StudyPlan, plan_search
 from search.run import RunResult, run_workers
 from search.run_options import RunOptions
 from studies.messages import check_study_name, shorten
@@ -119,19 +120,64 @@ def run(
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
     """
-    options = dict(locals())  # each argument is one of RunOptions
+    return run_with(_name_study(dict(locals())))  # each argument is one of RunOptions
+
+
+def plan(
+    study: str | Path | Mapping[str, Any],
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    lockstep: int | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    corpus: str | Path | None = None,
+    prune: bool = False,
+    partial: bool = False,
+    artifacts: str | Path | None = None,
+    timed: bool = True,
+) -> StudyPlan:
+    """Say what a study costs on this machine and what it can find; nothing is written.
+
+    The arguments are those of :func:`run`. With ``timed``, networks of each shape are trained for a
+    second, half a minute in all.
+
+    Returns:
+        The plan, which is printed as lines and tables. Its ``networks`` and :meth:`to_frame
+        <search.plan.StudyPlan.to_frame>` are data frames.
+
+    Raises:
+        UserError: if the settings or the storage of a refinement's source cannot be used.
+    """
+    options = dict(locals())
+    del options["timed"]
+    return plan_search(_check_options(_name_study(options)), timed)
+
+
+def _name_study(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options as a caller gives them, of which ``study`` may be settings, for a model."""
+    study = options["study"]
+    name = options["name"]
     if isinstance(study, Mapping):
-        if trial is not None:
+        if options.get("trial") is not None:
             raise UserError("trial is one of a stored study: expected its name, not settings")
         if name is None:
             raise UserError("settings have no name: expected run({...}, name='my-study')")
         check_study_name(name)
-        options |= {"study": name, "name": None, "settings": _to_plain("settings", study)}
-    elif not isinstance(study, str | Path):
+        return {
+            **options,
+            "study": name,
+            "name": None,
+            "settings": _to_plain("settings", study),
+        }
+    if not isinstance(study, str | Path):
         raise UserError(
             f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
         )
-    return run_with(options)
+    return options
 
 
 def run_with(options: Mapping[str, Any]) -> Study:
@@ -160,7 +206,7 @@ def run_with(options: Mapping[str, Any]) -> Study:
 def _check_options(options: Mapping[str, Any]) -> RunOptions:
     """Return options that a caller from Python gives, in the types of the command line."""
     overrides = options["overrides"] or {}
-    launch_set = options["launch_set"] or {}
+    launch_set = options.get("launch_set") or {}
     _require_dict("overrides", overrides, "{'training.steps': 500}")
     _require_dict("launch_set", launch_set, "{'partition': 'gpu'}")
     for key in overrides:

@@ -14,7 +14,7 @@ from docs.generator.tables import make_table, to_markdown
 from rnn.tasks.built_in import BUILT_IN
 from studies.records import read_task_options
 
-FIRST = ("run", "load", "Study", "Trial", "Effects")
+FIRST = ("run", "plan", "load", "Study", "Trial", "Effects")
 """Public names that a reader looks for first."""
 
 EXAMPLES = ROOT / "examples"

@@ -49,6 +49,15 @@ _cancel_option = click.option(
     help="Cancel the study's jobs on SLURM; their trials can be resumed.",
 )
 
+_dry_run_option = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what the study costs on this machine and what it can find; nothing is written.",
+)
+_timing_option = click.option(
+    "--no-timing", is_flag=True, help="With --dry-run: train nothing, so that no time is known."
+)
+
 _dashboard_option = click.option(
     "--dashboard",
     is_flag=True,
@@ -62,6 +71,7 @@ def _search_command(name: str, default: str, *more: str) -> Callable[[_F], _F]:
     def decorate(command: _F) -> _F:
         command = storage_options(artifacts_option(command))
         command = _cancel_option(_dashboard_option(dashboard_port_option(command)))
+        command = _dry_run_option(_timing_option(command))
         command = options_of(RunOptions, (*_STUDY, *more, *_RUN))(command)
         command = click.argument("study", default=default)(command)
         return click.command(  # type: ignore[return-value]
@@ -74,8 +84,19 @@ def _search_command(name: str, default: str, *more: str) -> Callable[[_F], _F]:
     return decorate
 
 
-def _run(*, cancel: bool, dashboard: bool, port: int, **options: Any) -> int:
-    """Run a search with fields of :class:`RunOptions`, or cancel its jobs; return the exit code."""
+def _run(
+    *,
+    cancel: bool,
+    dashboard: bool,
+    port: int,
+    dry_run: bool = False,
+    no_timing: bool = False,
+    **options: Any,
+) -> int:
+    """Run a search with fields of :class:`RunOptions`, or cancel its jobs; return the exit code.
+
+    With ``dry_run`` print its plan.
+    """
     run_options = build_options(RunOptions, **options)
     if cancel:
         if run_options.target.kind != "slurm":
@@ -90,6 +111,11 @@ def _run(*, cancel: bool, dashboard: bool, port: int, **options: Any) -> int:
     if _is_default("study") and run_options.trial is None:
         study = run_options.study
         click.echo(f"running {study}, as no STUDY is given; its file has {_DEFAULTS[study]}")
+    if dry_run:
+        from search.plan import plan_search  # slow to import
+
+        click.echo(plan_search(run_options, not no_timing))
+        return 0
     from rnn_search.api import run_search_and_report  # slow to import
 
     result = run_search_and_report(run_options, port if dashboard else None)

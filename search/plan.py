@@ -1,0 +1,388 @@
+"""The plan of a study: what it costs on this machine and what it can find; nothing is written."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from reports.stats.power import POWER
+from rnn.config import count_updates
+from rnn.engines import build_network
+from rnn.network import count_parameters
+from rnn.training.loop import TrainLoop
+from search.cells_tasks import build_task, spec_of
+from search.create_or_join import PlannedStudy, plan_study
+from search.planned_effects import PlannedEffect, list_shortages, plan_effects, shows_shares
+from search.run import find_device
+from search.run_options import RunOptions
+from search.worker.cpu_budget import cores
+from search.worker.lockstep import LockstepPlan, to_train_config
+from studies.config import StudyConfig, to_trial_config
+from studies.space import COST_PARAMS, REPLICATE, TASK, Params, SearchSpace
+from studies.study_settings import OPTIMIZER_PARAMS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_T = TypeVar("_T")
+
+_SECONDS = 1.0
+"""Time for which the networks of a shape are trained."""
+
+_MAX_SECONDS = 30.0
+"""Time for which all of them are."""
+
+_EXAMPLES = 3
+"""Architectures of a shape that are counted and timed: the least and the most of its options, and
+one between."""
+
+_MAX_COUNTED = 300
+"""Architectures whose weights are counted, if there are more."""
+
+_ENDLESS = 10**9
+"""Steps of a training that is broken off."""
+
+_BYTES_PER_TRIAL = 4000
+_BYTES_PER_LOG_POINT = 80
+_BYTES_PER_WINDOW = 12
+"""Size of a trial in an SQLite file."""
+
+_COPIES = 4
+"""Numbers of a checkpoint for each weight: the weight, two moments and an average."""
+
+
+@dataclass(frozen=True)
+class PlannedShape:
+    """The networks of a study that cost the same, up to their options.
+
+    Attributes:
+        params: parameters that determine the cost, the task included.
+        trials: number of trials.
+        parameters: least and largest number of weights of a network.
+        updates: number of updates of a training.
+        lockstep: number of networks that a worker trains together.
+        seconds: time that a worker takes for a trial; NaN if it was not measured.
+    """
+
+    params: Params
+    trials: int
+    parameters: tuple[int, int]
+    updates: int
+    lockstep: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPlan:
+    """What a study costs on this machine and what it can find, printed as lines and tables.
+
+    Attributes:
+        name: name of the study.
+        config: its config.
+        shapes: its networks.
+        effects: what can be found of each parameter, in each task by name.
+        workers: number of workers of which :attr:`hours` is the time.
+        threads: threads of each.
+        device: device on which the networks were timed.
+    """
+
+    name: str
+    config: StudyConfig
+    shapes: Sequence[PlannedShape]
+    effects: Mapping[str, Sequence[PlannedEffect]]
+    workers: int
+    threads: int
+    device: str
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return sum(shape.trials for shape in self.shapes)
+
+    @property
+    def hours(self) -> float:
+        """Time of all trials, without pruning; NaN if it was not measured."""
+        seconds = sum(shape.trials * shape.seconds for shape in self.shapes)
+        return seconds / self.workers / 3600
+
+    @property
+    def megabytes(self) -> float:
+        """Estimated size of the weights that are kept, of checkpoints and of the trials' rows."""
+        config = self.config
+        largest = max(shape.parameters[1] for shape in self.shapes)
+        running = self.workers * max(shape.lockstep for shape in self.shapes)
+        log_points = config.training.steps // config.training.log_every
+        row = _BYTES_PER_TRIAL + _BYTES_PER_LOG_POINT * log_points
+        row += _BYTES_PER_WINDOW * config.evaluation.windows
+        weights = config.keep_weights + _COPIES * min(running, self.trials)
+        return (4 * largest * weights + row * self.trials) / 1e6
+
+    @property
+    def networks(self) -> "pd.DataFrame":
+        """One row per shape of networks.
+
+        - the parameters that determine the cost, such as ``cell``, ``layers`` and ``state_size``
+        - ``trials``: number of trials
+        - ``least_parameters``, ``most_parameters``: number of weights of a network
+        - ``updates``: number of updates of a training
+        - ``lockstep``: number of networks that train together
+        - ``seconds``: time of one trial on one worker
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                shape.params
+                | {"trials": shape.trials}
+                | dict(zip(("least_parameters", "most_parameters"), shape.parameters, strict=True))
+                | {"updates": shape.updates, "lockstep": shape.lockstep, "seconds": shape.seconds}
+                for shape in self.shapes
+            ]
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return what can be found, one row per task and change of a parameter.
+
+        - ``task``: name of the task, "" for the only one
+        - ``parameter``, ``before``, ``after``: the change
+        - ``pairs``, ``seeds``: number of pairs of architectures, and of runs of each
+        - ``smallest_effect``: smallest effect found with a power of 80%, in standard deviations of
+          a run within a replicate; infinite for none
+        - ``smallest_share``: the same of the share of solved networks; missing for a task that does
+          not say when it is solved
+        """
+        import pandas as pd
+
+        rows = []
+        for task, effects in self.effects.items():
+            has_shares = shows_shares(task, self.config)
+            for effect in effects:
+                row = {
+                    "task": task,
+                    "parameter": effect.contrast.parameter,
+                    "before": effect.contrast.before,
+                    "after": effect.contrast.after,
+                    "pairs": effect.pairs,
+                    "seeds": effect.seeds,
+                    "smallest_effect": effect.smallest_effect,
+                    "smallest_share": effect.smallest_share if has_shares else math.nan,
+                }
+                rows.append(row)
+        return pd.DataFrame(rows, columns=None if rows else ["task"])
+
+    def list_lines(self) -> list[str]:
+        """Return the plan in sentences, without its tables."""
+        config = self.config
+        updates = _format_range([shape.updates for shape in self.shapes])
+        parameters = _format_range(sorted(n for shape in self.shapes for n in shape.parameters))
+        lines = [
+            f"study {self.name}: {self.trials:,} trials of {updates} updates, networks of "
+            f"{parameters} parameters; nothing is written"
+        ]
+        if not math.isnan(self.hours):
+            workers = f"{self.workers} worker{'s' * (self.workers != 1)}"
+            threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+            lines.append(
+                f"about {_format_hours(self.hours)} with {workers} of {threads} on {self.device}, "
+                f"{config.precision}"
+            )
+        if config.pruning.enabled:
+            lines.append("pruning trains about a third of it, and no shares solved can be compared")
+        lines.append(f"about {math.ceil(self.megabytes):,} MB on disk")
+        for task, effects in self.effects.items():
+            lines += list_shortages(effects, task, config)
+        return lines
+
+    def __repr__(self) -> str:
+        """Return the lines and the tables as text."""
+        networks = self.networks
+        counts = zip(networks.pop("least_parameters"), networks.pop("most_parameters"), strict=True)
+        networks["parameters"] = list(map(_format_range, counts))
+        parts = ["\n".join(self.list_lines()), _format_table(networks.dropna(axis=1, how="all"))]
+        tables: dict[str, list[str]] = {}  # tasks by their table
+        for task, effects in self.to_frame().groupby("task", sort=False):
+            shown = effects[["parameter", "before", "after", "pairs", "seeds"]].copy()
+            shown["effect"] = [_format_least(size, ".2g") for size in effects["smallest_effect"]]
+            if effects["smallest_share"].notna().any():
+                shown["solved"] = [_format_least(size, ".0%") for size in effects["smallest_share"]]
+            tables.setdefault(_format_table(shown), []).append(str(task))
+        for table, tasks in tables.items():
+            of_tasks = f" on {', '.join(tasks)}" if any(tasks) else ""
+            parts.append(
+                f"smallest effects found with a power of {POWER:.0%}{of_tasks}, in standard "
+                f"deviations of a run and as a share of solved runs:\n{table}"
+            )
+        return "\n\n".join(parts)
+
+
+def _format_table(frame: "pd.DataFrame") -> str:
+    return frame.to_string(index=False, na_rep="", float_format="{:.3g}".format)
+
+
+def _format_least(size: float, kind: str) -> str:
+    return "none" if math.isinf(size) else format(size, kind)
+
+
+def _format_range(numbers: Sequence[int]) -> str:
+    least = min(numbers)
+    most = max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _format_hours(hours: float) -> str:
+    return f"{60 * hours:.2g} minutes" if hours < 1 else f"{hours:.2g} hours"
+
+
+def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
+    """Plan a study that a user asks for, whether or not it exists; nothing is written.
+
+    Args:
+        options: what the user asks for; workers and threads are assumed for the time.
+        is_timed: whether to train networks of each shape for a second, half a minute in all.
+
+    Raises:
+        UserError: for invalid input.
+    """
+    device = find_device(options)
+    study = plan_study(options, device)
+    threads = options.threads or max(1, cores() // options.workers)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shapes = _plan_shapes(study, options, device, is_timed)
+    finally:
+        torch.set_num_threads(before)
+    effects = plan_effects((trial.params for trial in study.trials), study.config)
+    return StudyPlan(
+        study.name, study.config, shapes, effects, options.workers, threads, str(device)
+    )
+
+
+def _plan_shapes(
+    study: PlannedStudy, options: RunOptions, device: torch.device, is_timed: bool
+) -> list[PlannedShape]:
+    config = study.config
+    known = {TASK, *COST_PARAMS}.union(*(task.options for task in config.list_tasks().values()))
+    names = [name for name in study.space if name in known]
+    groups: dict[tuple[Any, ...], list[Params]] = {}
+    for trial in study.trials:
+        groups.setdefault(tuple(map(trial.params.get, names)), []).append(trial.params)
+    lockstep = LockstepPlan(config, device, partial(spec_of, study.tasks), options.lockstep)
+    limit = max(_EXAMPLES, _MAX_COUNTED // len(groups))
+    examples = {key: _choose_examples(trials, study, limit) for key, trials in groups.items()}
+    seconds = min(_SECONDS, _MAX_SECONDS / sum(map(len, examples.values())))
+    shapes = []
+    for key in sorted(groups, key=partial(_sort_key, [study.space[name] for name in names])):
+        trials = groups[key]
+        counted = examples[key]
+        batches = [_choose_batch(params, trials, lockstep) for params in counted.values()]
+        times = [_time_trial(batch, study, device, seconds) for batch in batches if is_timed]
+        settings = to_train_config(config, trials[0])
+        length, every = _find_window(trials[0], study)
+        shapes.append(
+            PlannedShape(
+                {name: trials[0][name] for name in names if name in trials[0]},
+                len(trials),
+                (min(counted), max(counted)),
+                count_updates(settings.steps, length, every),
+                max(map(len, batches)),
+                statistics.fmean(times) if times else math.nan,
+            )
+        )
+    return shapes
+
+
+def _sort_key(axes: Sequence[Sequence[Any]], values: Sequence[Any]) -> list[int]:
+    """Return the places of values among those of their parameters; -1 for a lack."""
+    pairs = zip(axes, values, strict=True)
+    return [axis.index(value) if value is not None else -1 for axis, value in pairs]
+
+
+def _choose_examples(
+    trials: Sequence[Params], study: PlannedStudy, limit: int
+) -> dict[int, Params]:
+    """Return examples of the trials of one shape by the number of weights, the least first.
+
+    Args:
+        trials: the trials.
+        study: the study.
+        limit: number of architectures whose weights are counted.
+    """
+    config = study.config
+    architectures: dict[tuple[Any, ...], Params] = {}
+    names = [name for name in study.space if name not in (*OPTIMIZER_PARAMS, REPLICATE)]
+    for params in trials:
+        architectures.setdefault(tuple(map(params.get, names)), params)
+    ordered = sorted(architectures.values(), key=lambda params: _sum_places(params, study.space))
+    counts = {}
+    for params in _pick(ordered, limit):
+        trial_config = to_trial_config(params, config)
+        spec = spec_of(study.tasks, trial_config.task_options)
+        counts[count_parameters(trial_config.architecture, spec)] = params
+    return {count: counts[count] for count in _pick(sorted(counts), _EXAMPLES)}
+
+
+def _sum_places(params: Params, space: SearchSpace) -> int:
+    """Return a number that is least for the first values of all parameters, most for the last."""
+    return sum(space[name].index(value) for name, value in params.items())
+
+
+def _pick(items: Sequence[_T], count: int) -> list[_T]:
+    """Return some of the items in their order, the first and the last included."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def _choose_batch(params: Params, trials: Sequence[Params], lockstep: LockstepPlan) -> list[Params]:
+    """Return the trials of a shape that a worker would train together with one of them."""
+    names = lockstep.common_params(params)
+    alike = [other for other in trials if all(other.get(n) == params.get(n) for n in names)]
+    return alike[: lockstep.size(params)]
+
+
+def _find_window(params: Params, study: PlannedStudy) -> tuple[int, int]:
+    """Return the steps of a training sequence, and of an update, of a trial."""
+    trial_config = to_trial_config(params, study.config)
+    task = build_task(study.tasks, trial_config.task_options)
+    length = task.steps_per_sequence(to_train_config(study.config, params).sequence_length)
+    return length, min(length, trial_config.update_every)
+
+
+def _time_trial(
+    batch: Sequence[Params], study: PlannedStudy, device: torch.device, seconds: float
+) -> float:
+    """Return the time of the training of one of some trials that train together.
+
+    Args:
+        batch: parameters of the trials.
+        study: the study.
+        device: device to train on.
+        seconds: time to train for, after a first update.
+    """
+    config = study.config
+    trial_configs = [to_trial_config(params, config) for params in batch]
+    settings = to_train_config(config, batch[0])
+    options = trial_configs[0].task_options
+    assert config.precision != "auto"
+    network = build_network(
+        trial_configs, config.seed, config.precision, spec_of(study.tasks, options), device
+    )
+    # A log point waits for the device.
+    every = _find_window(batch[0], study)[1] * (1 if device.type == "cpu" else 20)
+    endless = replace(settings, steps=_ENDLESS, log_every=every)
+    loop = TrainLoop(network, build_task(study.tasks, options), endless)
+    points = loop.train()
+    next(points)
+    first = loop.step
+    started_at = time.monotonic()
+    for _ in points:
+        elapsed = time.monotonic() - started_at
+        if elapsed >= seconds:
+            break
+    return elapsed / (loop.step - first) * settings.steps / len(batch)
