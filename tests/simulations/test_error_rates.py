@@ -30,6 +30,8 @@ from tests.simulations.replicates import (
     simulate_lost_runs,
     simulate_verdicts,
 )
+from tests.simulations.shares import EFFECT, SCENARIOS, measure_cover, measure_tests
+from tests.simulations.shares import simulate as simulate_shares
 
 Rate = tuple[float, float, Callable[[], float]]
 """Least and greatest value of a rate, and what simulates it."""
@@ -81,13 +83,45 @@ def find_worse(noise: str, runs: int) -> float:
     return simulate_verdicts(EQUAL, noise, runs).count_false_worse()
 
 
+def share_of_tests(name: str, effect: float, test: int) -> float:
+    """Return how often shares (0), ranks (1), or the earlier test of shares (2) are significant."""
+    return measure_tests(simulate_shares(SCENARIOS[name], 8, 3, effect))[test]
+
+
+def cover_shares(name: str, pairs: int = 8) -> float:
+    return measure_cover(simulate_shares(SCENARIOS[name], pairs, 3, EFFECT))
+
+
 QUICK: dict[str, Rate] = {
     "interval covers": (0.90, 0.99, lambda: cover(simulate(Scenario(), 20))),
+    "option rescues eight pairs": (
+        0.64,
+        0.80,
+        lambda: share_of_tests("equal architectures", EFFECT, 0),
+    ),
     "equal replicates differ": (0, 0.1, lambda: find_worse("half fourfold", 3)),
 }
 """Rates of single studies are correlated."""
 
 OTHERS: dict[str, Rate] = {
+    "earlier test of shares": (0, 0.45, lambda: share_of_tests("equal architectures", EFFECT, 2)),
+    "equal shares differ": (0.01, 0.08, lambda: share_of_tests("easy and hard ones", 0, 0)),
+    "equal shares differ, some diverged": (
+        0.01,
+        0.08,
+        lambda: share_of_tests("a tenth diverged", 0, 0),
+    ),
+    "equal losses of solved runs differ": (
+        0.01,
+        0.08,
+        lambda: share_of_tests("easy and hard ones", 0, 1),
+    ),
+    "interval of shares covers": (0.92, 1, lambda: cover_shares("with an interaction")),
+    "interval of shares covers, some missing": (
+        0.92,
+        1,
+        lambda: cover_shares("a tenth missing", 32),
+    ),
     "interval covers where noise depends on the size": (0.90, 0.99, lambda: cover(simulate(NOISY))),
     "interval covers with replicates": (0.90, 0.99, lambda: cover(simulate(REPLICATED))),
     "interval covers where few networks are noisy": (0.9, 1, lambda: cover(simulate_few_noisy())),

@@ -1,0 +1,261 @@
+"""Runs that solve a task or fail: shares of pairs, of one architecture, and of several.
+
+A pair is two runs that differ in one option alone. It is rescued if only the run with the option is
+solved, and ruined if only the one without it is. An option without an effect rescues and ruins
+pairs equally often: the mid-p variant of McNemar's test (Fagerland, Lydersen & Laake, *The McNemar
+Test for Binary Matched-Pairs Data: Mid-p and Asymptotic Are Better Than Exact Conditional*, BMC
+Medical Research Methodology 13, 2013). The interval of the difference of the shares is that of
+Bonett & Price (*Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+Paired Data*, Journal of Educational and Behavioral Statistics 37, 2012). Losses of such a task are
+mixtures, which a mean does not describe; they are compared by their ranks.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from reports.stats import Floats, Integers
+from reports.stats.estimate import CONFIDENCE, adjust_by_holm
+
+MAX_EXACT = 50
+"""Pairs up to which a test of ranks is exact."""
+
+MIN_RUNS = 3
+"""Runs of each architecture from which losses can show that they are a mixture."""
+
+MIN_ARCHITECTURES = 16
+"""Architectures from which they can."""
+
+MIN_GAP = 0.3
+"""Share of the range of the logarithms of the losses in which a mixture has no loss."""
+
+MIN_SPLIT = 0.1
+"""Share of the architectures with runs on both sides of that gap."""
+
+
+# ------------------------------------------------------------------ pairs of runs
+
+
+@dataclass(frozen=True)
+class ShareChange:
+    """Change of the share of runs that are solved, over pairs of runs.
+
+    Attributes:
+        pairs: number of pairs with two outcomes.
+        rescued: number of those whose second run alone is solved.
+        ruined: number of those whose first run alone is solved.
+        error: standard error of the difference of the shares; NaN without pairs.
+        center: difference of the shares with two pairs added, one rescued and one ruined.
+        limit: largest difference there can be.
+    """
+
+    pairs: int
+    rescued: int
+    ruined: int
+    error: float
+    center: float
+    limit: float = 1.0
+
+    @classmethod
+    def from_differences(cls, differences: Floats, limit: float = 1.0) -> Self:
+        """Count pairs by the outcome of the second run less that of the first: 1, 0 or −1.
+
+        Args:
+            differences: (pairs,), or differences of the differences of two pairs each: an
+                interaction, of which the test asks whether it is as often positive as negative.
+            limit: largest difference there can be: 2 for these.
+        """
+        size = len(differences) + 2
+        center = float(differences.sum()) / size
+        variance = (float(differences @ differences) + 2) / size - center**2
+        return cls(
+            pairs=len(differences),
+            rescued=int((differences > 0).sum()),
+            ruined=int((differences < 0).sum()),
+            error=math.sqrt(variance / size) if size > 2 else math.nan,
+            center=center,
+            limit=limit,
+        )
+
+    @property
+    def p(self) -> float:
+        """Mid-p value of McNemar's test that pairs are rescued and ruined equally often."""
+        from scipy import special
+
+        changed = self.rescued + self.ruined
+        fewer = min(self.rescued, self.ruined)
+        as_few = float(special.bdtr(fewer, changed, 0.5))
+        return as_few + (float(special.bdtr(fewer - 1, changed, 0.5)) if fewer else 0.0)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bonett and Price's 95% interval of the difference of the shares."""
+        from scipy import special
+
+        half_width = float(special.ndtri((1 + CONFIDENCE) / 2)) * self.error
+        ends = np.array([self.center - half_width, self.center + half_width])
+        low, high = ends.clip(-self.limit, self.limit).tolist()
+        return low, high
+
+
+def count_needed_pairs(options: int) -> int:
+    """Return the least number of pairs, all rescued, that are significant among some options."""
+    return math.floor(math.log2(options / (1 - CONFIDENCE))) + 1
+
+
+@dataclass(frozen=True)
+class SignedRanks:
+    """Losses of pairs of runs, compared by Wilcoxon's signed-rank test.
+
+    Attributes:
+        lower: number of pairs in which the second loss is lower.
+        pairs: number of pairs with two losses.
+        p: p-value of losses that are lower and higher alike.
+    """
+
+    lower: int
+    pairs: int
+    p: float
+
+
+def rank_pairs(before: Floats, after: Floats) -> SignedRanks:
+    """Compare the losses (pairs,) of pairs of runs by their logarithms, if all are positive.
+
+    The loss of a run that diverged is infinite: higher than that of any other run.
+    """
+    from scipy import stats
+
+    if (before > 0).all() and (after > 0).all():
+        before, after = np.log(before), np.log(after)
+    with np.errstate(invalid="ignore"):
+        differences = np.where(before == after, 0.0, after - before)
+    changed = differences[differences != 0]
+    if not len(changed):
+        p = 1.0
+    elif len(changed) > MAX_EXACT:
+        p = float(stats.wilcoxon(changed, method="asymptotic").pvalue)
+    else:
+        p = _test_signed_ranks(changed)
+    return SignedRanks(int((changed < 0).sum()), len(differences), p)
+
+
+def _test_signed_ranks(differences: Floats) -> float:
+    """Return the exact p-value of Wilcoxon's test; SciPy's for ties draws samples, for 0.4 s."""
+    from scipy import stats
+
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(np.int64)  # ties have halves
+    chances = np.ones(1)  # of each sum of the ranks that are positive
+    for rank in ranks.tolist():
+        is_negative = np.pad(chances, (0, rank))
+        is_positive = np.pad(chances, (rank, 0))
+        chances = (is_negative + is_positive) / 2
+    positive = int(ranks[differences > 0].sum())
+    least = min(positive, int(ranks.sum()) - positive)
+    return min(1.0, 2 * float(chances[: least + 1].sum()))
+
+
+# ------------------------------------------------------------------ architectures
+
+
+class SolvedRuns(NamedTuple):
+    """How many runs of an architecture are solved.
+
+    Attributes:
+        solved: number of runs that are solved.
+        runs: number of runs of which that is known.
+    """
+
+    solved: int
+    runs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the share (Wilson, *Probable Inference*, JASA 22, 1927)."""
+        from scipy import stats
+
+        interval = stats.binomtest(self.solved, self.runs).proportion_ci(CONFIDENCE, "wilson")
+        return float(interval.low), float(interval.high)
+
+
+def compare_architectures(solved: Mapping[str, SolvedRuns]) -> dict[tuple[str, str], float]:
+    """Return the p-value of equal shares of each two architectures.
+
+    By Fisher's exact test, corrected for their number by Holm's method. As replicates of one number
+    read the same data, they are alike and not opposed, so that the test errs on the safe side.
+    """
+    from scipy import stats
+
+    pairs = list(itertools.combinations(solved, 2))
+    known: dict[tuple[SolvedRuns, ...], float] = {}
+    p_values = []
+    for pair in pairs:
+        counts = tuple(solved[name] for name in pair)
+        if counts not in known:
+            table = [[solved, runs - solved] for solved, runs in counts]
+            known[counts] = float(stats.fisher_exact(table).pvalue)
+        p_values.append(known[counts])
+    return dict(zip(pairs, adjust_by_holm(np.array(p_values)).tolist(), strict=True))
+
+
+def count_needed_runs(comparisons: int) -> int:
+    """Return the least number of runs of each of two architectures that can differ.
+
+    It is that of which all of one and none of the other are solved, and that are significant among
+    some comparisons.
+    """
+    runs = 1
+    while 2 / math.comb(2 * runs, runs) > (1 - CONFIDENCE) / comparisons:
+        runs += 1
+    return runs
+
+
+# ------------------------------------------------------------------ mixtures
+
+
+class Mixture(NamedTuple):
+    """Losses of runs that lie on two sides of a gap.
+
+    Attributes:
+        below: greatest loss below the gap.
+        above: least loss above it.
+        split: number of architectures with runs on both sides.
+        architectures: number of architectures.
+    """
+
+    below: float
+    above: float
+    split: int
+    architectures: int
+
+
+def find_mixture(losses: Floats, architectures: Integers) -> Mixture | None:
+    """Find the gap in losses that runs of the same architecture fall on both sides of.
+
+    Args:
+        losses: (runs,), positive losses.
+        architectures: (runs,), index of the architecture of each run.
+
+    Returns:
+        The gap that splits most architectures, at least :data:`MIN_SPLIT` of them; None if there is
+        none of :data:`MIN_GAP` of the range, if there are fewer than :data:`MIN_ARCHITECTURES`, and
+        if most have fewer runs than :data:`MIN_RUNS`.
+    """
+    counts = np.bincount(architectures)
+    if len(counts) < MIN_ARCHITECTURES or np.median(counts) < MIN_RUNS or not (losses > 0).all():
+        return None
+    ordered = np.sort(losses)
+    logs = np.log(ordered)
+    found = []
+    for place in np.flatnonzero(np.diff(logs) >= MIN_GAP * (logs[-1] - logs[0])):
+        is_above = losses > ordered[place]
+        above = np.bincount(architectures, is_above)
+        split = int(((above > 0) & (above < counts)).sum())
+        found.append(Mixture(float(ordered[place]), float(ordered[place + 1]), split, len(counts)))
+    best = max(found, key=lambda gap: gap.split, default=None)
+    if best is None or best.split < MIN_SPLIT * len(counts):
+        return None
+    return best
