@@ -36,11 +36,13 @@ from search.cells_tasks import (
 )
 from search.derive import check_count, derive_trials, list_combinations
 from search.extend import (
+    describe_lengths,
     describe_trials,
     extend,
     format_setting,
     has_earlier_grid,
     no_space_error,
+    with_lengths,
 )
 from search.open_study import OpenStudy, require_stored
 from search.planned_effects import describe_weakest, plan_effects
@@ -401,7 +403,7 @@ def _create(
     if not create_study(storage, study):
         return ""
     effects = plan_effects((trial.params for trial in trials), config)
-    created = describe_trials("created", len(trials), config)
+    created = describe_trials("created", trials, config)
     weakest = describe_weakest(effects, config)
     return "; ".join(filter(None, [created, weakest, planned.notice]))
 
@@ -431,7 +433,7 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     config = wanted.config
     trials, space = _plan_trials(storage, config, options)
     params = [trial.params for trial in trials]
-    check_trials(config, wanted.tasks, params)
+    config = with_lengths(config, check_trials(config, wanted.tasks, params))
     earlier = {} if wanted.origin is None else wanted.origin.config.list_tasks()
     tasks = {
         name: learn_tokenizer(task, config, earlier.get(name))
@@ -441,7 +443,8 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     learned = {name: task.record for name, task in tasks.items() if task.text is not None}
     precision, notice = _choose_precision(config.precision, wanted.device)
     config = with_records(config, learned).model_copy(update={"precision": precision})
-    return PlannedStudy(wanted.name, config, tasks, trials, space, notice)
+    notices = "; ".join(filter(None, [describe_lengths(config), notice]))
+    return PlannedStudy(wanted.name, config, tasks, trials, space, notices)
 
 
 def _choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:

@@ -1,7 +1,7 @@
 """Extension of a study: further values or replicates, and other descriptions."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -13,7 +13,7 @@ from search.cells_tasks import StudyTask
 from search.derive import add_replicates, check_count, list_combinations, subtract
 from search.pruning.audited_trials import draw_audited, number_architectures
 from search.run_options import RunOptions
-from search.task_check import check_tasks
+from search.task_check import check_tasks, check_trials
 from studies.attributes import (
     AUDIT_NUISANCE,
     COMMANDS,
@@ -26,7 +26,7 @@ from studies.attributes import (
 from studies.config import StudyConfig
 from studies.loader import list_descriptive_changes
 from studies.messages import shorten
-from studies.space import distributions, observed_search_space
+from studies.space import TASK, distributions, observed_search_space
 from studies.stated_hypotheses import register
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
@@ -34,6 +34,7 @@ from studies.storage.open import read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
+from studies.study_settings import TrainingLength
 
 
 def extend(
@@ -67,6 +68,10 @@ def extend(
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
     }
     floors = check_tasks(new_tasks, extended.evaluation.windows)
+    lengths = check_trials(extended, tasks, [trial.params for trial in plan.added])
+    _require_same_length(stored, lengths, new_tasks)
+    extended = with_lengths(extended, lengths)
+    plan = replace(plan, config=extended)
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
@@ -183,10 +188,40 @@ def no_space_error(name: str) -> UserError:
 # ------------------------------------------------------------------ notices
 
 
-def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
+def describe_trials(verb: str, trials: Sequence[StoredTrial], config: StudyConfig) -> str:
     """Return a notice on how many trials were added."""
-    trials = f"{count:,} trial{'s' * (count != 1)}"
-    return f"{verb} with {trials}, {count * config.training.steps:,} training steps in all"
+    count = f"{len(trials):,} trial{'s' * (len(trials) != 1)}"
+    steps = sum(config.length_of(trial.params).steps for trial in trials)
+    return f"{verb} with {count}, {steps:,} training steps in all"
+
+
+def with_lengths(config: StudyConfig, lengths: Mapping[str, TrainingLength]) -> StudyConfig:
+    """Return a config with how long the trials of some tasks train, where it is not as stated."""
+    changed = {name: found for name, found in lengths.items() if found != config.training.length}
+    return config.model_copy(update={"lengths": {**config.lengths, **changed}})
+
+
+def describe_lengths(config: StudyConfig) -> str:
+    """Return a notice on how long trials train, where it is not as stated."""
+    lengths = [
+        f"{f'{task} ' if task else ''}{length.steps:,} steps logged every {length.log_every:,}"
+        for task, length in config.lengths.items()
+    ]
+    return f"rounded up to whole updates: {', '.join(lengths)}" if lengths else ""
+
+
+def _require_same_length(
+    stored: StudyConfig, lengths: Mapping[str, TrainingLength], new_tasks: Collection[str]
+) -> None:
+    """Require that added trials train as long as those of the same task that a study has."""
+    for task, length in lengths.items():
+        old = stored.length_of({TASK: task})
+        if task not in new_tasks and length != old:
+            raise UserError(
+                f"the new trials would train {length.steps} steps, logged every "
+                f"{length.log_every}, and those of the study train {old.steps}, logged every "
+                f"{old.log_every}: expected updates at the same steps; create another study"
+            )
 
 
 def format_setting(config: StudyConfig, setting: str) -> str:
@@ -199,7 +234,7 @@ def _describe_extension(study: optuna.Study, before: StudyRecord, plan: _Plan) -
     """Return a notice for each thing that an extension has changed."""
     notices = []
     if plan.added:
-        notices.append(describe_trials("extended", len(plan.added), plan.config))
+        notices.append(describe_trials("extended", plan.added, plan.config))
     for setting in plan.changed:
         old = format_setting(before.config, setting)
         new = format_setting(plan.config, setting)

@@ -42,6 +42,7 @@ from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
 from studies.measure import find_measure
 from studies.messages import shorten
+from studies.space import TASK
 from studies.storage.database import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
 
@@ -305,14 +306,16 @@ def _work(session: _Session, options: WorkerOptions) -> None:
 def _log_study(handle: StudyHandle, device: torch.device) -> None:
     config = handle.config
     data = f"task {config.task.source}, {find_measure(config).name}"
+    steps = f"{config.length_of().steps:,} steps"
     if config.task_records:
         data = f"tasks {', '.join(config.task_records)}"
+        counts = {config.length_of({TASK: task}).steps for task in config.task_records}
+        steps = " or ".join(f"{count:,}" for count in sorted(counts)) + " steps"
     for task in handle.tasks.values():
         if (text := task.record.text) is not None:
             data = f"{text.corpus}, {text.length:,} bytes"
     _logger.info(
-        f"study {handle.name}: {data}; {config.training.steps:,} steps per trial, "
-        f"{config.precision} on {device}",
+        f"study {handle.name}: {data}; {steps} per trial, {config.precision} on {device}",
     )
     if handle.notice:
         _logger.info(handle.notice)

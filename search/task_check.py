@@ -36,7 +36,7 @@ from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.records import Floors, TaskRecord
 from studies.space import TASK, Params
-from studies.study_settings import WINDOW_PARAMS
+from studies.study_settings import WINDOW_PARAMS, TrainingLength
 
 _STREAMS = 32
 _BATCHES = 8
@@ -225,24 +225,28 @@ def _require_finite(name: str, floors: Floors) -> None:
 
 def check_trials(
     config: StudyConfig, tasks: Mapping[str, StudyTask], trials: Iterable[Params]
-) -> None:
+) -> dict[str, TrainingLength]:
     """Check the updates of trials, and the options of the task in which they differ.
 
+    Returns:
+        How long the trials of each task train, by its name.
+
     Raises:
-        UserError: if an option changes more than the data of the training, or the updates of a
-            trial contradict its log points.
+        UserError: if an option changes more than the data of the training, or the updates of
+            trials contradict each other.
         TaskError: if the task cannot be built with the options of a trial.
     """
     by_task: dict[str, list[Params]] = {name: [] for name in tasks}
     for params in trials:
         by_task[str(params[TASK]) if config.task_records else ONLY].append(params)
-    windows: list[tuple[Params, int | None]] = []
+    lengths: dict[str, TrainingLength] = {}
     for name, of_task in by_task.items():
-        windows += _list_windows(config, tasks[name], of_task)
-    try:
-        config.check_updates(windows)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        windows = _list_windows(config, tasks[name], of_task)
+        try:
+            lengths[name] = config.round_up_length(name, windows)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return lengths
 
 
 def _list_windows(

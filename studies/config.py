@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -61,9 +62,10 @@ from studies.study_settings import (
     LeaseSettings,
     OutageSettings,
     PruningSettings,
+    TrainingLength,
     TrainingSettings,
-    check_updates,
     check_window,
+    round_up_length,
     used_params,
 )
 
@@ -104,8 +106,9 @@ class StudyConfig(StrictModel):
 
     It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
     the grid, or a source study, names, and ``task_record`` the task, or ``task_records`` the tasks
-    by name if the grid crosses several. The program fills these and ``results``, which is judged by
-    the descriptive settings alone.
+    by name if the grid crosses several. ``lengths`` holds what the training of each task is rounded
+    up to. The program fills these and ``results``, which is judged by the descriptive settings
+    alone.
     """
 
     question: str = ""
@@ -141,6 +144,7 @@ class StudyConfig(StrictModel):
     cells: dict[str, CellRecord] = {}
     task_record: TaskRecord | None = None
     task_records: dict[str, TaskRecord] = {}
+    lengths: dict[str, TrainingLength] = {}
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
     results: ImportedResults | None = None
@@ -192,6 +196,7 @@ class StudyConfig(StrictModel):
                 "task": task,
                 "task_record": record,
                 "task_records": {},
+                "lengths": {"": self.lengths[name]} if name in self.lengths else {},
                 "space": tables and tuple(table for table in tables if table is not None),
             }
         )
@@ -208,6 +213,11 @@ class StudyConfig(StrictModel):
     def of_trial(self, params: Mapping[str, Any]) -> "StudyConfig":
         """Return the config of a study of a trial's task alone."""
         return self.at_task(str(params.get(TASK))) if self.task_records else self
+
+    def length_of(self, params: Mapping[str, Any] = MappingProxyType({})) -> TrainingLength:
+        """Return how long a trial trains; without parameters, each one of a study of one task."""
+        task = str(params.get(TASK)) if self.task_records else ""
+        return self.lengths.get(task, self.training.length)
 
     def varies(self, setting: str) -> bool:
         """Return whether a training setting has several values in the grid; True without one."""
@@ -315,12 +325,6 @@ class StudyConfig(StrictModel):
                 f"has pruning.enabled and {refinement.replicates} replicates: expected one of "
                 "them, because the mean of replicates needs them all"
             )
-        if self.pruning.enabled and 2 * self.training.log_every > self.training.steps:
-            raise ValueError(
-                f"has pruning.enabled and no log point before the last: log_every is "
-                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
-                "at most half of steps"
-            )
         return self
 
     def _check_tasks(self) -> None:
@@ -355,7 +359,7 @@ class StudyConfig(StrictModel):
                     "several values for the same other parameters"
                 )
         if self.task_record is not None and self.task_record.steps is None:
-            self.check_updates((params, None) for params in grid.project(WINDOW_PARAMS))
+            self.round_up_length("", ((params, None) for params in grid.project(WINDOW_PARAMS)))
         return self
 
     @model_validator(mode="after")
@@ -417,17 +421,33 @@ class StudyConfig(StrictModel):
         tasks = [TASK] if self.task_records else []
         return list(dict.fromkeys((*tasks, *GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
 
-    def check_updates(self, trials: Iterable[tuple[Mapping[str, Any], int | None]]) -> None:
-        """Check the updates of trials, as :func:`studies.study_settings.check_updates` does.
+    def round_up_length(
+        self, task: str, trials: Iterable[tuple[Mapping[str, Any], int | None]]
+    ) -> TrainingLength:
+        """Return how long the trials of a task train, ``""`` for the only one.
 
         Args:
+            task: name of the task.
             trials: parameters of each trial, and the number of steps of its sequences; None where
                 ``training.sequence_length`` decides.
+
+        Raises:
+            ValueError: as of :func:`studies.study_settings.round_up_length`, or if pruning has no
+                log point before the last.
         """
-        settings = [(training_settings(params, self), length) for params, length in trials]
-        check_updates(
-            [(training, length or training.sequence_length - 1) for training, length in settings]
+        stated = self.length_of({TASK: task})
+        settings = [(training_settings(params, self), steps) for params, steps in trials]
+        length = round_up_length(
+            stated,
+            [(training, steps or training.sequence_length - 1) for training, steps in settings],
         )
+        if self.pruning.enabled and 2 * length.log_every > length.steps:
+            raise ValueError(
+                f"has pruning.enabled and no log point before the last: log_every is "
+                f"{length.log_every} and steps {length.steps}, expected log_every of "
+                "at most half of steps"
+            )
+        return length
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
@@ -475,7 +495,9 @@ def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:
     """Return the training settings of a trial: its study's, with its own parameters over them."""
-    varied = dict(_select(params, TRAINING_PARAMS))
+    varied: dict[str, Any] = dict(_select(params, TRAINING_PARAMS))
+    if config.lengths:
+        varied |= config.length_of(params)
     return config.training.model_copy(update=varied) if varied else config.training
 
 

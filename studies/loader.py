@@ -32,7 +32,7 @@ from studies.storage.open import (
     read_study_record,
 )
 from studies.storage.storage import LeasedRDBStorage
-from studies.study_settings import OutageSettings
+from studies.study_settings import LENGTH_SETTINGS, OutageSettings
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
@@ -65,7 +65,7 @@ class ConfigFile(BaseModel):
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
         """Return a copy with nested settings merged into its own."""
         keys = [*self.overridden, *(key for key, _ in flatten(overrides))]
-        settings = _merge(self.settings, overrides)
+        settings = _merge(_without_length(self.settings, overrides), overrides)
         return self.model_copy(update={"settings": settings, "overridden": keys})
 
     def folder_of(self, key: str) -> Path:
@@ -145,6 +145,7 @@ class ConfigFile(BaseModel):
             "space", "refinement", "question", "hypothesis", "pruning", "eval_split",
         )  # fmt: skip
         inherited = {key: value for key, value in source.items() if key not in not_inherited}
+        inherited = _without_length(inherited, self.settings)
         return self._validate(_merge(inherited, self.settings))
 
     def _validate(self, settings: Mapping[str, Any]) -> StudyConfig:
@@ -152,6 +153,10 @@ class ConfigFile(BaseModel):
             if key in self.settings:
                 known = ", ".join(_known_keys(StudyConfig))
                 raise UserError(f"{self.origin}: unknown key {key}: expected one of {known}")
+        if not self.is_stored and {"steps", "updates"} <= _stated_length(self.settings):
+            raise UserError(
+                f"{self.origin}: has training.steps and training.updates: expected one of them"
+            )
         try:
             return StudyConfig.model_validate(self._add_records(settings))
         except ValidationError as error:
@@ -200,6 +205,23 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         else:
             merged[key] = value
     return merged
+
+
+def _stated_length(settings: Mapping[str, Any]) -> set[str]:
+    """Return which settings state how long trials train."""
+    training = settings.get("training")
+    return set(training) & {*LENGTH_SETTINGS} if isinstance(training, Mapping) else set()
+
+
+def _without_length(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what others replace: ``steps`` by ``updates``, lengths by either."""
+    replaced = _stated_length(overrides)
+    if not replaced:
+        return dict(base)
+    dropped = {"steps", "updates"} if replaced & {"steps", "updates"} else set()
+    training = {k: v for k, v in base.get("training", {}).items() if k not in dropped}
+    kept = {key: value for key, value in base.items() if key != "lengths"}
+    return kept | {"training": training}
 
 
 def _are_tables(values: Sequence[Any]) -> bool:
@@ -360,7 +382,7 @@ def _display_path(path: Path) -> str:
 # ------------------------------------------------------------------ mistakes
 
 
-_FILLED = ("cells", "task_record", "task_records", "results")
+_FILLED = ("cells", "task_record", "task_records", "lengths", "results")
 """Keys of a stored config that the program fills."""
 
 _UNION_ARMS = ("bool", "int", "str", "float", "constrained-int", "constrained-float")
@@ -436,7 +458,7 @@ PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
-_IGNORED = {"cells", "hypothesis", *DESCRIPTIVE, *PER_WORKER}
+_IGNORED = {"cells", "hypothesis", "lengths", *DESCRIPTIVE, *PER_WORKER}
 """Settings that do not affect results; the sources of cells, which the space names, are compared by
 their hashes."""
 

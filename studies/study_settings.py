@@ -36,13 +36,15 @@ class _StepSettings(StrictModel):
     """Training settings that come before those of the optimizer."""
 
     steps: PositiveInt = 10_000
-    """Number of time steps to train for."""
+    """Number of time steps to train for; rounded up to whole [updates](#updates)."""
+    updates: PositiveInt | None = None
+    """Number of [updates](#updates) to train for, in place of `steps`."""
     batch_size: PositiveInt = 256
     """Number of streams, the sequences that are read in parallel."""
     sequence_length: Annotated[int, Field(ge=2)] = 1000
     """Tokens of text that a stream reads from a random start, where the states are zero."""
     log_every: PositiveInt = 50
-    """Steps between two log points, the points of a training curve."""
+    """Steps between two log points, the points of a training curve; rounded up as `steps` are."""
 
 
 if TYPE_CHECKING:
@@ -79,13 +81,18 @@ class TrainingSettings(_OptimizerSettings):
 
     @model_validator(mode="after")
     def _check_log_points(self) -> "TrainingSettings":
-        if self.log_every > self.steps:
+        if self.updates is None and self.log_every > self.steps:
             raise ValueError(
                 f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
                 "most steps, because a trial's value is read at its log points; set "
                 "training.log_every"
             )
         return self
+
+    @property
+    def length(self) -> "TrainingLength":
+        """How long trials train, as it is stated in steps."""
+        return TrainingLength(steps=self.steps, log_every=self.log_every)
 
     @property
     def optimizer_config(self) -> OptimizerConfig:
@@ -100,8 +107,11 @@ class TrainingSettings(_OptimizerSettings):
         return self.bptt_steps, self.update_every
 
 
+LENGTH_SETTINGS = ("steps", "updates", "log_every")
+"""Training settings that say how long trials train, and where their log points are."""
+
 TRAINING_PARAMS = tuple(
-    name for name in TrainingSettings.model_fields if name not in ("steps", "log_every")
+    name for name in TrainingSettings.model_fields if name not in LENGTH_SETTINGS
 )
 """Training settings that a grid can vary: trials are compared at the same log points."""
 
@@ -124,7 +134,7 @@ def used_params(params: Mapping[str, Any], training: TrainingSettings) -> dict[s
 
 
 WINDOW_PARAMS = ("sequence_length", "warmup_steps", "bptt_steps", UPDATE_EVERY)
-"""Training settings that :func:`check_updates` reads and that a grid can vary."""
+"""Training settings that :func:`round_up_length` reads and that a grid can vary."""
 
 
 def check_window(settings: TrainingSettings) -> None:
@@ -144,51 +154,96 @@ def check_window(settings: TrainingSettings) -> None:
         )
 
 
-def check_updates(trials: Collection[tuple[TrainingSettings, int]]) -> None:
-    """Check that the updates of trials suit each other and the log points.
+class TrainingLength(StrictModel):
+    """How long the trials of a task train: to the end of an update, with one at each log point.
+
+    Attributes:
+        steps: number of time steps.
+        log_every: number of steps between two log points.
+    """
+
+    steps: PositiveInt
+    log_every: PositiveInt
+
+
+def round_up_length(
+    length: TrainingLength, trials: Collection[tuple[TrainingSettings, int]]
+) -> TrainingLength:
+    """Return the least length of trials that has an update at each log point and at the end.
 
     Args:
-        trials: training settings of each trial, and T, the number of steps of its sequences.
+        length: stated length; its steps do not count where the settings state ``updates``.
+        trials: training settings of each trial of a task, and T, the steps of its sequences.
 
     Raises:
-        ValueError: if the losses of an update lie further back than its gradient goes, a log point
-            or the end lies between two updates, or a warm-up has more updates than the training.
+        ValueError: if the losses of an update lie further back than its gradient goes, the updates
+            of trials coincide too seldom, or a warm-up has more updates than the training.
     """
     for settings, _ in trials:
         check_window(settings)
-    for settings, length in trials:
-        if not _has_updates_at_log_points(settings, length):
-            every = min(settings.gradient_window[1], length)
-            updates = "at the end of each sequence" if every == length else f"every {every} steps"
-            raise ValueError(
-                f"training.steps is {settings.steps} and training.log_every {settings.log_every}: "
-                f"expected multiples of {_find_multiple(trials)}, because the "
-                f"weights are updated {updates}, counted from the start of each sequence of "
-                f"{length} steps"
-            )
-        updates_count = count_updates(settings.steps, length, settings.gradient_window[1])
-        if settings.warmup_steps > updates_count:
+    windows = {(min(settings.gradient_window[1], T), T) for settings, T in trials}
+    everys = [every for every, _ in windows]
+    # The last window of a sequence is shorter where U does not divide T.
+    whole = [T if T % every else every for every, T in windows]
+    updates = next((settings.updates for settings, _ in trials), None)
+    found = length
+    for multiple in (1, math.lcm(*everys), math.lcm(*whole)):
+        steps = _ceil(length.steps, multiple)
+        if updates is not None:
+            steps = _count_steps(updates, windows)
+        log_every = min(steps, _ceil(length.log_every, multiple))
+        found = TrainingLength(steps=steps, log_every=log_every)
+        if _has_updates_at_log_points(found, windows):
+            break
+    if len(windows) > 1 and updates is None and found.steps > 2 * length.steps:
+        raise ValueError(
+            f"training.steps is {length.steps} and training.log_every {length.log_every}: expected "
+            f"multiples of {multiple}, because the weights of different trials are updated after "
+            "different steps, and losses are compared where all are"
+        )
+    for settings, sequence_steps in trials:
+        count = count_updates(found.steps, sequence_steps, settings.gradient_window[1])
+        if settings.warmup_steps > count:
             raise ValueError(
                 f"training.warmup_steps is {settings.warmup_steps} and training.steps "
-                f"{settings.steps}, which have {updates_count} updates: expected warmup_steps of "
+                f"{found.steps}, which have {count} updates: expected warmup_steps of "
                 "at most the updates"
             )
+    return found
 
 
-def _find_multiple(trials: Collection[tuple[TrainingSettings, int]]) -> int:
-    """Return the least number of steps after multiples of which every trial has an update."""
-    windows = {(min(training.gradient_window[1], length), length) for training, length in trials}
-    return math.lcm(*(length if length % every else every for every, length in windows))
+_Windows = Collection[tuple[int, int]]
+"""U, at most T, and T, the number of steps of a sequence, of trials."""
 
 
-def _has_updates_at_log_points(settings: TrainingSettings, length: int) -> bool:
+def _ceil(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _count_steps(updates: int, windows: _Windows) -> int:
+    """Return the number of steps of a number of updates."""
+    lengths = set()
+    for every, sequence_steps in windows:
+        sequences, rest = divmod(updates, -(-sequence_steps // every))
+        lengths.add(sequences * sequence_steps + rest * every)
+    if len(lengths) > 1:
+        raise ValueError(
+            f"training.updates is {updates}, which are {min(lengths)} to {max(lengths)} steps in "
+            "trials of one task: expected training.steps, so that all train as long"
+        )
+    return lengths.pop()
+
+
+def _has_updates_at_log_points(length: TrainingLength, windows: _Windows) -> bool:
     """Return whether a window of updates ends at every log point, and at the last step."""
-    every = min(settings.gradient_window[1], length)
-    # Log points fall on the same steps of the sequences again after so many.
-    period = length // math.gcd(settings.log_every, length)
-    count = min(period, settings.steps // settings.log_every)
-    points = [number * settings.log_every for number in range(1, count + 1)]
-    return all(step % length % every == 0 for step in [*points, settings.steps])
+    for every, sequence_steps in windows:
+        # Log points fall on the same steps of the sequences again after so many.
+        period = sequence_steps // math.gcd(length.log_every, sequence_steps)
+        count = min(period, length.steps // length.log_every)
+        points = [number * length.log_every for number in range(1, count + 1)]
+        if any(step % sequence_steps % every for step in [*points, length.steps]):
+            return False
+    return True
 
 
 # ------------------------------------------------------------------ smaller tables

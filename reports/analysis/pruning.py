@@ -160,7 +160,7 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     return PruningSummary(
         top_count=kept,
         expected_share=expected if is_stated else math.nan,
-        step_share=trained_steps / (results.config.training.steps * len(table)),
+        step_share=trained_steps / (results.config.length_of().steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
     )
 

@@ -163,7 +163,7 @@ def _describe_training(findings: StudyFindings) -> Fact | None:
         on += f", sequences of {format_count(task.steps, 'step')}"
     if task.text is not None:
         on = f"on {task.text.split[0]:,} bytes of {task.data_name}"
-    return Fact("Training", f"{config.training.steps:,}", "steps", on)
+    return Fact("Training", f"{config.length_of().steps:,}", "steps", on)
 
 
 def _state_floor(findings: StudyFindings) -> Fact | None:

@@ -158,10 +158,11 @@ def _list_training_facts(results: Results) -> list[tuple[str, str]]:
     for name, cell in config.cells.items():
         if name in results.cells:
             facts.append((f"Cell {name}", f"{cell.spec}, SHA-256 {cell.sha256}"))
+    length = config.length_of()
     training = (
-        f"{config.training.steps:,} steps, batch of {results.values_of('batch_size')} sequences of "
+        f"{length.steps:,} steps, batch of {results.values_of('batch_size')} sequences of "
         f"{_describe_length(results)}, {results.optimizer}, "
-        f"logged every {config.training.log_every} steps"
+        f"logged every {length.log_every} steps"
     )
     facts += [
         ("Objective", results.measure.axis_title),

@@ -92,8 +92,9 @@ class PauseResumeScheduler:
         self._storage = storage
         self._study_id = study_id
         self._settings = config.pruning
-        self._steps = config.training.steps
-        self._rungs = compute_rungs(config.training.steps, config.training.log_every)
+        length = config.length_of()
+        self._steps = length.steps
+        self._rungs = compute_rungs(length.steps, length.log_every)
         columns = TRIAL_PARAMS, TRIAL_VALUES
         self._reader = storage.reader(study_id, columns, self._rungs)
         self._memory: PredictionMemory = {}

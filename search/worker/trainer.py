@@ -85,12 +85,10 @@ class Trainer:
         self._handle = handle
         self.best_weights = BestWeights(handle, query)
         self._checkpoints = Checkpoints(handle)
-        self._steps = config.training.steps
-        rungs = compute_rungs(self._steps, config.training.log_every)
-        self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
+        self._rungs: set[int] = set()  # of the current loop, as what follows
         self.lockstep_plan = LockstepPlan(config, device, handle.spec_of, lockstep)
         self._loop: TrainLoop | None = None
-        self._claims: dict[TrialConfig, Claim] = {}  # of the current loop, as what follows
+        self._claims: dict[TrialConfig, Claim] = {}
         self._lockstep = 0  # when it began
         self._saved_at = 0.0
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
@@ -172,6 +170,9 @@ class Trainer:
                 {trial_config: state.weights for trial_config, state in resumed.items()},
             )
             settings = to_train_config(self.config, params)
+            if self.config.pruning.enabled:
+                rungs = compute_rungs(settings.steps, settings.log_every)
+                self._rungs = {rung.step for rung in rungs}
             self._task = self._handle.task_of(next(iter(claims)).task_options)
             self._loop = loop = TrainLoop(network, self._task, settings, resumed)
             yield from self._train_and_evaluate(loop, poll, decide)
@@ -228,7 +229,7 @@ class Trainer:
             trial_configs, evaluations, train_seconds, strict=True
         ):
             claim = claims[trial_config]
-            rate = self._steps / seconds
+            rate = loop.train_config.steps / seconds
             if claim.is_lost:
                 continue
             if evaluation.value is None:  # after the last log point, or on held-out data

@@ -151,6 +151,30 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study,
         _ = study.best
 
 
+def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
+    """Also when a task is added, and when the same file is run again."""
+    stated = {
+        "length = 10 }": "length = 7 }",
+        "steps = 40\nlog_every = 20": "updates = 3\nlog_every = 8",
+        "bptt_steps = 5\nupdate_every = 5": 'bptt_steps = "sequence"',
+        "sequence_length = 11": "sequence_length = 5",
+        "state_size = [3, 4]": "state_size = [3]",
+    }
+    text = STUDY
+    for old, new in stated.items():
+        text = text.replace(old, new)
+    (folder / "mine.toml").write_text(text)
+    steps = dict(run().results[["task", "steps"]].itertuples(index=False, name=None))
+    assert steps == {"adding(length=7)": 21, "Sum": 30, "text": 12}
+    (folder / "mine.toml").write_text(text.replace('"text"]', '"text", "copy:2"]'))
+    study = run(extend=True)
+    assert set(study.results["updates"]) == {3}
+    assert {task: length.log_every for task, length in study.config.lengths.items()} == {
+        "adding(length=7)": 14, "Sum": 10, "text": 8, "copy:2": 22
+    }  # fmt: skip
+    assert len(run().results) == 8
+
+
 @pytest.mark.parametrize(
     ("override", "error", "reason"),
     [
@@ -177,7 +201,7 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study,
         ("nuisance=['task']", UserError, "nuisance names 'task' of several tasks"),
         ("report_threshold=0.5", UserError, "has report_threshold and several tasks"),
         ("space.task='parity'", UserError, "expected a list of tasks, or a table of options"),
-        ("training.log_every=12", UserError, "expected multiples of 5"),
+        ("training.warmup_steps=9", UserError, "which have 8 updates"),
         ("space.exclude=[{task='Sum'}]", UserError, "no combination of task Sum that exclude"),
         ("space.exclude=[{task='Som'}]", UserError, "excludes task = 'Som': expected one of"),
         (

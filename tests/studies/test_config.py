@@ -12,6 +12,7 @@ from rnn.errors import UserError
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
+from studies.study_settings import TrainingSettings, round_up_length
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
 SHIPPED += ("replicates", "baselines", "bptt-steps")
@@ -37,7 +38,7 @@ def test_stage_one_has_432_grid_trials():
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
-        ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, ba"]),
+        ("training.stepz=2", ["training.stepz: did you mean 'steps'? expected one of steps, up"]),
         ("learning_rate=0.1", ["learning_rate: did you mean 'training.learning_rate'? expected"]),
         ("space.replicate=[0, 1]", ["replicates = 3 in [space] or", "another seed for all"]),
         ("seeds=[0, 1]", ["unknown key seeds: several runs of each architecture are replicates"]),
@@ -52,8 +53,10 @@ def test_stage_one_has_432_grid_trials():
         ("task.tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
         ("task.tokenizer='bpe:3'", ["tokenizer is 'bpe:3'", "from 257 to 65536"]),
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
-        ("training.update_every=10", ["steps is 10000", "expected multiples of 999, because"]),
-        ("training.bptt_steps='sequence'", ["log_every 50: expected multiples of 999, because"]),
+        (
+            "training={steps=10,updates=10}",
+            ["has training.steps and training.updates: expected one of them"],
+        ),
         ("training={bptt_steps='sequence',update_every=5}", ["update_every is 5", "does not use"]),
         ("space.training={bptt_steps=[1,5],update_every=[10]}", ["exclude = [{ bptt_steps = 5, "]),
         ("refinement.variants=[{bptt_steps=5,update_every=10}]", ["bptt_steps is 5 and update_ev"]),
@@ -84,8 +87,38 @@ def test_update_every_is_no_parameter_of_trials_with_one_update_for_each_sequenc
     assert windows == {*numbers, (WHOLE_SEQUENCE, WHOLE_SEQUENCE)}
     assert len(trials) == 6 * 432
     assert observed_search_space(config.grid.combinations())["bptt_steps"] == [1, 10, "sequence"]
-    with pytest.raises(UserError, match="multiples of 1000, because"):
-        load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
+    windows = [(params, None) for params in config.grid.combinations()]
+    longer = load_config_file("stage-one", [*overrides, "training.log_every=500"]).resolve()
+    assert longer.round_up_length("", windows).log_every == 1000
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "expected"),
+    [
+        ({"steps": 2000, "log_every": 500}, [30], (2010, 510)),
+        ({"steps": 2010, "log_every": 510}, [30], (2010, 510)),
+        ({"steps": 10, "log_every": 1}, [30], (30, 30)),
+        ({"steps": 2000, "log_every": 50}, [10, 13], (2080, 130)),
+        ({"updates": 2000}, [30], (60_000, 60)),
+        ({"updates": 3, "log_every": 50}, [10], (30, 30)),
+        ({"updates": 7, "log_every": 16, "bptt_steps": 16, "update_every": 16}, [50], (98, 50)),
+        ({"steps": 48, "log_every": 15, "bptt_steps": 16, "update_every": 16}, [50], (48, 16)),
+        ({"steps": 90, "log_every": 40, "bptt_steps": 16, "update_every": 16}, [50], (100, 50)),
+        ({"steps": 100, "log_every": 50}, [97, 101], "expected multiples of 9797, because"),
+        ({"updates": 2000}, [30, 40], "which are 60000 to 80000 steps in trials of one task"),
+        ({"updates": 10, "warmup_steps": 11}, [30], "which have 10 updates: expected warmup"),
+    ],
+)
+def test_training_is_rounded_up_to_updates_at_all_log_points(training, steps, expected):
+    settings = TrainingSettings(**{"bptt_steps": "sequence", **training})
+    trials = [(settings, length) for length in steps]
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            round_up_length(settings.length, trials)
+        return
+    found = round_up_length(settings.length, trials)
+    assert (found.steps, found.log_every) == expected
+    assert round_up_length(found, trials) == found
 
 
 HYPOTHESIS = {"statement": "c", "parameter": "layers", "before": 1, "after": 2, "expect": "lower"}
