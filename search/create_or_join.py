@@ -365,7 +365,7 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
     """Check a study that does not exist yet; return the floors of its tasks by name."""
     config = wanted.config
     if config.grid is not None:
-        check_count(config.grid.count(), config.training.steps, options.yes)
+        check_count(config.grid.count(), options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
     check_cells(config)

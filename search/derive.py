@@ -100,7 +100,7 @@ def derive_trials(
             + ("lower it" if ranked else "use another source")
         )
     count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
-    check_count(count, config.training.steps, confirmed)
+    check_count(count, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
     settings = present & set(TRAINING_PARAMS)
@@ -128,8 +128,8 @@ def _require_kept(
         )
 
 
-def check_count(count: int, steps: int, confirmed: bool) -> None:
-    """Require that the user confirms many new trials of so many training steps each.
+def check_count(count: int, confirmed: bool) -> None:
+    """Require that the user confirms many new trials.
 
     Raises:
         UserError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
@@ -139,8 +139,8 @@ def check_count(count: int, steps: int, confirmed: bool) -> None:
         raise UserError(f"{count:,} new trials are too many: expected at most {MAX_COMBINATIONS:,}")
     if count > MAX_UNCONFIRMED and not confirmed:
         raise UserError(
-            f"{count:,} new trials, {count * steps:,} training steps in all: expected at most "
-            f"{MAX_UNCONFIRMED:,} trials; reduce them, or confirm with --yes"
+            f"{count:,} new trials: expected at most {MAX_UNCONFIRMED:,}; reduce them, or confirm "
+            "with --yes"
         )
 
 

@@ -62,7 +62,7 @@ def extend(
     stored = record.config
     plan = _plan(study.study_name, record, config, read_trials(storage, study_id))
     extended = plan.config
-    check_count(len(plan.added), extended.training.steps, options.yes)
+    check_count(len(plan.added), options.yes)
     check_cells(extended, stored)
     new_tasks = {
         name: tasks[name] for name in extended.task_names if name not in stored.task_records

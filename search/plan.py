@@ -117,7 +117,8 @@ class StudyPlan:
         config = self.config
         largest = max(shape.parameters[1] for shape in self.shapes)
         running = self.workers * max(shape.lockstep for shape in self.shapes)
-        log_points = config.training.steps // config.training.log_every
+        lengths = [config.length_of(shape.params) for shape in self.shapes]
+        log_points = max(length.steps // length.log_every for length in lengths)
         row = _BYTES_PER_TRIAL + _BYTES_PER_LOG_POINT * log_points
         row += _BYTES_PER_WINDOW * config.evaluation.windows
         weights = config.keep_weights + _COPIES * min(running, self.trials)
