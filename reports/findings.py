@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
-from reports.analysis.judged_effects import build_judged_table, estimate_effects, find_edges
+from reports.analysis.judged_effects import estimate_effects, find_edges, measure_noise
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.pruning import (
     PruningAudit,
@@ -35,10 +35,10 @@ from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
 from reports.stats.design import Contrast, number_groups
+from reports.stats.differences import Method
 from reports.stats.effects import Effect
 from reports.stats.estimate import adjust_estimates
 from reports.stats.judged import Edge
-from reports.stats.noise import NoiseSource
 from reports.trial_table import is_continuous, to_python
 from studies.measure import Measure
 from studies.messages import format_value, is_missing
@@ -160,14 +160,17 @@ class StudyFindings:
 
     @cached_property
     def effects(self) -> list[Effect]:
-        """Main effects: over matched pairs, or by least squares; of a pruned study, estimated."""
+        """Main effects: over matched pairs, or by least squares; of a pruned study, estimated.
+
+        Their p-values are corrected for their number.
+        """
         if self.audited is not None:
-            return self.audited.effects
+            return adjust_estimates(self.audited.effects)
         known = {effect.contrast.parameter for effect in self.additive if effect.is_decidable}
         paired = [effect for effect in self.paired if effect.contrast.parameter not in known]
         has_pairs = {effect.contrast.parameter for effect in paired}
         added = [effect for effect in self.additive if effect.contrast.parameter not in has_pairs]
-        return paired + added
+        return adjust_estimates(paired + added)
 
     @property
     def paired(self) -> list[Effect]:
@@ -180,8 +183,8 @@ class StudyFindings:
         if self.audited is not None:
             return []
         found = estimate_effects(self.results)[1]
-        shown = {id(effect) for effect in self.effects}
-        return [conditional for conditional in found if id(conditional.main) in shown]
+        shown = {effect.contrast for effect in self.effects}
+        return [conditional for conditional in found if conditional.contrast in shown]
 
     @cached_property
     def ranked(self) -> list[RankedEffect]:
@@ -200,14 +203,14 @@ class StudyFindings:
         ranked = sorted(rank_effects(self.effects, self.conditional), key=_sort_by_mean)
         reversals = [effect for effect in ranked if effect.is_reversal]
         others = [effect for effect in ranked if not effect.is_reversal]
-        significant = [effect for effect in others if effect.has_significant_mean]
-        rest = [effect for effect in others if not effect.has_significant_mean]
+        significant = [effect for effect in others if effect.main.is_significant]
+        rest = [effect for effect in others if not effect.main.is_significant]
         return Answer(
             largest=significant[:N_LARGEST],
             reversals=reversals,
             smaller=significant[N_LARGEST:],
-            dependent=[effect for effect in rest if effect.is_significant],
-            undecided=[effect for effect in rest if not effect.is_significant],
+            dependent=[effect for effect in rest if effect.condition is not None],
+            undecided=[effect for effect in rest if effect.condition is None],
         )
 
     @property
@@ -218,7 +221,7 @@ class StudyFindings:
     @property
     def additive_parameters(self) -> list[str]:
         """Parameters whose effects are by least squares."""
-        added = (effect for effect in self.effects if effect.source is NoiseSource.ADDITIVE)
+        added = (effect for effect in self.effects if effect.method is Method.ADDITIVE)
         return [effect.contrast.parameter for effect in added]
 
     @cached_property
@@ -266,10 +269,10 @@ class StudyFindings:
         is_value = results.metric.is_value
         if results.has_replicates or results.is_pruned or not is_value:
             return None
-        noise = build_judged_table(results).noise
+        noise = measure_noise(results)
         if noise is None:
             return None
-        deviations = dict(zip(results.judge().index, noise.deviations.of_trials, strict=True))
+        deviations = dict(zip(results.table.index, noise.of_trials, strict=True))
         best = self.summary.best
         of_best = deviations[best.number]
         to_loss = results.measure.to_loss

@@ -11,7 +11,8 @@ import jinja2
 import markupsafe
 
 from reports.stats.design import Contrast
-from reports.stats.effects import Effect, PairedDifference
+from reports.stats.differences import PairedDifference
+from reports.stats.effects import Effect
 from studies.measure import Measure
 from studies.messages import format_param, format_value
 

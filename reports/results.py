@@ -20,7 +20,7 @@ from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
 from studies.attributes import AuditLook
 from studies.config import StudyConfig
 from studies.measure import Measure, find_measure
-from studies.messages import format_param, format_value, is_missing
+from studies.messages import format_param, format_value
 from studies.records import Floors
 from studies.space import (
     BPTT_STEPS,
@@ -69,8 +69,6 @@ class Results:
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
-        replicates: further runs of its architectures, of other studies, see
-            :func:`find_replicates`; None if there are none.
     """
 
     name: str
@@ -88,7 +86,6 @@ class Results:
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     audit_nuisance: list[str] = field(default_factory=list)
     earlier_replicates: list[int] = field(default_factory=list)
-    replicates: pd.DataFrame | None = None
 
     @cached_property
     def computed(self) -> dict[Any, Any]:
@@ -326,12 +323,6 @@ class Results:
         return int(versions.nunique())
 
     @property
-    def replicate_studies(self) -> list[str]:
-        """Names of the other studies with further runs of the architectures."""
-        rows = self.replicates
-        return [] if rows is None or "study" not in rows else list(rows["study"].unique())
-
-    @property
     def axes(self) -> list[str]:
         """Parameters that distinguish any two trials: those with several values, and replicate."""
         return self.parameters + ([REPLICATE] if REPLICATE in self.table else [])
@@ -414,58 +405,3 @@ class Results:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         return count_statuses({status: int(counts.get(status, 0)) for status in TrialStatus})
-
-
-# ------------------------------------------------------------------ further runs
-
-
-def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame | None:
-    """Find the replicates of a study's architectures in other studies.
-
-    Studies count that train with the same objective, data and training settings.
-    Nuisance parameters may have any value: a study of replicates has the best ones.
-
-    Args:
-        results: results of the study; one of replicates has its own runs.
-        others: studies on the same page.
-
-    Returns:
-        One row per complete trial with the parameters, ``replicate`` and ``value``, and those of
-        other studies with ``study``, its name; None without a study of replicates.
-    """
-    if results.has_replicates:
-        return results.complete
-    found = [
-        _select_architectures(results, other).assign(study=other.name)
-        for other in others
-        if other.has_replicates and _is_comparable(results, other)
-    ]
-    found = [rows for rows in found if len(rows)]
-    return pd.concat(found, ignore_index=True) if found else None
-
-
-def _is_comparable(results: Results, other: Results) -> bool:
-    """Return whether two studies train and judge a network alike, but for their parameters."""
-    ours = results.config
-    theirs = other.config
-    varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
-    return (
-        results.data == other.data
-        and ours.objective == theirs.objective
-        and (ours.objective == "training" or ours.evaluation == theirs.evaluation)
-        and ours.gate_inputs == theirs.gate_inputs
-        and all(theirs.cells.get(name, cell) == cell for name, cell in ours.cells.items())
-        and ours.training.model_dump(exclude=varied) == theirs.training.model_dump(exclude=varied)
-    )
-
-
-def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
-    """Return the runs that have the study's values of all parameters that it does not vary."""
-    rows = other.complete
-    defaults = {CELL: GATED_CELL} | results.config.training.model_dump()
-    names = {*results.all_parameters, *other.all_parameters}
-    for name in names.difference(results.axes, results.config.nuisance):
-        fixed = results.table[name].iloc[0] if name in results.table else defaults.get(name)
-        values = rows[name].tolist() if name in rows else [fixed] * len(rows)
-        rows = rows[[is_missing(v) if is_missing(fixed) else v == fixed for v in values]]
-    return rows

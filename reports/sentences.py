@@ -13,9 +13,10 @@ from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskCompar
 from reports.formatting import join, join_params, label_change, strong, to_plain, to_sentence
 from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
+from reports.stats.differences import Method
 from reports.stats.effects import Effect
 from reports.stats.judged import Edge
-from reports.stats.noise import NoiseSource
+from reports.stats.power import MIN_DIFFERENCES
 from studies.measure import Measure
 from studies.messages import format_count, format_param, format_value
 
@@ -353,8 +354,6 @@ def describe_pairs(findings: StudyFindings) -> str:
             f"whatever the predictions are worth; {better}."
         )
     parts = [f"at its best {join_params(results.nuisance)}"] if results.nuisance else []
-    if results.has_replicates:
-        parts.append("the mean of its runs")
     judged = f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
     text = f"Mean difference over all pairs of {judged} that differ in this alone; {better}."
     if results.is_grid and results.table["value"].notna().all():
@@ -364,21 +363,17 @@ def describe_pairs(findings: StudyFindings) -> str:
 
 def list_noise(findings: StudyFindings) -> list[str]:
     """Say in sentences what the intervals of the effects were estimated from; none without any."""
-    sources = {effect.source for effect in findings.effects} - {NoiseSource.ADDITIVE}
-    if not sources:
+    methods = {effect.method for effect in findings.effects} - {Method.ADDITIVE}
+    if not methods:
         return []
-    if NoiseSource.AUDIT in sources:
+    if Method.AUDIT in methods:
         return ["The interval is that of drawing other audited trials, without the noise of runs."]
-    few = "An effect of fewer than eight pairs is not called significant."
-    if sources == {NoiseSource.PAIRS}:
-        return ["The noise between runs is not known: intervals use the scatter of the pairs.", few]
-    source = min(sources - {NoiseSource.PAIRS})
-    studies = [f"study {name!r}" for name in findings.results.replicate_studies]
-    where = f" in {join(studies)}" if studies and source is NoiseSource.REPLICATES else ""
-    text = f"The noise between runs is estimated from {source}{where}."
-    if NoiseSource.PAIRS not in sources:
-        return [text]
-    return [text, f"Where few {findings.results.noun}s carry an effect, pairs are used.", few]
+    lines = [f"Intervals rest on the {join(sorted(methods))}."]
+    if Method.SEEDS in methods:
+        lines.append("They hold for the orders of the data that the seeds had.")
+    if not all(effect.is_decidable for effect in findings.effects):
+        lines.append(f"Fewer than {MIN_DIFFERENCES} differences are not tested.")
+    return lines
 
 
 # ------------------------------------------------------------------ pruning

@@ -20,7 +20,8 @@ from reports.formatting import (
 )
 from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect
-from reports.stats.effects import Effect, PairedDifference
+from reports.stats.differences import PairedDifference
+from reports.stats.effects import Effect
 from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure

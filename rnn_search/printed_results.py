@@ -3,8 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,15 +11,12 @@ import pandas as pd
 
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import to_plain
-from reports.results import Results, find_replicates
+from reports.results import Results
 from reports.sentences import list_agreement, list_answer, list_noise, list_warnings
 from reports.stats.design import Contrast
-from reports.stats.effects import PairedDifference
-from reports.study_reader import read_results
+from reports.stats.differences import PairedDifference
 from rnn.errors import UserError
 from studies.messages import expect_one_of
-from studies.storage.edits import list_derived
-from studies.storage.open import read_storage
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
@@ -102,7 +98,7 @@ class Effects(_Shown):
     """Main effects of the parameters of a study, printed as the answer and a table.
 
     Attributes:
-        findings: findings of the study, with the replicates of studies that derive from it.
+        findings: findings of the study.
     """
 
     findings: StudyFindings
@@ -124,10 +120,10 @@ class Effects(_Shown):
         - ``parameter``, ``before``, ``after``: the change
         - ``effect``: mean difference over the pairs; negative is better, unless higher values are
         - ``low``, ``high``: ends of its 95% interval
-        - ``pairs``: number of pairs
-        - ``significant``: whether the interval excludes zero, without a correction for the number
-          of effects; ``reason`` says why an effect is not tested
-        - ``source``: where the noise of the interval comes from
+        - ``pairs``, ``seeds``: number of pairs of architectures, and of runs of each
+        - ``p``: p-value of no effect, corrected for the number of effects
+        - ``significant``: whether it is below 5%; ``reason`` says why an effect is not tested
+        - ``method``: what the interval rests on
         - ``depends_on``: parameter on which the effect depends
         - ``solved_before``, ``solved_after``, ``solved_p``: shares of solved networks, if there is
           a threshold, and the corrected p-value of their difference
@@ -139,7 +135,7 @@ class Effects(_Shown):
             row = _describe_contrast(effect.contrast) | _describe_difference(effect)
             row |= {
                 "reason": effect.reason,
-                "source": str(effect.source),
+                "method": str(effect.method),
                 "depends_on": condition.parameter if condition else "",
             }
             solved = self.findings.solved_effects.get(effect.contrast)
@@ -193,6 +189,8 @@ def _describe_difference(difference: PairedDifference) -> dict[str, Any]:
         "low": difference.low,
         "high": difference.high,
         "pairs": difference.pairs,
+        "seeds": difference.seeds,
+        "p": difference.p if difference.p_adjusted is None else difference.p_adjusted,
         "significant": difference.is_significant,
     }
 
@@ -298,12 +296,9 @@ class Verdicts(_Shown):
         return list_answer(self.findings)
 
 
-def find_effects(results: Results, storage: str) -> Effects | TaskEffects:
-    """Estimate the effects in results, see :meth:`rnn_search.Study.effects`.
-
-    The storage may have replicates of the study.
-    """
-    found = _add_replicates(results, storage)
+def find_effects(results: Results) -> Effects | TaskEffects:
+    """Estimate the effects in results, see :meth:`rnn_search.Study.effects`."""
+    found = [StudyFindings(part) for part in results.split_tasks()]
     comparison = compare_across_tasks(found)
     if comparison is None:
         return Effects(found[0])
@@ -311,9 +306,8 @@ def find_effects(results: Results, storage: str) -> Effects | TaskEffects:
     return TaskEffects(by_task, comparison)
 
 
-def frame_hypotheses(results: Results, storage: str) -> pd.DataFrame:
+def frame_hypotheses(results: Results) -> pd.DataFrame:
     """Test the hypotheses that a study stores, see :meth:`rnn_search.Study.hypotheses`."""
-    (findings,) = _add_replicates(results, storage)
     rows = [
         {
             "statement": test.hypothesis.statement,
@@ -327,22 +321,6 @@ def frame_hypotheses(results: Results, storage: str) -> pd.DataFrame:
             "verdict": ": ".join(filter(None, [test.verdict, test.problem])),
             "registered": test.mark,
         }
-        for test in findings.hypotheses
+        for test in StudyFindings(results).hypotheses
     ]
     return pd.DataFrame(rows)
-
-
-def _add_replicates(results: Results, storage: str) -> list[StudyFindings]:
-    """Return findings that know the replicates in studies of a storage that derive from a study.
-
-    Of a study of several tasks there are those of each task.
-    """
-    derived = []
-    with closing(read_storage(storage)) as opened:
-        for name in list_derived(opened, results.name):
-            with suppress(UserError):  # damaged, or deleted meanwhile
-                derived.append(read_results(opened, name, False, False, False))
-    return [
-        StudyFindings(replace(part, replicates=find_replicates(part, derived)))
-        for part in results.split_tasks()
-    ]

@@ -207,12 +207,11 @@ class Study:
     def effects(self) -> "Effects | TaskEffects":
         """Estimate the effect of each parameter from complete trials.
 
-        ``docs/statistics.md`` describes how. Replicates in studies of the storage that derive from
-        this one measure the noise. A study of several tasks has effects in each task.
+        ``docs/statistics.md`` describes how. A study of several tasks has effects in each task.
         """
         from rnn_search.printed_results import find_effects
 
-        return find_effects(self._read_results(False, require_complete=True), self.storage)
+        return find_effects(self._read_results(False, require_complete=True))
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best of them.
@@ -264,8 +263,7 @@ class Study:
         """
         from rnn_search.printed_results import frame_hypotheses
 
-        results = self._read_one_task("hypotheses", require_complete=False)
-        return frame_hypotheses(results, self.storage)
+        return frame_hypotheses(self._read_one_task("hypotheses", require_complete=False))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -88,7 +88,7 @@ def _plan_task(trials: Sequence[Params], nuisance: Sequence[str]) -> list[Planne
     seeds = np.array([len(found) for found in replicates.values()])
     effects = []
     for contrast in table.list_contrasts():
-        pairs = table.match_contrast(contrast)  # (2, pairs)
+        pairs = table.match_contrast(contrast).trials  # (2, pairs)
         count = pairs.shape[1]
         common = seeds[pairs].min(0).mean() if count else 1.0
         effects.append(PlannedEffect(contrast, count, float(common)))

@@ -11,7 +11,7 @@ from enum import StrEnum
 from reports.analysis.judged_effects import build_judged_table
 from reports.formatting import label_change
 from reports.results import Results
-from reports.stats.effects import PairedDifference
+from reports.stats.differences import PairedDifference
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
 from studies.space import (

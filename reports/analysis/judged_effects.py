@@ -17,9 +17,10 @@ import pandas as pd
 from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
-from reports.stats.effects import Effect, FactorialTable
+from reports.stats.design import encode
+from reports.stats.effects import Effect, FactorialTable, Slopes
 from reports.stats.judged import Edge, count_edges, estimate_selected
-from reports.stats.noise import RunNoise, Slopes
+from reports.stats.noise import Deviations, estimate_deviations
 from reports.stats.run_means import RunMeans
 from reports.trial_table import is_continuous
 from studies.space import REPLICATE
@@ -34,10 +35,13 @@ def build_judged_table(results: Results) -> FactorialTable:
     """
     key = "judged table"
     if key not in results.computed:
-        judged, slopes = _judge_unbiased(results)
-        results.computed[key] = build_table(results, judged, results.replicates, slopes)
-    table: FactorialTable = results.computed[key]
-    return table
+        rows, slopes = _judge_unbiased(results)
+        axes = results.judged_axes
+        is_higher = results.measure.higher_is_better
+        table = FactorialTable.from_frame(rows, axes, slopes, is_higher, find_traits(axes))
+        results.computed[key] = replace(table, uncontrasted=results.uncontrasted)
+    found: FactorialTable = results.computed[key]
+    return found
 
 
 def estimate_effects(results: Results) -> tuple[list[Effect], list[ConditionalEffect]]:
@@ -49,41 +53,6 @@ def estimate_effects(results: Results) -> tuple[list[Effect], list[ConditionalEf
         results.computed[key] = effects, compute_conditional_effects(table, effects)
     found: tuple[list[Effect], list[ConditionalEffect]] = results.computed[key]
     return found
-
-
-def build_table(
-    results: Results,
-    rows: pd.DataFrame,
-    replicates: pd.DataFrame | None = None,
-    slopes: Slopes | None = None,
-) -> FactorialTable:
-    """Arrange some rows of a study by architecture.
-
-    Replicates count as one trial with the adjusted mean of their values.
-
-    Args:
-        results: results of the study.
-        rows: the rows, one per architecture and replicate; their ``value`` may be another than that
-            of the objective.
-        replicates: further runs of the architectures, with the same ``value``.
-        slopes: how the values depend on estimated standard deviations; None if they do not.
-    """
-    parameters = results.judged_parameters
-    is_higher = results.measure.higher_is_better
-    traits = find_traits(parameters)
-    if results.has_replicates:
-        table = FactorialTable.from_runs(rows, parameters, is_higher, traits)
-    else:
-        table = FactorialTable.from_frame(
-            rows,
-            parameters,
-            replicates,
-            results.is_grid,
-            slopes=slopes,
-            higher_is_better=is_higher,
-            traits=traits,
-        )
-    return replace(table, uncontrasted=results.uncontrasted)
 
 
 def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
@@ -102,13 +71,12 @@ def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
     noise = measure_noise(results)
     if noise is None:
         return judged, None
-    known_deviations = noise.deviations
     places = pd.Series(range(len(rows)), rows.index)
     known = rows[rows["value"].notna()]
     measure = results.measure
     architectures = np.array(results.number_architectures(known), dtype=np.int64)
     losses = measure.to_loss(known["value"].to_numpy(dtype=float))
-    deviations = known_deviations.of_trials[places[known.index].to_numpy()]
+    deviations = noise.of_trials[places[known.index].to_numpy()]
     if results.has_replicates:
         luck = _estimate_luck(results, known, losses, deviations, architectures)
         shift = pd.Series(luck[architectures], known.index).reindex(judged.index)
@@ -117,8 +85,8 @@ def _judge_unbiased(results: Results) -> tuple[pd.DataFrame, Slopes | None]:
     values = measure.to_loss(expected)
     frame = pd.DataFrame({"value": values[architectures], "slope": slopes[architectures]})
     frame = frame.set_index(known.index).reindex(judged.index)
-    groups = known_deviations.groups[places[judged.index].to_numpy()]
-    selected = Slopes(frame["slope"].fillna(0).to_numpy(), groups, known_deviations.degrees)
+    groups = noise.groups[places[judged.index].to_numpy()]
+    selected = Slopes(frame["slope"].fillna(0).to_numpy(), groups, noise.degrees)
     return judged.assign(value=frame["value"]), selected
 
 
@@ -147,14 +115,26 @@ def _estimate_luck(
     return expected - pd.Series(means).groupby(groups).min().to_numpy()
 
 
-def measure_noise(results: Results) -> RunNoise | None:
-    """Measure the noise of all trials, at whichever nuisance values."""
-    axes = results.axes
-    is_grid = results.has_all_combinations(axes)
-    traits = find_traits(axes)
-    return FactorialTable.from_frame(
-        results.table, axes, results.replicates, is_grid, traits=traits
-    ).noise
+def measure_noise(results: Results) -> Deviations | None:
+    """Measure the noise of all trials, at whichever nuisance values.
+
+    None if too little is left to measure it by, and for single runs of a selection by results,
+    which confounds interactions.
+    """
+    key = "noise"
+    if key not in results.computed:
+        table = results.table
+        names = results.parameters
+        codes = encode(table, {name: table[name].dropna().unique().tolist() for name in names})
+        values = table["value"].to_numpy(dtype=float)
+        noise = None
+        if results.has_replicates:
+            noise = estimate_deviations(codes, values, table[REPLICATE].to_numpy(dtype=np.int64))
+        elif results.has_all_combinations(results.axes):
+            noise = estimate_deviations(codes, values)
+        results.computed[key] = noise
+    found: Deviations | None = results.computed[key]
+    return found
 
 
 def find_edges(results: Results) -> list[Edge]:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from reports.analysis.leaderboard import average_columns
 from reports.results import Results
-from reports.stats.effects import FactorialTable, PairedDifference
+from reports.stats.differences import PairedDifference
+from reports.stats.estimate import adjust_estimates
 from reports.stats.run_means import average_runs
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
@@ -144,35 +145,34 @@ def _find_best_sources(
 
 
 def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:
-    """Estimate the effect of each variant, by the noise between replicates or the pairs."""
-    rows = comparison.rows
-    # By variant, so that the noise of one that is unstable is not that of the others.
-    variants = rows.drop_duplicates("label").set_index("label")["variant"]
-    runs = comparison.runs.assign(variant=comparison.runs["label"].map(variants).fillna(""))
-    architectures = FactorialTable.from_runs(
-        runs, ["label", "variant"], comparison.higher_is_better
-    )
-    # An architecture that derives from several sources has a row for each.
-    place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
-    trials = rows["label"].map(place)
-    unchanged = trials[rows["variant"] == UNCHANGED].set_axis(
-        rows.loc[rows["variant"] == UNCHANGED, "origin"]
-    )
+    """Estimate the effect of each variant, over runs of one replicate.
+
+    An architecture that derives from several sources is compared with the mean of these. P-values
+    are corrected for the number of variants.
+    """
+    seeds = comparison.runs[REPLICATE].nunique()
+    losses = comparison.runs.groupby(["label", REPLICATE])["value"].mean().unstack()
+    unchanged = comparison.rows[comparison.rows["variant"] == UNCHANGED].set_index("origin")[
+        "label"
+    ]
     effects = []
     for variant, group in comparison.group_by_variant():
-        pairs = np.empty((2, 0), dtype=np.int64)
-        if variant != UNCHANGED:
-            before = unchanged.reindex(group["origin"], fill_value=-1)
-            pairs = np.array([before, trials[group.index]])
+        pairs = group.assign(before=group["origin"].map(unchanged)).dropna(subset="before")
+        before = losses.loc[pairs["before"]].groupby(pairs["label"].to_numpy(), sort=False).mean()
+        differences = (losses.loc[before.index] - before).to_numpy()
+        if variant == UNCHANGED:
+            differences = differences[:0]
+        contexts, runs = np.nonzero(~np.isnan(differences))
         effects.append(
-            architectures.estimate(
-                VariantEffect,
-                pairs,
-                (-1, 1),
+            VariantEffect.from_differences(
+                differences[contexts, runs],
+                contexts,
+                seeds,
+                higher_is_better=comparison.higher_is_better,
                 variant=variant,
                 count=len(group),
                 best=float(group["value"].min()),
                 source_difference=float((group["value"] - group["source_value"]).mean()),
             )
         )
-    return effects
+    return adjust_estimates(effects)

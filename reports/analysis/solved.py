@@ -59,13 +59,11 @@ def compare_solved(results: Results) -> dict[Contrast, SolvedChange]:
     parameters = results.judged_parameters
     if rows is None:
         return {}
-    table = FactorialTable.from_frame(
-        rows, parameters, is_grid=False, traits=find_traits(parameters)
-    )
+    table = FactorialTable.from_frame(rows, parameters, traits=find_traits(parameters))
     shares: dict[Contrast, tuple[float, float]] = {}
     p_values = []
     for contrast in table.list_contrasts():
-        values = table.values[table.match_contrast(contrast)]  # (2, pairs)
+        values = table.values[table.match_contrast(contrast).trials]  # (2, pairs)
         before, after = values[:, (values != _UNKNOWN).all(axis=0)] == _SOLVED
         if not len(before):
             continue

@@ -54,8 +54,8 @@ from reports.results import Results
 from reports.sentences import describe_condition
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.design import Contrast
-from reports.stats.effects import Effect, PairedDifference
-from reports.stats.noise import NoiseSource
+from reports.stats.differences import Method, PairedDifference
+from reports.stats.effects import Effect
 from reports.stats.replicates import Comparison
 from reports.study_reader import select_evenly
 from rnn.config import BASELINE_CELLS
@@ -115,7 +115,7 @@ def _effect_symbol(effect: PairedDifference) -> str:
 
 def _describe_effect(effect: Effect, measure: Measure) -> str:
     text = f"{describe_change(effect)}: {format_estimate(effect, measure)}"
-    if effect.source is NoiseSource.ADDITIVE:  # there are no pairs
+    if effect.method is Method.ADDITIVE:  # there are no pairs
         return text
     share = effect.improved_count / effect.pairs
     return f"{text}, better in {share:.0%} of {format_count(effect.pairs, 'pair')}"
@@ -176,9 +176,8 @@ def chart_effects(findings: StudyFindings) -> Chart:
     return Chart(
         findings.results.effects_title,
         _finish_effects(figure, measure, height),
-        caption="Mean difference with its 95% interval. Triangles: it excludes zero; blue: the "
-        f"{measure.loss} {better}, orange: it {worse}. The answer also corrects for the number of "
-        "effects, so a triangle may be undecided there.",
+        caption="Mean difference with its 95% interval. Triangles: significant; blue: the "
+        f"{measure.loss} {better}, orange: it {worse}.",
     )
 
 

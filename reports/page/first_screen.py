@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from reports.analysis.judged_effects import build_judged_table
+from reports.analysis.judged_effects import measure_noise
 from reports.analysis.solved import describe_solved
 from reports.charts.chart import Chart
 from reports.charts.comparison_plots import chart_effects, chart_replicates, chart_variants
@@ -107,14 +107,14 @@ def _measure_noise(findings: StudyFindings) -> Fact:
         value = math.sqrt(fmean(deviation**2 for deviation in deviations))
         detail = f"standard deviation over {sum(entry.runs for entry in entries):,} runs"
         return Fact(name, results.metric.format_number(value), results.metric.unit, detail)
-    noise = None if findings.audited else build_judged_table(results).noise
+    noise = None if findings.audited else measure_noise(results)
     if noise is None:
         return Fact(name, "not measured", detail=_describe_intervals(findings))
-    low = float(np.nanmin(noise.deviations.deviations))
-    high = float(np.nanmax(noise.deviations.deviations))
+    low = float(np.nanmin(noise.deviations))
+    high = float(np.nanmax(noise.deviations))
     spec = results.measure.difference_spec
     text = f"{high:{spec}}" if high < _VARYING * low else f"{low:{spec}} to {high:{spec}}"
-    detail = f"standard deviation, from {noise.source}"
+    detail = "standard deviation, from high-order interactions"
     return Fact(name, text, results.measure.unit, detail)
 
 
@@ -137,9 +137,6 @@ def _count_replicates(findings: StudyFindings) -> Fact:
         if min(counts) < max(counts):
             count = f"{min(counts)} to {count}"
         return Fact("Replicates", count, detail=f"of each {results.noun}")
-    others = results.replicates
-    if others is not None and len(others):
-        return Fact("Replicates", f"{len(others):,}", detail="further runs, from other studies")
     return Fact("Replicates", "none", detail="a ranking of single runs is partly luck")
 
 

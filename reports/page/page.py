@@ -4,7 +4,7 @@ import base64
 import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import load_templates, to_html, to_sentence
 from reports.page.first_screen import Fact, choose_chart, choose_title, list_facts
 from reports.page.study_sections import list_sections
-from reports.results import Results, find_replicates
+from reports.results import Results
 from reports.sentences import list_agreement, list_answer, list_headline, list_warnings
 from reports.study_reader import read_studies
 from reports.study_tables import tabulate_across_tasks
@@ -118,14 +118,8 @@ def write_page(results: Sequence[Results], output: Path | None = None) -> Report
 def find_all(
     results: Sequence[Results],
 ) -> tuple[list[StudyFindings], dict[str, TaskComparison]]:
-    """Return the findings of studies, of several tasks those of each, and their comparisons.
-
-    A study knows the replicates of its architectures in the other studies.
-    """
-    parts = [part for study in results for part in study.split_tasks()]
-    found = [
-        StudyFindings(replace(part, replicates=find_replicates(part, parts))) for part in parts
-    ]
+    """Return the findings of studies, of several tasks those of each, and their comparisons."""
+    found = [StudyFindings(part) for study in results for part in study.split_tasks()]
     comparisons = {}
     for study in results:
         of_study = [findings for findings in found if findings.results.name == study.name]

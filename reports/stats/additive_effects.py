@@ -17,14 +17,17 @@ import numpy as np
 
 from reports.stats import Floats
 from reports.stats.design import Contrast, order_values
+from reports.stats.differences import Method
 from reports.stats.effects import Effect
-from reports.stats.noise import MIN_DEGREES, NoiseSource
 
 MAX_LEVELS = 5
 """Values of a number up to which each has an effect of its own."""
 
 MIN_RUNS = 5
 """Runs that a level needs."""
+
+MIN_DEGREES = 4
+"""Degrees of freedom that the residuals need."""
 
 WIDE = 100
 """Ratio of the greatest to the least value from which the axis of a number may be logarithmic."""
@@ -82,7 +85,7 @@ def estimate_additive_effects(
     for i, term in enumerate(terms, start=1):
         obstacle = ""
         if len(y) - rank < MIN_DEGREES:
-            obstacle = f"too few runs: {len(y)} of {rank + int(MIN_DEGREES)}"
+            obstacle = f"too few runs: {len(y)} of {rank + MIN_DEGREES}"
         elif term.runs < MIN_RUNS:
             obstacle = f"fewer than {MIN_RUNS} runs have one of the values"
         elif not is_separate[i]:
@@ -92,10 +95,11 @@ def estimate_additive_effects(
         effect = Effect(
             contrast=term.contrast,
             pairs=0,
+            differences=0,
             mean=np.nan if obstacle else float(weights[i] @ centered),
             error=np.nan if obstacle else float(errors[i]),
             degrees=float(max(0, len(y) - rank)),
-            source=NoiseSource.ADDITIVE,
+            method=Method.ADDITIVE,
             improved_count=0,
             higher_is_better=higher_is_better,
             obstacle=obstacle,

@@ -38,9 +38,9 @@ import numpy as np
 
 from reports.stats import Booleans, Floats
 from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_groups
+from reports.stats.differences import Method
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.estimate import CONFIDENCE
-from reports.stats.noise import NoiseSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -298,5 +298,5 @@ def estimate_effect(grid: FactorialTable, contrast: Contrast, residuals: Floats)
         mean=effect.mean + population / count * float(differences.sum()),
         error=math.sqrt(variance),
         degrees=max(1.0, telling - 1.0),
-        source=NoiseSource.AUDIT,
+        method=Method.AUDIT,
     )

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from reports.stats.design import REPLICATE, Contrast
-from reports.stats.effects import Effect, FactorialTable, PairedDifference
-from reports.stats.estimate import CONFIDENCE, adjust_by_holm, adjust_estimates
+from reports.stats.differences import PairedDifference
+from reports.stats.effects import Effect, FactorialTable, Matches
+from reports.stats.estimate import adjust_by_holm, adjust_estimates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,50 +94,30 @@ class RankedEffect:
         main: the main effect.
         condition: its largest interaction that rivals it, before others one that reverses it; None
             if there is none.
-        p_adjusted: p-value of the main effect after Holm's correction for all main effects.
     """
 
     main: Effect
     condition: ConditionalEffect | None
-    p_adjusted: float
 
     @property
     def is_reversal(self) -> bool:
         """Whether it significantly helps at one value of a parameter and harms at another."""
         return self.condition is not None and self.condition.has_opposite_signs
 
-    @property
-    def has_significant_mean(self) -> bool:
-        """Whether the mean itself is significant, whatever it depends on."""
-        return self.main.is_significant and self.p_adjusted < (1 - CONFIDENCE) / 2
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the effect is significant, or differs significantly under the condition.
-
-        Both p-values are corrected, because the largest of many effects are often significant by
-        chance, and each has half of the error: in 95% of the studies without any effect, none is.
-        Opposite signs, for which two effects within a value have to be significant, are rarer.
-        """
-        if self.has_significant_mean or self.condition is None:
-            return self.has_significant_mean
-        p_of_difference = self.condition.difference.p_adjusted
-        is_different = p_of_difference is not None and p_of_difference < (1 - CONFIDENCE) / 2
-        return is_different or self.condition.has_opposite_signs
-
 
 def rank_effects(
     effects: Sequence[Effect], conditional: Sequence[ConditionalEffect]
 ) -> list[RankedEffect]:
-    """Pair each effect with the condition that rivals its mean most, and correct their p-values."""
+    """Pair each effect with the condition that rivals its mean most."""
     ranked = []
-    adjusted = adjust_by_holm(np.array([effect.p for effect in effects]))
-    for effect, p in zip(effects, adjusted, strict=True):
+    for effect in effects:
         rivals = [
-            e for e in conditional if e.main is effect and (e.rivals_main or e.has_opposite_signs)
+            found
+            for found in conditional
+            if found.contrast == effect.contrast and (found.rivals_main or found.has_opposite_signs)
         ]
         rivals.sort(key=lambda rival: (not rival.has_opposite_signs, -rival.difference.mean))
-        ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
+        ranked.append(RankedEffect(effect, rivals[0] if rivals else None))
     return ranked
 
 
@@ -182,11 +163,14 @@ def _compute_conditional_effect(
     pairs = table.match_by_level(effect.contrast, parameter)
     if len(pairs) < 2:
         return None
+    seeds = effect.seeds
     levels = [
-        table.estimate(LevelEffect, trials, (-1, 1), value=value) for value, trials in pairs.items()
+        table.estimate(LevelEffect, matches, (-1, 1), seeds, value=value)
+        for value, matches in pairs.items()
     ]
     means = [level.mean for level in levels]
-    trials = list(pairs.values())
-    four = np.vstack([trials[int(np.argmin(means))], trials[int(np.argmax(means))]])
-    difference = table.estimate(PairedDifference, four, (1, -1, -1, 1))
+    matches = list(pairs.values())
+    ends = [matches[int(choose(means))] for choose in (np.argmin, np.argmax)]
+    four = Matches(np.vstack([end.trials for end in ends]), ends[0].varied)
+    difference = table.estimate(PairedDifference, four, (1, -1, -1, 1), seeds)
     return ConditionalEffect(effect, parameter, tuple(levels), difference)

@@ -1,13 +1,14 @@
 """The design of a study: contrasts of its parameters, and codes of its trials."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reports.stats import Integers
+from reports.stats import Floats, Integers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,3 +122,49 @@ def encode(table: "pd.DataFrame", axes: Mapping[str, Sequence[Any]]) -> Integers
             known = [place.get(value, -2) for value in found.tolist()]
             codes[:, i] = np.array([*known, -1])[indices]
     return codes
+
+
+# ------------------------------------------------------------------ linear models
+
+
+def build_contrasts(parameters: Sequence[Integers], count: int, order: int) -> Floats:
+    """Return the columns of a model of parameters and of products of up to some of them.
+
+    Args:
+        parameters: (trials,) each, index of the value of each trial, without gaps.
+        count: number of trials.
+        order: largest number of parameters of a product.
+
+    Returns:
+        (trials, columns), a constant and products of orthonormal contrasts.
+    """
+    single = []
+    for codes in parameters:
+        levels = int(codes.max()) + 1
+        basis = np.linalg.qr(np.hstack([np.ones((levels, 1)), np.eye(levels)[:, 1:]]))[0]
+        single.append(basis[codes, 1:] * math.sqrt(levels))  # a mean square of 1
+    products: dict[tuple[int, ...], Floats] = {(): np.ones((count, 1))}
+    for size in range(1, order + 1):
+        for chosen in itertools.combinations(range(len(single)), size):
+            pair = products[chosen[:-1]][:, :, None] * single[chosen[-1]][:, None, :]
+            products[chosen] = pair.reshape(count, -1)
+    return np.hstack(list(products.values()))
+
+
+def count_contrasts(sizes: Sequence[int], order: int) -> int:
+    """Return the number of columns of such a model, given the number of contrasts of each one."""
+    return sum(
+        math.prod(chosen)
+        for size in range(order + 1)
+        for chosen in itertools.combinations(sizes, size)
+    )
+
+
+def orthonormalize(columns: Floats) -> Floats:
+    """Return an orthonormal basis (rows, rank) of columns (rows, columns) that may be dependent."""
+    if columns.shape[1] > len(columns):  # the smaller of both products has the same rank
+        scales, basis = np.linalg.eigh(columns @ columns.T)
+        return np.asarray(basis[:, scales > 1e-9 * scales.max(initial=0)])
+    scales, vectors = np.linalg.eigh(columns.T @ columns)
+    kept = scales > 1e-9 * scales.max(initial=0)
+    return np.asarray(columns @ (vectors[:, kept] / np.sqrt(scales[kept])))

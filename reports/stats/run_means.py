@@ -10,13 +10,13 @@ Statistician 34, 1980). Where each architecture has each replicate it is the pla
 
 import math
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Self, TypeVar
 
 import numpy as np
 
-from reports.stats import Booleans, Floats, Integers
+from reports.stats import Floats, Integers
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -34,7 +34,6 @@ class RunMeans:
         counts: (K,), number of runs of each architecture; 0 has no mean.
         shares: (K, J), share of each of the J replicates in the runs of an architecture.
         inverse: (J, J), pseudo-inverse of the normal equations of the replicates.
-        rows: indices of the architectures whose means are wanted.
     """
 
     architectures: Integers
@@ -42,7 +41,6 @@ class RunMeans:
     counts: Floats
     shares: Floats
     inverse: Floats
-    rows: Integers
 
     @classmethod
     def fit(cls, architectures: Integers, replicates: Integers, size: int | None = None) -> Self:
@@ -66,7 +64,7 @@ class RunMeans:
         trained = runs[counts > 0]
         if (trained == trained[:1]).all():  # plain means, to the last digit
             inverse = np.zeros_like(inverse)
-        return cls(architectures, replicates, counts, shares, inverse, np.arange(size))
+        return cls(architectures, replicates, counts, shares, inverse)
 
     def compute(self, losses: Floats) -> Floats:
         """Compute the adjusted means (K,) of losses (R,); NaN without a run."""
@@ -74,19 +72,7 @@ class RunMeans:
             means = np.bincount(self.architectures, losses, len(self.counts)) / self.counts
         residuals = losses - means[self.architectures]
         effects = self.inverse @ np.bincount(self.replicates, residuals, self.shares.shape[1])
-        return np.asarray((means - self.shares @ effects)[self.rows])
-
-    def spread(self, weights: Floats) -> Floats:
-        """Return the weight of each run (R,) in a sum of the means with these weights (K,)."""
-        full = np.zeros(len(self.counts))
-        full[self.rows] = weights
-        effects = self.inverse @ (full @ self.shares)  # (J,)
-        own = full / np.maximum(1, self.counts) + self.shares @ effects
-        return np.asarray(own[self.architectures] - effects[self.replicates])
-
-    def select(self, rows: Booleans) -> Self:
-        """Keep some architectures; the fit remains that of all runs."""
-        return replace(self, rows=self.rows[rows])
+        return np.asarray(means - self.shares @ effects)
 
 
 def average_runs(runs: Iterable[tuple[Name, int, float]]) -> dict[Name, float]:

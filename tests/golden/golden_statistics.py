@@ -148,7 +148,7 @@ def _list_effects(stored: StoredStudy) -> dict[str, Any]:
         means = [level.mean for level in condition.levels] if condition else [None]
         found[_name(effect.contrast)] = {
             **_pick(effect, (*DIFFERENCE, "is_significant", "missing_pairs")),
-            "source": effect.source.name,
+            "method": effect.method.name,
             "depends_on": condition.parameter if condition else "",
             "least": min(means),
             "greatest": max(means),

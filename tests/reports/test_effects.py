@@ -2,24 +2,21 @@
 
 import itertools
 import math
-from dataclasses import replace
-from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
-from factories import gated_params, make_runs, make_study, read_studies
 from pages import build_from
+from scipy import stats
 
-from reports.analysis.judged_effects import build_judged_table
 from reports.charts.comparison_plots import chart_conditional_effects
 from reports.formatting import label_change, to_sentence
-from reports.results import find_replicates
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.design import Contrast
+from reports.stats.differences import Method
 from reports.stats.effects import FactorialTable
-from reports.stats.noise import NoiseSource
+from reports.stats.noise import estimate_deviations
 from reports.study_reader import read_results
 from rnn_search import load
 from studies.importing import ImportOptions, import_results
@@ -45,7 +42,7 @@ def by_hand():
     return [{"a": a, "size": size, "value": value} for (a, size), value in values.items()]
 
 
-def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
+def test_pairs_without_a_value_are_counted():
     rows = by_hand()
     rows[1]["value"] = math.nan  # with the switch, size 1
     rows[2]["value"] = math.nan  # without it, size 2
@@ -53,11 +50,11 @@ def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     effect = table.compute_effect(A)
     assert effect.mean == pytest.approx(0.3)
     assert (effect.pairs, effect.improved_count) == (1, 0)
-    assert (effect.only_before, effect.only_after, effect.neither) == (1, 1, 0)
+    assert effect.missing_pairs == 2
     for row in rows[:2]:
         row["value"] = math.nan
     effect = table_of(rows).compute_effect(A)
-    assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
+    assert (effect.pairs, effect.missing_pairs) == (1, 2)
     none = table_of([{"value": 1.5}], parameters=())
     assert (none.compute_effects(), none.compute_interactions()) == ([], [])
 
@@ -152,99 +149,93 @@ def test_chart_names_the_value_at_each_marker():
     assert chart_conditional_effects(additive, TEXT) is None
 
 
-# ------------------------------------------------------------------ noise of runs
+# ------------------------------------------------------------------ errors of the means
 
 
-@pytest.mark.parametrize(("pairs", "reason"), [(8, ""), (7, "too few pairs to test: 7 of 8")])
-def test_fewer_than_eight_pairs_are_no_test_without_other_noise(pairs, reason):
+def switched(differences):
+    """Return a table of the switch in several contexts and replicates, with these differences."""
     rows = [
-        {"a": a, "size": size, "value": float(a) + size % 3}
+        {"a": a, "size": size, REPLICATE: run, "value": 2.0 + size + a * difference}
+        for size, runs in enumerate(differences)
+        for run, difference in enumerate(runs)
         for a in (False, True)
-        for size in range(pairs)
     ]
-    effect = table_of(rows).compute_effect(A)
-    assert (effect.source, effect.reason) == (NoiseSource.PAIRS, reason)
-    assert effect.is_significant == (pairs == 8)
+    return table_of(rows, ("a", "size", REPLICATE))
 
 
-def test_error_allows_for_the_noise_of_each_trial():
+@pytest.mark.parametrize(("pairs", "reason"), [(4, ""), (3, "too few pairs to test: 3 of 4")])
+def test_fewer_than_four_differences_are_no_test(pairs, reason):
+    effect = switched([[1 + size % 3 / 10] for size in range(pairs)]).compute_effect(A)
+    assert (effect.method, effect.reason) == (Method.PAIRS, reason)
+    assert effect.is_significant == (pairs == 4)
+
+
+def test_one_or_two_seeds_are_tested_by_student_s_t_over_all_differences():
+    differences = np.random.default_rng(0).normal(1, 1, size=(6, 2))
+    effect = switched(differences).compute_effect(A)
+    expected = stats.ttest_1samp(differences.ravel(), 0)
+    assert (effect.pairs, effect.seeds, effect.differences) == (6, 2, 12)
+    assert effect.p == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    assert (effect.low, effect.high) == pytest.approx(tuple(interval))
+
+
+def test_three_seeds_are_tested_by_the_scatter_of_the_seeds_alone():
+    """What the effect varies between architectures is no error; that of a lone run is pooled."""
+    runs = [[1.0, 1.1, 0.8], [5.0, 5.3, 5.1], [3.0]]
+    effect = switched(runs).compute_effect(A)
+    assert (effect.pairs, effect.seeds, effect.method) == (3, 3, Method.SEEDS)
+    assert effect.mean == pytest.approx(np.mean([np.mean(of_pair) for of_pair in runs]))
+    first, second = (np.var(of_pair, ddof=1) for of_pair in runs[:2])
+    parts = np.array([first, second]) * (1 / 3 + 1 / 2) / 9
+    assert effect.error**2 == pytest.approx(parts.sum())
+    assert effect.degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / 2).sum())
+    assert (effect.reason, effect.improved_count) == ("", 0)
+    single = switched([[1.0, 1.1, 0.8]]).compute_effect(A)
+    assert single.reason == "too few pairs of runs to test: 3 of 4"
+
+
+def test_from_32_differences_other_parameters_are_removed_and_from_64_their_products():
+    """The effect differs by size and by forget gate, in the larger grid by both together."""
+    grid = {"a": [0, 1], "b": [0, 1], "size": [1, 2, 3, 4], "c": [0, 1], "d": [0, 1]}
+
+    def estimate(grid, function):
+        rows = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+        draw = np.random.default_rng(0)
+        for row in rows:
+            row["value"] = row["a"] * function(row) + 0.01 * draw.normal()
+        return FactorialTable.from_frame(pd.DataFrame(rows), list(grid)).compute_effect(
+            Contrast("a", 0, 1)
+        )
+
+    def add(row):
+        return 1 + row["b"] + row["size"]
+
+    def multiply(row):
+        return 1 + row["b"] * row["size"]
+
+    small = estimate({name: grid[name] for name in ("a", "b", "size", "c")}, add)
+    medium = estimate(grid, add)
+    large = estimate({**grid, "e": [0, 1]}, multiply)
+    assert [effect.pairs for effect in (small, medium, large)] == [16, 32, 64]
+    assert small.error > 0.2
+    assert medium.error == pytest.approx(0.01 * math.sqrt(2 / 32), rel=0.4)
+    assert large.error == pytest.approx(0.01 * math.sqrt(2 / 64), rel=0.4)
+    assert medium.degrees == 32 - 1 - 1 - 3 - 1 - 1
+    assert estimate(grid, multiply).error > 0.05
+
+
+def test_noise_of_single_runs_is_estimated_for_each_value_where_it_differs():
     """Of 192 trials those of one state size vary twenty times as much as the others."""
     grid = {**SIMULATED_GRID, "gate_e": [False, True]}
     ((_, table),) = simulate(Scenario(noise_by_size=(1, 1, 20), grid=grid), 1)
-    small, large = (table.subset({"state_size": size}) for size in (16, 64))
-    contrast = Contrast("gate_a", False, True)
-    for part, noise in ((small, NOISE), (large, 20 * NOISE)):
-        effect = part.compute_effect(contrast)
-        assert effect.error == pytest.approx(noise * math.sqrt(2 / effect.pairs), rel=0.5)
-        assert effect.source is NoiseSource.INTERACTIONS
-    deviations = table.noise.deviations.of_trials
+    found = estimate_deviations(table.codes, table.values)
+    assert found is not None
     sizes = table.codes[:, list(table.axes).index("state_size")]
-    assert deviations[sizes == 0][0] == pytest.approx(NOISE, rel=0.5)
-    assert deviations[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
-
-
-def test_error_of_adjusted_means_is_that_of_their_runs_in_a_part_as_well():
-    """What an order of the text changes for all runs alike is not noise."""
-    runs = pd.DataFrame(np.argwhere(np.ones((6, 4))), columns=["a", REPLICATE])
-    runs["value"] = 100.0 * runs[REPLICATE] + np.random.default_rng(0).normal(size=24)
-    table = FactorialTable.from_runs(runs.assign(b=0), ["a", "b"])
-    contrast = Contrast("a", 0, 1)
-    effect = table.compute_effect(contrast)
-    assert effect.source is NoiseSource.REPLICATES
-    assert effect.error == pytest.approx(math.sqrt(2 / 4), rel=0.6)
-    assert table.subset({"a": [0, 1]}).compute_effect(contrast).error == effect.error
-
-
-def find_sources(table):
-    return {effect.source for effect in table.compute_effects()}
-
-
-def test_replicates_give_one_variance_unless_the_noise_differs():
-    """Replicates of the best nine say little of other networks, which may vary more or less."""
-    equal = Scenario(scales=(0.2, 0.1, 0.05, 0.02), replicates=3)
-    for scenario, source in (
-        (equal, NoiseSource.REPLICATES),
-        (replace(equal, noise_by_size=(1, 4, 16)), NoiseSource.INTERACTIONS),
-    ):
-        ((_, observed),) = simulate(scenario, 1)
-        assert find_sources(observed) == {source}
-
-
-def replicates_of(url, **config):
-    make_study(url, diverged=None)
-    runs = [
-        (gated_params(layers, size, replicate=run), 1.5 + layers + size / 10 + noise / 100, {})
-        for layers in (1, 2)
-        for size, noises in ((4, (1, 2, 5)), (8, (3, 3, 1)))
-        for run, noise in enumerate(noises, 1)
-    ]
-    make_runs(url, "again", {"refinement": {"source": "made", "replicates": 3}} | config, runs)
-    return read_studies(url, "made", "again", with_curves=False)
-
-
-def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
-    made, again = replicates_of(sqlite_url)
-    rows = find_replicates(made, [made, again])
-    assert len(rows) == 12
-    table = build_judged_table(replace(made, replicates=rows))
-    assert find_sources(table) == {NoiseSource.REPLICATES}
-    assert build_judged_table(made).noise is None
-    effects = load("made", storage=sqlite_url).effects()
-    assert set(effects.to_frame()["source"]) == {"replicates"}
-    source = "The noise between runs is estimated from replicates in study 'again'"
-    assert source in repr(effects)
-    assert source in unescape(build_from(made, again).html)
-    assert source not in unescape(build_from(made).html)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"training": {"steps": 77}}, {"objective": "training"}, {"gate_inputs": "candidate"}],
-    ids=str,
-)
-def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
-    made, again = replicates_of(sqlite_url, **changed)
-    assert find_replicates(made, [made, again]) is None
+    assert found.of_trials[sizes == 0][0] == pytest.approx(NOISE, rel=0.5)
+    assert found.of_trials[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
 
 
 # ------------------------------------------------------------------ effects by least squares
@@ -354,4 +345,4 @@ def test_only_parameters_that_no_pairs_compare_are_said_to_be_by_least_squares(s
     assert effects.answer[0] == clause
     assert to_sentence(clause) in words
     assert "over all pairs of trials that differ in this alone" in words
-    assert "intervals use the scatter of the pairs" in words
+    assert "Intervals rest on the differences between the pairs" in words

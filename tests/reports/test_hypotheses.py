@@ -8,8 +8,7 @@ import pytest
 from factories import make_study, results_of
 
 from reports.analysis.hypotheses import decide, run_tests
-from reports.stats.effects import PairedDifference
-from reports.stats.noise import NoiseSource
+from reports.stats.differences import Method, PairedDifference
 from studies.config import StudyConfig
 from studies.loader import load_config_file
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
@@ -72,7 +71,7 @@ def expecting(expect, parameter="residual", before=False, after=True, **settings
     [
         (AS_SAID, 0.005, "holds"),
         (CONTRARY, 0.005, "does not hold"),
-        ({"new": 0.5}, 1.5, "undecided"),
+        ({"new": 0.5, "old": 0.1}, 1.5, "undecided"),
     ],
 )
 def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise, verdict):
@@ -82,8 +81,8 @@ def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise,
 def difference_of(low, high):
     """Return a difference whose interval has some ends."""
     half = (high - low) / 2 / 2.571  # Student's quantile at 5 degrees of freedom
-    return PairedDifference(pairs=9, mean=(low + high) / 2, error=half, degrees=5,
-                            source=NoiseSource.REPLICATES, improved_count=0)  # fmt: skip
+    return PairedDifference(pairs=9, differences=9, mean=(low + high) / 2, error=half, degrees=5,
+                            method=Method.PAIRS, improved_count=0)  # fmt: skip
 
 
 def test_conditions_exclude_each_other_and_mirror_those_about_a_rise():
@@ -103,7 +102,7 @@ def test_conditions_exclude_each_other_and_mirror_those_about_a_rise():
         assert (same == "does not hold") == (low > 0.02 or high < -0.02)
         found.add((lower, same))
     assert {lower for lower, _ in found} == {same for _, same in found} == set(exchanged)
-    few = dataclasses.replace(difference_of(-0.2, -0.1), pairs=7, source=NoiseSource.PAIRS)
+    few = dataclasses.replace(difference_of(-0.2, -0.1), differences=3)
     assert decide(expecting("lower"), few) == "undecided"
 
 

@@ -132,10 +132,8 @@ def test_change_whose_mean_is_zero_is_said_to_depend_on_another_parameter(sqlite
     (reversal,) = findings.answer.reversals
     condition = reversal.condition
     levels = tuple(replace(level, p_adjusted=1.0) for level in condition.levels)
-    main = replace(reversal.main, error=9.0)
-    effect = replace(
-        reversal, main=main, p_adjusted=1.0, condition=replace(condition, main=main, levels=levels)
-    )
+    main = replace(reversal.main, error=9.0, p_adjusted=1.0)
+    effect = replace(reversal, main=main, condition=replace(condition, main=main, levels=levels))
     findings.__dict__["answer"] = replace(findings.answer, reversals=[], dependent=[effect])
     line = (
         "residual has an effect that depends on state size (4: +1.800 nats, not significant; "

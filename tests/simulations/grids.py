@@ -10,9 +10,9 @@ import pandas as pd
 from reports.analysis.refinement import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import compute_conditional_effects
-from reports.stats.effects import FactorialTable
+from reports.stats.effects import FactorialTable, Slopes
 from reports.stats.judged import estimate_selected
-from reports.stats.noise import Runs, Slopes, estimate_run_noise
+from reports.stats.noise import estimate_deviations
 
 NOISE = 0.02
 """Standard deviation between runs, in nats, as between replicates of small networks."""
@@ -38,7 +38,7 @@ RATES = 3
 """Number of values of the nuisance parameter."""
 
 Tables = tuple[FactorialTable, FactorialTable]
-"""Table of the expected values, and the observed one with the estimated noise."""
+"""Table of the expected values, and the observed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,6 @@ class Scenario:
             off, the effect has the opposite sign.
         joint: effect of each of the first two switches where the other one is on, and only there.
         noise_by_size: factor of the noise of each state size.
-        replicates: number of replicates of the best tenth of the architectures; 0 for none.
         grid: values of each parameter, ``state_size`` among them.
     """
 
@@ -60,7 +59,6 @@ class Scenario:
     reversal: float = 0.0
     joint: float = 0.0
     noise_by_size: Sequence[float] = (1, 1, 1)
-    replicates: int = 0
     grid: Mapping[str, Sequence[bool | int]] = field(default_factory=lambda: GRID)
 
 
@@ -70,7 +68,7 @@ def simulate(scenario: Scenario, count: int = 40, seed: int = 0) -> Iterator[Tab
     parameters = list(scenario.grid)
     rows = itertools.product(*scenario.grid.values())
     frame = pd.DataFrame(rows, columns=parameters).assign(value=0.0)
-    empty = FactorialTable.from_frame(frame, parameters, is_grid=False)
+    empty = FactorialTable.from_frame(frame, parameters)
     factors = np.array(scenario.noise_by_size)
     deviations = NOISE * factors[empty.codes[:, parameters.index("state_size")] % len(factors)]
     signs = 2 * empty.codes[:, [0, 1]] - 1
@@ -79,18 +77,7 @@ def simulate(scenario: Scenario, count: int = 40, seed: int = 0) -> Iterator[Tab
         expected = expected + scenario.reversal / 2 * signs[:, 0] * signs[:, 1]
         expected = expected + scenario.joint * empty.codes[:, 0] * empty.codes[:, 1]
         values = expected + generator.normal(size=len(expected)) * deviations
-        runs = None
-        if scenario.replicates:
-            # Of the best tenth; all runs of a replicate share the effect of its text.
-            best = np.argsort(values)[: len(values) // 10]
-            trials = np.repeat(best, scenario.replicates)
-            replicates = np.tile(np.arange(1, scenario.replicates + 1), len(best))
-            order = generator.normal(scale=2 * NOISE, size=scenario.replicates)
-            drawn = expected[trials] + order[replicates - 1]
-            drawn += generator.normal(size=len(trials)) * deviations[trials]
-            runs = Runs(empty.codes[trials], replicates, drawn)
-        noise = estimate_run_noise(empty.codes, values, runs)
-        yield replace(empty, values=expected), replace(empty, values=values, noise=noise)
+        yield replace(empty, values=expected), replace(empty, values=values)
 
 
 def _draw_values(
@@ -129,7 +116,7 @@ def _build_grid(is_whole: bool, factor: float) -> tuple[FactorialTable, Floats]:
     )
     is_kept = is_whole | ~frame["gate_a"] & ~frame["gate_b"]
     frame = frame[(frame["layers"] < 3) | is_kept].assign(value=0.0)
-    table = FactorialTable.from_frame(frame, [*SWITCHES, "layers"], is_grid=False)
+    table = FactorialTable.from_frame(frame, [*SWITCHES, "layers"])
     return table, np.where(frame["layers"] == 3, factor, 1.0) * NOISE
 
 
@@ -140,8 +127,7 @@ def simulate_few_noisy() -> Iterator[Tables]:
     for _ in range(30):
         truth = _draw_values(empty.codes, (0.1,), generator)
         values = truth + generator.normal(size=len(truth)) * deviations
-        noise = estimate_run_noise(empty.codes, values)
-        yield replace(empty, values=truth), replace(empty, values=values, noise=noise)
+        yield replace(empty, values=truth), replace(empty, values=values)
 
 
 Gaps = Callable[[Integers], Floats]
@@ -172,18 +158,15 @@ def simulate_tuned(gaps: Gaps, factor: float) -> Iterator[Tables]:
     means = 2.0 + gaps(empty.codes[:, -1])
     for _ in range(30):
         values = means + generator.normal(size=means.shape) * deviations[:, None]
-        noise = estimate_run_noise(codes, values.ravel())
+        noise = estimate_deviations(codes, values.ravel())
         assert noise is not None
         expected, slopes = estimate_selected(
-            values.ravel(), noise.deviations.of_trials, np.repeat(np.arange(size), RATES)
+            values.ravel(), noise.of_trials, np.repeat(np.arange(size), RATES)
         )
-        groups = noise.deviations.groups[np.arange(size) * RATES + values.argmin(axis=1)]
-        noise_at_best = estimate_run_noise(empty.codes, expected)
-        assert noise_at_best is not None
-        slopes_at_best = Slopes(slopes, groups, noise.deviations.degrees)
+        groups = noise.groups[np.arange(size) * RATES + values.argmin(axis=1)]
         yield (
             replace(empty, values=means.min(axis=1)),
-            replace(empty, values=expected, noise=replace(noise_at_best, slopes=slopes_at_best)),
+            replace(empty, values=expected, slopes=Slopes(slopes, groups, noise.degrees)),
         )
 
 

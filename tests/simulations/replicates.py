@@ -168,7 +168,7 @@ def simulate_differences(runs: Runs, effect: float = 0.0) -> Iterator[bool]:
     """Yield whether the switch is significant in each study."""
     generator = np.random.default_rng(1)
     for _ in range(200):
-        table = FactorialTable.from_runs(
-            _draw_study(runs, effect, generator), ["switch", "context"]
+        table = FactorialTable.from_frame(
+            _draw_study(runs, effect, generator), ["switch", "context", "replicate"]
         )
         yield table.compute_effect(Contrast("switch", False, True)).is_significant
