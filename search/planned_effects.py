@@ -9,12 +9,8 @@ import numpy as np
 
 from reports.stats.design import Contrast, has_levels
 from reports.stats.effects import FactorialTable
-from reports.stats.power import (
-    MIN_DIFFERENCES,
-    count_least_pairs,
-    find_smallest_effect,
-    find_smallest_share,
-)
+from reports.stats.power import MIN_DIFFERENCES, find_smallest_effect, find_smallest_share
+from reports.stats.shares import count_needed_pairs
 from rnn.config import ParamValue
 from studies.config import StudyConfig
 from studies.space import CELL, REPLICATE, TASK, Params, param_order
@@ -135,7 +131,7 @@ def list_shortages(effects: Sequence[PlannedEffect], task: str, config: StudyCon
     least = MIN_DIFFERENCES
     what = f"no effect of {{}}{f' on {task}' if task else ''}"
     if shows_shares(task, config):
-        least = count_least_pairs(len(tested))
+        least = count_needed_pairs(max(1, len(tested)))
         what += " on the share of solved networks"
     most: dict[str, PlannedEffect] = {}
     for effect in effects:

@@ -1,4 +1,4 @@
-"""What a design can find before it has run: smallest effects, and least numbers of pairs.
+"""What a design can find before it has run: the smallest effects.
 
 A pair is two architectures that differ in one parameter alone, each trained with the same seeds.
 Effects are in standard deviations of a run within a replicate. Power is that of one test at 5%,
@@ -92,14 +92,3 @@ def _compute_share_power(difference: float, runs: int) -> float:
     )  # (changed, rescued)
     p = 2 * binom.sf(counts, changed, 0.5) + binom.pmf(counts, changed, 0.5)
     return float(probabilities[p <= 1 - CONFIDENCE].sum())
-
-
-def count_least_pairs(contrasts: int) -> int:
-    """Return the least number of pairs of runs with which a share can be significant.
-
-    So many pairs, all rescued and none ruined, have a mid-p value of 5% after Holm's correction.
-
-    Args:
-        contrasts: number of contrasts that are tested together.
-    """
-    return math.ceil(math.log2(20 * max(1, contrasts)))

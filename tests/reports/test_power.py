@@ -1,4 +1,4 @@
-"""Smallest effects and least numbers of pairs, against published and simulated values."""
+"""Smallest effects against published and simulated values."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.stats.power import count_least_pairs, find_smallest_effect, find_smallest_share
+from reports.stats.power import find_smallest_effect, find_smallest_share
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,3 @@ def test_too_few_pairs_find_nothing() -> None:
     assert find_smallest_effect(2, 2) < math.inf
     assert find_smallest_share(4) == math.inf
     assert find_smallest_share(5) < 1
-
-
-@pytest.mark.parametrize(("contrasts", "pairs"), [(1, 5), (2, 6), (3, 6), (4, 7), (12, 8)])
-def test_least_pairs_of_shares_are_significant_after_the_correction(
-    contrasts: int, pairs: int
-) -> None:
-    assert count_least_pairs(contrasts) == pairs
-    assert 0.5**pairs * contrasts <= 0.05 < 0.5 ** (pairs - 1) * contrasts
