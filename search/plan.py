@@ -24,6 +24,7 @@ from search.run_options import RunOptions
 from search.worker.cpu_budget import cores
 from search.worker.lockstep import LockstepPlan, to_train_config
 from studies.config import StudyConfig, to_trial_config
+from studies.messages import format_bytes, format_count, format_duration, format_value
 from studies.space import COST_PARAMS, REPLICATE, TASK, Params, SearchSpace
 from studies.study_settings import OPTIMIZER_PARAMS
 
@@ -90,6 +91,7 @@ class StudyPlan:
         workers: number of workers of which :attr:`hours` is the time.
         threads: threads of each.
         device: device on which the networks were timed.
+        notice: what is said of the study when it is created, or "".
     """
 
     name: str
@@ -99,6 +101,7 @@ class StudyPlan:
     workers: int
     threads: int
     device: str
+    notice: str
 
     @property
     def trials(self) -> int:
@@ -112,8 +115,8 @@ class StudyPlan:
         return seconds / self.workers / 3600
 
     @property
-    def megabytes(self) -> float:
-        """Estimated size of the weights that are kept, of checkpoints and of the trials' rows."""
+    def size(self) -> float:
+        """Bytes of the weights that are kept, of checkpoints and of the trials' rows, estimated."""
         config = self.config
         largest = max(shape.parameters[1] for shape in self.shapes)
         running = self.workers * max(shape.lockstep for shape in self.shapes)
@@ -122,7 +125,7 @@ class StudyPlan:
         row = _BYTES_PER_TRIAL + _BYTES_PER_LOG_POINT * log_points
         row += _BYTES_PER_WINDOW * config.evaluation.windows
         weights = config.keep_weights + _COPIES * min(running, self.trials)
-        return (4 * largest * weights + row * self.trials) / 1e6
+        return 4 * largest * weights + row * self.trials
 
     @property
     def networks(self) -> "pd.DataFrame":
@@ -181,44 +184,43 @@ class StudyPlan:
         """Return the plan in sentences, without its tables."""
         config = self.config
         updates = _format_range([shape.updates for shape in self.shapes])
-        parameters = _format_range(sorted(n for shape in self.shapes for n in shape.parameters))
+        parameters = _format_range([count for shape in self.shapes for count in shape.parameters])
         lines = [
-            f"study {self.name}: {self.trials:,} trials of {updates} updates, networks of "
-            f"{parameters} parameters; nothing is written"
+            f"study {self.name}: {format_count(self.trials, 'trial')} of {updates} updates, "
+            f"networks of {parameters} parameters; nothing is written",
+            *filter(None, [self.notice]),
         ]
         if not math.isnan(self.hours):
-            workers = f"{self.workers} worker{'s' * (self.workers != 1)}"
-            threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
             lines.append(
-                f"about {_format_hours(self.hours)} with {workers} of {threads} on {self.device}, "
-                f"{config.precision}"
+                f"about {format_duration(3600 * self.hours)} of training by "
+                f"{format_count(self.workers, 'worker')} of {format_count(self.threads, 'thread')} "
+                f"on {self.device}, timed alone"
             )
         if config.pruning.enabled:
-            lines.append("pruning trains about a third of it, and no shares solved can be compared")
-        lines.append(f"about {math.ceil(self.megabytes):,} MB on disk")
-        for task, effects in self.effects.items():
-            lines += list_shortages(effects, task, config)
-        return lines
+            lines.append("pruning trains about a third of it; shares of solved runs need all runs")
+        lines.append(f"at most about {format_bytes(self.size)} on disk")
+        return lines + list_shortages(self.effects, config)
 
     def __repr__(self) -> str:
         """Return the lines and the tables as text."""
-        networks = self.networks
+        networks = self.networks.dropna(axis=1, how="all")
         counts = zip(networks.pop("least_parameters"), networks.pop("most_parameters"), strict=True)
         networks["parameters"] = list(map(_format_range, counts))
-        parts = ["\n".join(self.list_lines()), _format_table(networks.dropna(axis=1, how="all"))]
+        parts = ["\n".join(self.list_lines()), _format_table(networks)]
         tables: dict[str, list[str]] = {}  # tasks by their table
         for task, effects in self.to_frame().groupby("task", sort=False):
             shown = effects[["parameter", "before", "after", "pairs", "seeds"]].copy()
+            shown["seeds"] = shown["seeds"].map("{:.3g}".format)
             shown["effect"] = [_format_least(size, ".2g") for size in effects["smallest_effect"]]
             if effects["smallest_share"].notna().any():
                 shown["solved"] = [_format_least(size, ".0%") for size in effects["smallest_share"]]
-            tables.setdefault(_format_table(shown), []).append(str(task))
+            tables.setdefault(_format_table(shown.map(format_value)), []).append(str(task))
         for table, tasks in tables.items():
-            of_tasks = f" on {', '.join(tasks)}" if any(tasks) else ""
-            parts.append(
-                f"smallest effects found with a power of {POWER:.0%}{of_tasks}, in standard "
-                f"deviations of a run and as a share of solved runs:\n{table}"
-            )
+            title = f"smallest effect that is found with a power of {POWER:.0%}"
+            title += f" on {', '.join(tasks)}" if any(tasks) else ""
+            title += ", in standard deviations of a run"
+            title += " and as a share of solved runs" if " solved\n" in table else ""
+            parts.append(f"{title}:\n{table}")
         return "\n\n".join(parts)
 
 
@@ -234,10 +236,6 @@ def _format_range(numbers: Sequence[int]) -> str:
     least = min(numbers)
     most = max(numbers)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _format_hours(hours: float) -> str:
-    return f"{60 * hours:.2g} minutes" if hours < 1 else f"{hours:.2g} hours"
 
 
 def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
@@ -260,8 +258,9 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     finally:
         torch.set_num_threads(before)
     effects = plan_effects((trial.params for trial in study.trials), study.config)
+    workers = options.workers
     return StudyPlan(
-        study.name, study.config, shapes, effects, options.workers, threads, str(device)
+        study.name, study.config, shapes, effects, workers, threads, str(device), study.notice
     )
 
 

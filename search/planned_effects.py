@@ -109,8 +109,7 @@ def _arrange(
 
 def describe_weakest(effects: Mapping[str, Sequence[PlannedEffect]], config: StudyConfig) -> str:
     """Return what is known of the weakest effect of a study, in a clause; "" without an effect."""
-    shortages = [line for task in effects for line in list_shortages(effects[task], task, config)]
-    if shortages:
+    if shortages := list_shortages(effects, config):
         return shortages[0]
     found = [effect for task in effects for effect in effects[task] if effect.pairs]
     if not found:
@@ -119,37 +118,45 @@ def describe_weakest(effects: Mapping[str, Sequence[PlannedEffect]], config: Stu
     return f"{weakest.contrast.parameter} has the fewest pairs, {weakest.size} (more: --dry-run)"
 
 
-def list_shortages(effects: Sequence[PlannedEffect], task: str, config: StudyConfig) -> list[str]:
-    """Return a sentence for each parameter of which no effect can be significant.
+def list_shortages(
+    effects: Mapping[str, Sequence[PlannedEffect]], config: StudyConfig
+) -> list[str]:
+    """Return sentences on the parameters of which no effect can be significant.
 
     Args:
-        effects: planned effects of one task.
-        task: its name, "" for the only one.
+        effects: planned effects of each task by its name.
         config: config of the study.
     """
-    tested = [effect for effect in effects if effect.pairs]
-    least = MIN_DIFFERENCES
-    what = f"no effect of {{}}{f' on {task}' if task else ''}"
-    if shows_shares(task, config):
-        least = count_needed_pairs(max(1, len(tested)))
-        what += " on the share of solved networks"
-    most: dict[str, PlannedEffect] = {}
+    parameters: dict[str, dict[str, None]] = {}  # by what is to be said of them
+    setting = "refinement.replicates" if config.refinement else "replicates"
+    for task, planned in effects.items():
+        has_shares = shows_shares(task, config)
+        least = MIN_DIFFERENCES
+        if has_shares:
+            least = count_needed_pairs(max(1, sum(effect.pairs > 0 for effect in planned)))
+        for name, effect in _find_strongest(planned).items():
+            if not effect.pairs:
+                reason = "can be found: no two architectures differ in it alone"
+            elif effect.runs < least:
+                reason = (
+                    f"{'on solved runs ' * has_shares}can be significant with {effect.size}: "
+                    f"{least} in all are needed; vary another parameter as well, or set {setting} "
+                    f"= {math.ceil(least / effect.pairs)}"
+                )
+            else:
+                continue
+            parameters.setdefault(reason, {})[name] = None
+    return [f"no effect of {', '.join(names)} {reason}" for reason, names in parameters.items()]
+
+
+def _find_strongest(effects: Sequence[PlannedEffect]) -> dict[str, PlannedEffect]:
+    """Return the contrast of each parameter with the most pairs of runs."""
+    strongest: dict[str, PlannedEffect] = {}
     for effect in effects:
         name = effect.contrast.parameter
-        if name not in most or effect.runs > most[name].runs:
-            most[name] = effect
-    setting = "refinement.replicates" if config.refinement else "replicates"
-    lines = []
-    for name, effect in most.items():
-        subject = what.format(name)
-        if not effect.pairs:
-            lines.append(f"{subject} can be found: no two architectures differ in it alone")
-        elif effect.runs < least:
-            lines.append(
-                f"{subject} can be significant with {effect.size} (it needs {least} in all): vary "
-                f"another parameter as well, or set {setting} = {math.ceil(least / effect.pairs)}"
-            )
-    return lines
+        if name not in strongest or effect.runs > strongest[name].runs:
+            strongest[name] = effect
+    return strongest
 
 
 def shows_shares(task: str, config: StudyConfig) -> bool:

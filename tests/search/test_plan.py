@@ -47,7 +47,7 @@ def test_costs_of_each_network_are_those_of_all_trials(plan):
     assert networks["most_parameters"].is_unique
     text = repr(plan)
     assert "24 trials of 100 updates" in text
-    assert "with 2 workers of 1 thread on cpu, fp32" in text
+    assert "of training by 2 workers of 1 thread on cpu" in text
 
 
 def test_seeds_and_pairs_decide_what_is_found(plan):
@@ -73,7 +73,7 @@ def test_single_runs_of_two_pairs_find_nothing_and_it_is_said(tmp_path):
     assert single.to_frame()["smallest_effect"].tolist() == [math.inf, math.inf]
     assert single.to_frame()["smallest_share"].isna().all()  # a pruned run has no outcome
     text = repr(single)
-    assert "no effect of cell can be significant with 2 pairs" in text
+    assert "no effect of cell, state_size can be significant with 2 pairs" in text
     assert "set replicates = 2" in text
     assert "pruning trains about a third" in text
 
