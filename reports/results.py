@@ -125,6 +125,7 @@ class Results:
             table=table.drop(columns=others.intersection(table.columns)),
             curves=curves[curves["number"].isin(numbers)],
             floors=self.task_floors.get(name),
+            hypotheses=[record.at_task(name) for record in self.hypotheses],
             windows={number: self.windows[number] for number in numbers if number in self.windows},
             curve_ends=ends[ends.index.isin(numbers)],
         )

@@ -121,7 +121,7 @@ def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisT
             Column("pairs", lambda test: test.effect and test.effect.pairs, ",d"),
             Column("change", lambda test: test.change),
             Column("expected", lambda test: test.hypothesis.expect),
-            Column("margin", lambda test: test.hypothesis.margin, "g"),
+            Column("margin", lambda test: test.hypothesis.limit, "g"),
             Column("registered", lambda test: test.mark),
         ],
     )  # fmt: skip

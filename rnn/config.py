@@ -26,6 +26,11 @@ BASELINE_CELLS = tuple(_CELL_LABELS)
 BUILT_IN_CELLS = (GATED_CELL, *BASELINE_CELLS)
 """Names of the cells that need no file."""
 
+BUILT_IN_TASKS = (
+    "copy", "adding", "parity", "mqar", "words", "digits", "mnist1d", "series", "sequences",
+)  # fmt: skip
+"""Names of the tasks that need no file, but text; some take an argument after a colon."""
+
 TrainingPrecision = Literal["fp32", "tf32", "bf16"]
 Precision = Literal[TrainingPrecision, "fp64"]
 """``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the

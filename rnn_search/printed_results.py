@@ -232,8 +232,19 @@ class TaskEffects(_Shown):
         ]
         return pd.DataFrame(rows)
 
+    def plot(self, width: "PaperWidth | None" = None, task: str = "") -> "go.Figure":
+        """Plot the effects in each task side by side, or those in one of them.
+
+        Raises:
+            UserError: if the width is another one, or there is no such task.
+        """
+        if not task:
+            return super().plot(width)
+        if task not in self.by_task:
+            raise UserError(f"no effects in task {task!r}: {expect_one_of(self.by_task, task)}")
+        return self.by_task[task].plot(width)
+
     def _plot(self) -> "go.Figure":
-        """Plot the effects in each task side by side."""
         from reports.charts.comparison_plots import plot_tasks
 
         return plot_tasks({name: effects.findings for name, effects in self.by_task.items()})
@@ -313,7 +324,7 @@ def frame_hypotheses(results: Results) -> pd.DataFrame:
             "statement": test.hypothesis.statement,
             "change": test.change,
             "expected": test.hypothesis.expect,
-            "margin": test.hypothesis.margin,
+            "margin": test.hypothesis.limit,
             "effect": test.effect.mean if test.effect else math.nan,
             "low": test.effect.low if test.effect else math.nan,
             "high": test.effect.high if test.effect else math.nan,

@@ -13,7 +13,7 @@ from rnn_search.errors import require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
-from studies.messages import expect_one_of, shorten
+from studies.messages import shorten
 from studies.option_models import build_options
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
@@ -45,6 +45,7 @@ def load(
     *,
     storage: str | None = None,
     artifacts: str | Path | None = None,
+    task: str = "",
 ) -> "Study":
     """Open a stored study without changing it.
 
@@ -54,9 +55,10 @@ def load(
             ``sqlite:///studies/studies.db`` in the working directory.
         artifacts: folder of its weights; by default ``$RNN_SEARCH_ARTIFACTS``, or next to the
             storage. Relative paths are those of the working directory at this call.
+        task: name of a task, in a study of several; see :meth:`Study.at_task`.
 
     Raises:
-        UserError: if the name is not a text.
+        UserError: if the name is not a text, or the study does not have the task.
         StorageError: if the storage does not exist or cannot be opened.
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
@@ -67,8 +69,8 @@ def load(
         place = str(Path(place).absolute())
     url = _to_absolute_url(storage_or_default(storage))
     study = Study(name, url, place)
-    _ = study.config  # reports a study that is missing or cannot be read
-    return study
+    config = study.config  # reports a study that is missing or cannot be read
+    return replace(study, task=config.choose_task(name, task)) if task else study
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,7 @@ class Study:
         Raises:
             UserError: if the study does not have several tasks, or no such task.
         """
-        tasks = self.config.task_names
-        if name not in tasks:
-            expected = expect_one_of(tasks, str(name)) if tasks else "it has one task"
-            raise UserError(f"study {self.name!r} has no task {shorten(repr(name))}: {expected}")
-        return replace(self, task=name)
+        return replace(self, task=self.config.choose_task(self.name, name))
 
     @property
     def results(self) -> "pd.DataFrame":
@@ -187,9 +185,7 @@ class Study:
         with self._open() as (storage, study):
             config = read_record(study).config
             reader = BestReader(study, storage, config)
-            if config.task_names and not self.task:
-                raise self._several_tasks(config, "best")
-            best = reader.read_tasks().get(self.task) if self.task else reader.read()
+            best = reader.read(config.choose_task(self.name, self.task))
             if best is None:
                 raise UserError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
@@ -223,7 +219,7 @@ class Study:
         from rnn.errors import UserError
         from rnn_search.printed_results import Verdicts
 
-        findings = StudyFindings(self._read_one_task("verdicts", with_windows=True))
+        findings = StudyFindings(self._read_one_task(with_windows=True))
         if findings.summary.judgement is None:
             raise UserError(
                 f"study {self.name!r} has no replicates to compare: expected one derived with "
@@ -249,7 +245,7 @@ class Study:
 
         if cost not in COSTS:
             raise UserError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
-        results = self._read_one_task("pareto")
+        results = self._read_one_task()
         table = list_costs(results, rank_architectures(results))
         front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
         return table.iloc[front].reset_index(drop=True).astype({"parameters": int})
@@ -263,7 +259,7 @@ class Study:
         """
         from rnn_search.printed_results import frame_hypotheses
 
-        return frame_hypotheses(self._read_one_task("hypotheses", require_complete=False))
+        return frame_hypotheses(self._read_one_task(require_complete=False))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
@@ -310,19 +306,12 @@ class Study:
         return results.at_task(self.task) if self.task else results
 
     def _read_one_task(
-        self, what: str, with_windows: bool = False, require_complete: bool = True
+        self, with_windows: bool = False, require_complete: bool = True
     ) -> "Results":
         """Read results without curves; refuse those of several tasks."""
         results = self._read_results(False, require_complete, with_windows)
-        if results.config.task_names:
-            raise self._several_tasks(results.config, what)
+        results.config.choose_task(self.name, "")
         return results
-
-    def _several_tasks(self, config: StudyConfig, what: str) -> UserError:
-        return UserError(
-            f"study {self.name!r} has several tasks: expected one, as in "
-            f"study.at_task({config.task_names[0]!r}).{what}"
-        )
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
         return Trial(self, row.number, row.params, row.value, label_trial(row.params, config))

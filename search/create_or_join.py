@@ -34,7 +34,7 @@ from search.cells_tasks import (
     with_held_out,
     with_records,
 )
-from search.derive import check_count, derive_trials, list_combinations
+from search.derive import check_count, derive_trials, find_space, list_combinations
 from search.extend import (
     describe_lengths,
     describe_trials,
@@ -66,7 +66,7 @@ from studies.loader import (
 from studies.measure import find_measure
 from studies.messages import check_study_name, shorten
 from studies.records import Floors
-from studies.space import TASK, SearchSpace, distributions, observed_search_space
+from studies.space import TASK, SearchSpace, distributions
 from studies.stated_hypotheses import register
 from studies.storage.counts import StudyIdentity, count_trials
 from studies.storage.edits import create_study, to_note_attributes, write_note
@@ -480,7 +480,7 @@ def _plan_trials(
         options.yes,
         record.config,
     )
-    return planned, observed_search_space(trial.params for trial in planned)
+    return planned, find_space(planned, config)
 
 
 def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:

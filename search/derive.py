@@ -1,20 +1,25 @@
 """Plan the trials of a study: of its grid, of a refinement, and of further replicates."""
 
 import random
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
+
+from optuna.trial import TrialState
 
 from rnn.errors import UserError
 from studies.attributes import SOURCE_TRIALS
-from studies.best import architecture_key, rank_trials
+from studies.best import architecture_key, rank_trials, split_by_task
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
 from studies.space import (
     CELL,
     REPLICATE,
+    TASK,
     Params,
     Refinement,
+    SearchSpace,
     architecture_items,
+    observed_search_space,
     param_order,
     replicate_of,
     run_key,
@@ -41,6 +46,12 @@ def list_combinations(config: StudyConfig) -> list[Params]:
     return sorted(chain.from_iterable(architectures), key=replicate_of)
 
 
+def find_space(trials: Iterable[StoredTrial], config: StudyConfig) -> SearchSpace:
+    """Return the values of the parameters of a derived study; it has the tasks in their order."""
+    space = observed_search_space(trial.params for trial in trials)
+    return space | {TASK: [*config.task_names]} if config.task_names else space
+
+
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     """Return the combinations of a grid that another does not have, in linear time."""
     present = set(map(run_key, other))
@@ -58,7 +69,8 @@ def derive_trials(
 ) -> list[StoredTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
-    A refinement that names a trial derives that one as it is. An architecture is judged at its best
+    They are the best in each of its tasks, or in all tasks those of the best mean rank. A
+    refinement that names a trial derives that one as it is. An architecture is judged at its best
     values of the nuisance parameters, and its derived trials have these. A variant is applied to
     the architectures that have its parameters. Equal combinations become one trial that lists all
     source trials that led to it.
@@ -86,20 +98,8 @@ def derive_trials(
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
-    groups = group_by_architecture(trials, config.nuisance)
-    planned = len(groups) if len(groups) < len(trials) else counts.planned
-    wanted = top_count(refinement.top, planned)
-    if counts.pruned:
-        largest = max((len(group) for group in groups.values()), default=1)
-        _require_kept(refinement, counts.planned, top_count(keep, counts.planned), wanted, largest)
-    ranked = _rank_architectures(trials, config.nuisance, source)
-    if len(ranked) < wanted and not (partial and ranked):
-        raise UserError(
-            f"study {refinement.source!r} has {len(ranked)} complete trials, but "
-            f"refinement.top = {refinement.top} needs {wanted}: "
-            + ("lower it" if ranked else "use another source")
-        )
-    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
+    best = _choose_best(trials, config, partial, keep, source)
+    count = sum(map(len, best.values())) * len(refinement.variants) * refinement.replicates
     check_count(count, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
@@ -107,7 +107,71 @@ def derive_trials(
     # Replicates must be new runs: the source's were selected for their values. A study without
     # replicates runs replicate 0.
     first = 1 + max(replicate_of(trial.params) for trial in trials)
-    return _derive(ranked[:wanted], first, settings, refinement, config)
+    derived = [
+        _derive(chosen, first, settings, refinement, config.at_task(task))
+        for task, chosen in best.items()
+    ]
+    # The best of each task before the second of any.
+    return [trial for trials in zip_longest(*derived) for trial in trials if trial is not None]
+
+
+def _choose_best(
+    trials: Sequence[StoredTrial],
+    config: StudyConfig,
+    partial: bool,
+    keep: float,
+    source: StudyConfig | None,
+) -> dict[str, list[list[StoredTrial]]]:
+    """Return the complete runs of the best architectures of each task, the best first.
+
+    Arguments and errors are those of :func:`derive_trials`.
+    """
+    refinement = config.refinement
+    assert refinement is not None
+    of_tasks = split_by_task(trials, config)
+    ranked = {
+        task: _rank_architectures(found, config.nuisance, source and source.at_task(task))
+        for task, found in of_tasks.items()
+    }
+    if refinement.rank == "mean":
+        ranked = _order_by_mean_rank(ranked, config.nuisance)
+    best = {}
+    for task, found in of_tasks.items():
+        groups = group_by_architecture(found, config.nuisance)
+        wanted = top_count(refinement.top, len(groups))
+        if any(trial.state is TrialState.PRUNED for trial in found):
+            largest = max(len(group) for group in groups.values())
+            _require_kept(refinement, len(found), top_count(keep, len(found)), wanted, largest)
+        if len(ranked[task]) < wanted and not (partial and ranked[task]):
+            of_task = f" of the task {task}" if task else ""
+            raise UserError(
+                f"study {refinement.source!r} has {len(ranked[task])} complete trials{of_task}, "
+                f"but refinement.top = {refinement.top} needs {wanted}: "
+                + ("lower it" if ranked[task] else "use another source")
+            )
+        best[task] = ranked[task][:wanted]
+    return best
+
+
+def _order_by_mean_rank(
+    ranked: Mapping[str, list[list[StoredTrial]]], nuisance: Sequence[str]
+) -> dict[str, list[list[StoredTrial]]]:
+    """Order the architectures that are complete on all tasks by their mean rank over the tasks.
+
+    Each keeps its runs at its best values of nuisance parameters, which may differ among tasks.
+    """
+    runs_of: dict[str, dict[Hashable, list[StoredTrial]]] = {
+        task: {architecture_key(runs[0].params, (*nuisance, TASK)): runs for runs in found}
+        for task, found in ranked.items()
+    }
+    first, *others = runs_of.values()
+    common = [key for key in first if all(key in other for other in others)]
+    total = dict.fromkeys(common, 0)
+    for of_task in runs_of.values():
+        for rank, key in enumerate(key for key in of_task if key in total):
+            total[key] += rank
+    order = sorted(common, key=lambda key: total[key])
+    return {task: [of_task[key] for key in order] for task, of_task in runs_of.items()}
 
 
 def _require_kept(

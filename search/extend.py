@@ -10,7 +10,13 @@ from optuna.distributions import CategoricalDistribution
 from rnn.errors import UserError
 from search.cell_check import check_cells
 from search.cells_tasks import StudyTask
-from search.derive import add_replicates, check_count, list_combinations, subtract
+from search.derive import (
+    add_replicates,
+    check_count,
+    find_space,
+    list_combinations,
+    subtract,
+)
 from search.pruning.audited_trials import draw_audited, number_architectures
 from search.run_options import RunOptions
 from search.task_check import check_tasks, check_trials
@@ -26,7 +32,7 @@ from studies.attributes import (
 from studies.config import StudyConfig
 from studies.loader import list_descriptive_changes
 from studies.messages import shorten
-from studies.space import TASK, distributions, observed_search_space
+from studies.space import TASK, distributions
 from studies.stated_hypotheses import register
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
@@ -127,7 +133,7 @@ class _Plan:
             choices = distributions(grid.search_space)
             grid_size = grid.count()
         if self.replicates is not None:
-            choices = distributions(observed_search_space(trial.params for trial in self.added))
+            choices = distributions(find_space(self.added, self.config))
         return choices, grid_size
 
 

@@ -307,13 +307,13 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
     config = handle.config
     data = f"task {config.task.source}, {find_measure(config).name}"
     steps = f"{config.length_of().steps:,} steps"
+    for task in handle.tasks.values():
+        if (text := task.record.text) is not None:
+            data = f"{text.corpus}, {text.length:,} bytes"
     if config.task_records:
         data = f"tasks {', '.join(config.task_records)}"
         counts = {config.length_of({TASK: task}).steps for task in config.task_records}
         steps = " or ".join(f"{count:,}" for count in sorted(counts)) + " steps"
-    for task in handle.tasks.values():
-        if (text := task.record.text) is not None:
-            data = f"{text.corpus}, {text.length:,} bytes"
     _logger.info(
         f"study {handle.name}: {data}; {steps} per trial, {config.precision} on {device}",
     )

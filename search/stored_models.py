@@ -20,11 +20,12 @@ from rnn.export import SavedModel, deserialize_model, export_files, generate
 from search.derive import find_trial
 from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.atomic_files import remove_temporary_files_of, temporary_path
-from studies.best import rank_trials
+from studies.best import rank_trials, split_by_task
 from studies.config import StudyConfig, to_trial_config
 from studies.measure import find_measure
 from studies.messages import format_trials, to_printable
 from studies.option_models import Options, option
+from studies.space import TASK
 from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
@@ -65,12 +66,12 @@ class LoadedModel:
 
 
 def load_trial_model(
-    study: str, trial: int | None, storage: str, artifacts: str | None
+    study: str, trial: int | None, storage: str, artifacts: str | None, task: str = ""
 ) -> LoadedModel:
     """Load the model of a trial; the storage is opened read-only.
 
     Without a number it is the best trial whose weights are stored: of replicates, a run of the best
-    architecture of which one has weights.
+    architecture of which one has weights; of several tasks, the best in the named one.
 
     Raises:
         StorageError, StudyNotFoundError: if the storage or study is not found.
@@ -84,13 +85,11 @@ def load_trial_model(
         folders = ArtifactFolders(artifacts, storage, read_only=True)
         weights = folders.trial_files(record.artifact_folder, "safetensors")
         trials = read_trials(opened, loaded._study_id)
-    if trial is None and config.task_names:
-        raise UserError(
-            f"study {study!r} has several tasks ({', '.join(config.task_names)}), each with its "
-            "best trial: expected the number of one, as rnn-search status lists them"
-        )
-    complete = {row.number: row for row in trials if row.state is TrialState.COMPLETE}
-    ranking = rank_trials(trials, config)
+    if config.task_names and trial is not None and not task:
+        task = str(find_trial(trials, trial, study).params[TASK])
+    of_task = split_by_task(trials, config)[config.choose_task(study, task)]
+    complete = {row.number: row for row in of_task if row.state is TrialState.COMPLETE}
+    ranking = rank_trials(of_task, config.at_task(task))
     ranked = [complete[run.number] for architecture in ranking for run in architecture.runs]
     stored = weights.list_trials()
     available = [run for run in ranked if run.number in stored]
@@ -155,7 +154,12 @@ def _explain_missing(
 
 
 def export_trial(
-    study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
+    study: str,
+    directory: Path,
+    trial: int | None,
+    storage: str,
+    artifacts: str | None,
+    task: str = "",
 ) -> None:
     """Export the model of a trial, as :func:`load_trial_model` loads it, to a standalone folder.
 
@@ -165,7 +169,7 @@ def export_trial(
     """
     with contextlib.suppress(OSError):  # reported when the folder is written
         _check_is_free(directory)
-    loaded = load_trial_model(study, trial, storage, artifacts)
+    loaded = load_trial_model(study, trial, storage, artifacts, task)
     trial_config = to_trial_config(loaded.trial.params, loaded.config)
     metadata = _describe(loaded, trial_config.bptt_steps)
     model = dataclasses.replace(loaded.model, metadata=metadata)

@@ -8,7 +8,7 @@ of the value; it is adjusted for the replicates that each architecture has
 value, which is independent of the test text.
 """
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import TEXT, Measure, find_measure
-from studies.space import REPLICATE, param_order, replicate_of
+from studies.space import REPLICATE, TASK, param_order, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -32,14 +32,24 @@ def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) 
     return tuple((name, params[name]) for name in names)
 
 
+def split_by_task(
+    trials: Iterable[StoredTrial], config: StudyConfig
+) -> dict[str, list[StoredTrial]]:
+    """Return the trials of each of a study's tasks by its name, of the only one as ``""``."""
+    found: dict[str, list[StoredTrial]] = {name: [] for name in config.task_names or ("",)}
+    for trial in trials:
+        found[str(trial.params[TASK]) if config.task_names else ""].append(trial)
+    return found
+
+
 def rank_trials(
     trials: Sequence[StoredTrial], config: StudyConfig | None
 ) -> list[RankedArchitecture]:
-    """Rank the architectures of a study, each at each value of the nuisance parameters.
+    """Rank the architectures of a study of one task, each at each value of nuisance parameters.
 
     Args:
-        trials: all grid trials of the study.
-        config: its config; None for one that is minimised.
+        trials: all grid trials of the study, or of one of its tasks.
+        config: its config, or that of the task; None for one that is minimised.
     """
     value_measure = find_measure(config) if config else TEXT
     measure = _find_metric(trials, value_measure)
@@ -131,29 +141,24 @@ class BestReader:
 
     def read_tasks(self) -> dict[str, Best]:
         """Read what is best now in each of several tasks that has a complete trial, by name."""
-        best = {name: self._read_trial(place) for place, name in enumerate(self._config.task_names)}
+        best = {name: self.read(name) for name in self._config.task_names}
         return {name: found for name, found in best.items() if found is not None}
 
-    def _read_trial(self, task: int | None = None) -> Best | None:
-        with self._storage.reading():
-            ranking = top_trials(self._storage, self._study._study_id, 1, task)
-            if not ranking:
-                return None
-            ((trial_id, _, value),) = ranking
-            (trial,) = read_trials(self._storage, self._study._study_id, [trial_id])
-        config = self._config.of_trial(trial.params)
-        return Best(trial, label_trial(trial.params, config), value, find_measure(config))
+    def read(self, task: str = "") -> Best | None:
+        """Read what is best now, of several tasks in one of them.
 
-    def read(self) -> Best | None:
-        """Read what is best now; None before the first complete trial, and of several tasks."""
+        Returns:
+            None before the first complete trial, and where a task of several is not named.
+        """
         config = self._config
-        if config.task_names:
+        if config.task_names and not task:
             return None
         if not self.has_replicates:
-            return self._read_trial()
-        trials, ranking = self.read_ranking()
+            return self._read_trial(task)
+        trials, ranking = self.read_ranking(task)
         if not ranking:
             return None
+        config = config.at_task(task)
         best = ranking[0]
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
         metric = _find_metric(trials, find_measure(config))
@@ -162,7 +167,18 @@ class BestReader:
         label = label_trial(params, config)
         return Best(trial, label, mean, metric, len(best.runs), best.is_adjusted)
 
-    def read_ranking(self) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
-        """Read the grid trials, by number, and the ranking of their architectures."""
-        trials = self._trials.read()
-        return trials, rank_trials(trials, self._config)
+    def _read_trial(self, task: str) -> Best | None:
+        place = self._config.task_names.index(task) if task else None
+        with self._storage.reading():
+            ranking = top_trials(self._storage, self._study._study_id, 1, place)
+            if not ranking:
+                return None
+            ((trial_id, _, value),) = ranking
+            (trial,) = read_trials(self._storage, self._study._study_id, [trial_id])
+        config = self._config.of_trial(trial.params)
+        return Best(trial, label_trial(trial.params, config), value, find_measure(config))
+
+    def read_ranking(self, task: str = "") -> tuple[list[StoredTrial], list[RankedArchitecture]]:
+        """Read the grid trials, by number, and the ranking of their architectures, of a task."""
+        trials = split_by_task(self._trials.read(), self._config)[task]
+        return trials, rank_trials(trials, self._config.at_task(task))

@@ -25,10 +25,12 @@ from rnn.config import (
     TrainingPrecision,
     TrialConfig,
 )
+from rnn.errors import UserError
 from studies.errors import StudyFormatError
 from studies.grid import Grid
 from studies.messages import expect_one_of, shorten
 from studies.records import (
+    DEFAULT_MARGIN,
     TEXT,
     UNITLESS_LOSSES,
     CellOption,
@@ -38,6 +40,8 @@ from studies.records import (
     StrictModel,
     TaskRecord,
     TaskSettings,
+    format_toml,
+    of_task,
     unit,
 )
 from studies.space import (
@@ -113,8 +117,11 @@ class StudyConfig(StrictModel):
 
     question: str = ""
     """What the study asks. The report shows it."""
-    report_threshold: Annotated[float | None, unit("the unit of the loss")] = None
-    """Loss below which a network counts as [solved](../statistics.md#solved-networks)."""
+    report_threshold: Annotated[float | dict[str, float] | None, unit("the unit of the loss")] = (
+        None
+    )
+    """Loss below which a network counts as [solved](../statistics.md#solved-networks), or a table
+    of one for some of [several tasks](#several-tasks)."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the
@@ -155,6 +162,11 @@ class StudyConfig(StrictModel):
         return self.results is None
 
     @property
+    def threshold(self) -> float | None:
+        """Loss below which a network counts as solved, in a study of one task."""
+        return None if isinstance(self.report_threshold, dict) else self.report_threshold
+
+    @property
     def direction(self) -> Direction:
         """Whether a lower or a higher value is better."""
         return "minimize" if self.results is None else self.results.direction
@@ -174,12 +186,12 @@ class StudyConfig(StrictModel):
         return max((table.replicates for table in self.space or ()), default=1)
 
     def at_task(self, name: str) -> "StudyConfig":
-        """Return the config of a study of one of the tasks alone; of a study of one task, itself.
+        """Return the config of a study of one of the tasks alone; itself for ``""``, the only one.
 
         Raises:
             StudyFormatError: if the study does not know the task.
         """
-        if not self.task_records:
+        if not name or not self.task_records:
             return self
         if name not in self.task_records:
             raise StudyFormatError(
@@ -197,14 +209,36 @@ class StudyConfig(StrictModel):
                 "task_record": record,
                 "task_records": {},
                 "lengths": {"": self.lengths[name]} if name in self.lengths else {},
+                "report_threshold": of_task(self.report_threshold, name),
+                "hypothesis": [hypothesis.at_task(name) for hypothesis in self.hypothesis],
+                "refinement": self.refinement and self.refinement.at_task(name),
                 "space": tables and tuple(table for table in tables if table is not None),
             }
         )
 
     @property
     def task_names(self) -> list[str]:
-        """Names of the tasks that the grid crosses, in the order of their choices."""
+        """Names of several tasks, in the order of their choices; none of one, and of one trial."""
+        if self.refinement is not None and self.refinement.trial is None:
+            return list(self.task_records)
         return list(dict.fromkeys(name for table in self.space or () for name in table.task_names))
+
+    def choose_task(self, study: str, task: str) -> str:
+        """Return the task that a user names; "" in a study of one.
+
+        Raises:
+            UserError: if the study does not have it, or has several and none is named.
+        """
+        names = self.task_names
+        if task and task not in names:
+            expected = expect_one_of(names, task) if names else "it has one task"
+            raise UserError(f"study {study!r} has no task {shorten(repr(task))}: {expected}")
+        if names and not task:
+            raise UserError(
+                f"study {study!r} has several tasks, each with its best network: name one with "
+                f"--task, in Python with at_task: {', '.join(names)}"
+            )
+        return task
 
     def list_tasks(self) -> dict[str, TaskRecord]:
         """Return the records of all tasks by name, of the only one as ``""``."""
@@ -274,34 +308,55 @@ class StudyConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _require_margins(self) -> "StudyConfig":
+    def _check_margins(self) -> "StudyConfig":
         """Require margins where the value has no unit, or any, so that no default suits it."""
-        losses = {task.loss for task in self.list_tasks().values()}
-        if self.is_trained and not losses.intersection(UNITLESS_LOSSES):
-            return self
         for number, hypothesis in enumerate(self.hypothesis, 1):
-            if "margin" not in hypothesis.model_fields_set:
-                raise ValueError(f"hypothesis {number} has no margin: {_MARGIN_HINT}")
+            is_stated = "margin" in hypothesis.model_fields_set
+            self._check_margin(f"hypothesis {number} has", hypothesis.margin, is_stated)
         refinement = self.refinement
-        if (
-            refinement is not None
-            and refinement.has_replicates
-            and "margin" not in refinement.model_fields_set
-        ):
-            raise ValueError(f"refinement has no margin: {_MARGIN_HINT}")
+        if refinement is not None and refinement.has_replicates:
+            is_stated = "margin" in refinement.model_fields_set
+            self._check_margin("refinement has", refinement.margin, is_stated)
+        self._check_numbers("has report_threshold", self.report_threshold)
         return self
+
+    def _check_margin(self, subject: str, margin: Any, is_stated: bool) -> None:
+        tasks = self.list_tasks().items()
+        needed = [name for name, task in tasks if task.loss in UNITLESS_LOSSES]
+        if not self.is_trained:
+            needed = [""]
+        stated = needed if is_stated else []
+        if isinstance(margin, dict):
+            stated = list(margin)
+        if missing := [name for name in needed if name not in stated]:
+            of = f" for the task {missing[0]}" if missing[0] else ""
+            raise ValueError(f"{subject} no margin{of}: {_MARGIN_HINT}")
+        if margin != DEFAULT_MARGIN:  # a stored config states it
+            self._check_numbers(f"{subject} margin", margin)
+
+    def _check_numbers(self, subject: str, value: Any) -> None:
+        """Check a number of losses, or a table of one for each task."""
+        tasks = self.list_tasks()
+        if isinstance(value, dict):
+            for name in value.keys() - self.task_records.keys():
+                known = expect_one_of(tasks, name) if self.task_records else "expected a number"
+                raise ValueError(f"{subject} for the task {name!r}: {known}")
+        elif value is not None and len({_find_scale(task) for task in tasks.values()}) > 1:
+            raise ValueError(
+                f"{subject} = {value} for tasks whose losses have several units: expected a table "
+                f"of a number for each, as in {{ {format_toml(next(iter(tasks)))} = {value} }}"
+            )
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> "StudyConfig":
-        threshold = self.report_threshold
         refinement = self.refinement
-        task = self.task_record
-        has_any_sign = task is None or task.loss == "own"
-        if task is not None and not has_any_sign and threshold is not None and threshold <= 0:
-            raise ValueError(
-                f"report_threshold is {threshold}: expected a number above 0, because no "
-                f"{task.loss_name} of the task {task.name} is lower"
-            )
+        for name, task in self.list_tasks().items():
+            threshold = of_task(self.report_threshold, name)
+            if task.loss != "own" and threshold is not None and threshold <= 0:
+                raise ValueError(
+                    f"report_threshold is {threshold}: expected a number above 0, because no "
+                    f"{task.loss_name} of the task {name or task.name} is lower"
+                )
         if self.eval_split == "test" and not (refinement and refinement.has_replicates):
             raise ValueError(
                 'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
@@ -332,13 +387,6 @@ class StudyConfig(StrictModel):
         several = f"several tasks ({', '.join(self.task_records)}), whose losses do not compare"
         if self.pruning.enabled:
             raise ValueError(f"has pruning.enabled and {several}: expected a study of each task")
-        if self.refinement is not None and self.refinement.trial is None:
-            raise ValueError(
-                f"derives from the best of {several}: expected refinement.trial, or a source of "
-                "one task"
-            )
-        if self.report_threshold is not None:
-            raise ValueError(f"has report_threshold and {several}: expected a study of each task")
         if TASK in self.nuisance:
             raise ValueError(f"nuisance names {TASK!r} of {several}: expected other parameters")
 
@@ -448,6 +496,11 @@ class StudyConfig(StrictModel):
                 "at most half of steps"
             )
         return length
+
+
+def _find_scale(task: TaskRecord) -> str:
+    """Return what losses have in common that may be compared with one number."""
+    return "nat" if task.loss_unit.startswith("nat/") else f"{task.loss} {task.loss_unit}"
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:

@@ -5,7 +5,7 @@ transaction, so that of a worker that claims a trial at the same moment and the 
 first.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -121,7 +121,8 @@ class ListedStudy:
         best: value of its best trial, of replicates the mean of the best architecture
             (:mod:`studies.best`); None before the first complete trial.
         best_unit: unit of that; "" for none.
-        best_text: both for a line of text; "" before the first complete trial.
+        best_text: both for a line of text, of several tasks for each; "" before the first complete
+            trial.
         workers: workers that hold its trials.
         started: time at which its first trial was started, UTC, by the worker's clock.
         changed: time at which a trial was last started or finished.
@@ -199,7 +200,9 @@ def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) 
             problem = str(error)
     with storage.reading() as connection:
         counts = count(storage, study_id)
-        best = BestReader(study, storage, record.config).read() if record else None
+        reader = BestReader(study, storage, record.config) if record else None
+        best = reader.read() if reader else None
+        of_tasks = reader.read_tasks() if reader else {}
         workers = tuple(read_active_workers(connection, study_id))
         started, changed = read_times(connection, study_id)
         folder = read_owned_files(connection, study_id).folder
@@ -209,7 +212,7 @@ def _read_study(storage: LeasedRDBStorage, folders: ArtifactFolders, name: str) 
         counts,
         best.value if best else None,
         best.metric.unit if best else "",
-        _format_best(best) if best else "",
+        _format_best(best) if best else _list_best(of_tasks),
         workers,
         started,
         changed,
@@ -222,6 +225,10 @@ def _format_best(best: Best) -> str:
     """Return the value with its unit, and with its name if the unit does not say what it is."""
     text = best.metric.format(best.value)
     return f"{text}, {best.metric.name}" if best.metric.is_named else text
+
+
+def _list_best(of_tasks: Mapping[str, Best]) -> str:
+    return ", ".join(f"{name} {best.metric.format(best.value)}" for name, best in of_tasks.items())
 
 
 def _kind(record: StudyRecord) -> str:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TaskSpec
+from rnn.config import BUILT_IN_TASKS, BYTE_VOCAB_SIZE, ParamValue, TaskSpec
 from studies.messages import shorten
 
 TEXT = "text"
@@ -28,6 +28,9 @@ TEXT = "text"
 
 NEXT_TOKEN: Final = "next token"
 """Loss of a text: the cross-entropy of the next token, which bits per byte compare."""
+
+DEFAULT_MARGIN = 0.02
+"""Nats that count as no difference: about the spread between runs of one architecture."""
 
 UNITLESS_LOSSES = ("squared error", "own")
 """Losses of tasks that have no unit: their scale is not known."""
@@ -241,9 +244,9 @@ class TaskEntry(StrictModel):
         It is the same wherever the files of the task are.
         """
         place, _, name = self.source.rpartition(":")
-        if name.isidentifier() or not place:
-            return name
-        return f"{place}:{name.rpartition('/')[2]}"
+        if place in BUILT_IN_TASKS:
+            return f"{place}:{name.rpartition('/')[2]}"
+        return name
 
     @property
     def name(self) -> str:
@@ -287,6 +290,11 @@ def _read_entry(raw: Any) -> Any:
 
 NamedTask = Annotated[TaskEntry, BeforeValidator(_read_entry)]
 """An entry of a list of tasks."""
+
+
+def of_task(value: Any, task: str, default: Any = None) -> Any:
+    """Return a number that may be a table of one for each of several tasks, in one of them."""
+    return value.get(task, default) if isinstance(value, dict) else value
 
 
 class TaskSettings(TaskEntry):

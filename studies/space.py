@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
@@ -35,11 +35,13 @@ from rnn.config import (
 )
 from studies.messages import expect_one_of
 from studies.records import (
+    DEFAULT_MARGIN,
     NamedTask,
     Options,
     StrictModel,
     TaskEntry,
     first_message,
+    of_task,
     unit,
     with_bounds,
 )
@@ -391,9 +393,24 @@ class Refinement(StrictModel):
     replicates: PositiveInt = 1
     """Number of runs of each architecture, with other initial weights and another order of the
     data."""
-    margin: Annotated[PositiveFloat, unit("bit/byte or nat/token")] = 0.02
-    """With replicates: largest difference to the best that counts as none. Required where the loss
-    has no unit."""
+    rank: Literal["task", "mean"] = "task"
+    """With [several tasks](#several-tasks): derive from the best of each `task`, or in all tasks
+    from the architectures of the best `mean` rank over the tasks."""
+    margin: Annotated[PositiveFloat | dict[str, PositiveFloat], unit("bit/byte or nat/token")] = (
+        DEFAULT_MARGIN
+    )
+    """With replicates: largest difference to the best that counts as none, or a table of one for
+    each task. Required where the loss has no unit."""
+
+    def at_task(self, name: str) -> "Refinement":
+        """Return the refinement with its margin in one of several tasks."""
+        return self.model_copy(update={"margin": of_task(self.margin, name, DEFAULT_MARGIN)})
+
+    @property
+    def limit(self) -> float:
+        """The margin, in a study of one task."""
+        assert not isinstance(self.margin, dict)
+        return self.margin
 
     @property
     def has_replicates(self) -> bool:

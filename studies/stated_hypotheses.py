@@ -20,11 +20,10 @@ from pydantic import (
 
 from rnn.config import ParamValue
 from studies.messages import expect_one_of, shorten
-from studies.records import Options, StrictModel, unit
+from studies.records import DEFAULT_MARGIN, Options, StrictModel, of_task, unit
 from studies.space import ParamValues, explain_value, to_grid_value
 
-DEFAULT_MARGIN = 0.02
-"""Nats that count as no difference: about the spread between runs of one architecture."""
+Margin = Annotated[float, Field(ge=0)]
 
 
 class Hypothesis(StrictModel):
@@ -43,8 +42,9 @@ class Hypothesis(StrictModel):
     expect: Literal["lower", "raise", "not lower", "not raise", "no difference"]
     """What the change does to a trial's value. [Statistics](../statistics.md#hypotheses) says when
     it holds."""
-    margin: Annotated[float, Field(ge=0), unit("nat/token")] = DEFAULT_MARGIN
-    """Largest difference that counts as none. Required where the loss has no unit."""
+    margin: Annotated[Margin | dict[str, Margin], unit("nat/token")] = DEFAULT_MARGIN
+    """Largest difference that counts as none, or a table of one for each of [several
+    tasks](#several-tasks). Required where the loss has no unit."""
 
     @field_validator("before", "after")
     @classmethod
@@ -57,9 +57,21 @@ class Hypothesis(StrictModel):
             raise ValueError("expected different values before and after")
         if self.parameter in self.where:
             raise ValueError(f"where names {self.parameter!r}, which changes: expected others")
-        if self.expect == "no difference" and self.margin == 0:
+        margins = self.margin.values() if isinstance(self.margin, dict) else [self.margin]
+        if self.expect == "no difference" and 0 in margins:
             raise ValueError('margin is 0.0: expected more to expect "no difference"')
         return self
+
+    def at_task(self, name: str) -> Self:
+        """Return the hypothesis with its margin in one of several tasks."""
+        margin = of_task(self.margin, name, DEFAULT_MARGIN)
+        return self.model_copy(update={"margin": margin})
+
+    @property
+    def limit(self) -> float:
+        """The margin, in a study of one task."""
+        assert not isinstance(self.margin, dict)
+        return self.margin
 
     @property
     def settings(self) -> list[tuple[str, ParamValue]]:
@@ -119,6 +131,10 @@ class HypothesisRecord(BaseModel):
     hypothesis: Hypothesis
     registered: datetime
     results: Annotated[int, Field(ge=0)]
+
+    def at_task(self, name: str) -> "HypothesisRecord":
+        """Return the record with the margin in one of several tasks."""
+        return self.model_copy(update={"hypothesis": self.hypothesis.at_task(name)})
 
     @property
     def mark(self) -> str:

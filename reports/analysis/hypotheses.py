@@ -115,7 +115,7 @@ def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
     """
     if not effect.is_decidable:
         return Verdict.UNDECIDED
-    margin = hypothesis.margin
+    margin = hypothesis.limit
     is_lower = effect.high < -margin
     is_not_lower = effect.low > -margin
     is_higher = effect.low > margin

@@ -295,7 +295,7 @@ def summarize_study(results: Results) -> StudySummary:
         return StudySummary(entries)
     losses = list_losses(results)
     losses = {entry.label: losses[entry.label] for entry in entries}
-    judgement = judge(compare_pairwise(losses), refinement.margin)
+    judgement = judge(compare_pairwise(losses), refinement.limit)
     without_run = results.table["architecture"].nunique() - len(losses)
     return _add_verdicts(entries, replace(judgement, without_run=without_run))
 

@@ -5,11 +5,13 @@ Each of the synthetic tasks needs one kind of memory.
 
 import difflib
 import inspect
+import itertools
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from rnn.config import BUILT_IN_TASKS
 from rnn.errors import TaskError
 from rnn.tasks.datasets import MNIST1D, Digits, Sequences, Series
 from rnn.tasks.task import MAX_STEPS, Array, Sample, Split, check_range
@@ -156,6 +158,53 @@ def _choose(rng: np.random.Generator, count: int, weights: Array, size: int) -> 
     return np.argsort(rng.exponential(size=(count, len(weights))) / weights, 1)[:, :size]
 
 
+class Words:
+    """Follow the order of objects that are permuted again and again (word problem of a group).
+
+    From Merrill et al. (2024). A step reads one of the permutations of a group and predicts the
+    product of all so far. ``S3`` has the 6 permutations of three objects, ``A5`` the 60 even ones
+    of five, which linear diagonal recurrences of a fixed depth are believed to be unable to follow.
+    Networks are also evaluated at two and four times ``length``. Below three objects start as abc,
+    and 213 takes the second, the first, then the third::
+
+        input    213   132   321   213
+        target   bac   bca   acb   cab
+    """
+
+    solved: ClassVar = {"accuracy": 0.99}
+
+    def __init__(self, *, group: Literal["S3", "A5"] = "S3", length: int = 20) -> None:
+        check_range("length", length, 12, MAX_STEPS)  # fewer steps repeat in the other splits
+        self.length = length
+        self.eval_lengths = (2 * length, 4 * length)
+        self._products = _multiply(group)
+        self.vocabulary = self.classes = len(self._products)
+
+    def sample(
+        self, split: Split, rng: np.random.Generator, count: int, length: int | None = None
+    ) -> Sample:
+        inputs = rng.integers(self.vocabulary, size=(count, length or self.length))
+        targets = inputs.copy()
+        for step in range(1, inputs.shape[1]):
+            targets[:, step] = self._products[targets[:, step - 1], inputs[:, step]]
+        return {"inputs": inputs, "targets": targets}
+
+
+def _multiply(group: str) -> Array:
+    """Return the number of the product of each two elements of a group, the first one first."""
+    size = int(group[1])
+    orders = list(itertools.permutations(range(size)))
+    if group[0] == "A":
+        orders = [order for order in orders if _count_inversions(order) % 2 == 0]
+    numbers = {order: number for number, order in enumerate(orders)}
+    products = [[numbers[tuple(first[i] for i in then)] for then in orders] for first in orders]
+    return np.array(products)
+
+
+def _count_inversions(order: tuple[int, ...]) -> int:
+    return sum(first > second for first, second in itertools.combinations(order, 2))
+
+
 # ------------------------------------------------------------------ names
 
 BUILT_IN: dict[str, tuple[type[Any], str | None]] = {
@@ -163,6 +212,7 @@ BUILT_IN: dict[str, tuple[type[Any], str | None]] = {
     "adding:T": (Adding, "length"),
     "parity": (Parity, None),
     "mqar": (AssociativeRecall, None),
+    "words:G": (Words, "group"),
     "digits": (Digits, None),
     "mnist1d": (MNIST1D, None),
     "series:FILE.csv": (Series, "file"),
@@ -171,6 +221,7 @@ BUILT_IN: dict[str, tuple[type[Any], str | None]] = {
 """Class of each task, and the option that the text after the colon sets."""
 
 BUILT_IN_NAMES = {form.partition(":")[0]: form for form in BUILT_IN}
+assert tuple(BUILT_IN_NAMES) == BUILT_IN_TASKS
 
 
 def find_built_in(source: str, folder: Path) -> tuple[type[Any], dict[str, int | str]] | None:
@@ -210,6 +261,10 @@ def find_built_in(source: str, folder: Path) -> tuple[type[Any], dict[str, int |
         names = list(inspect.signature(cls).parameters)
         form = f', as in {{ source = "{name}", {names[0]} = … }}' if names else ""
         raise TaskError(f"task {source[:80]!r}: expected options by their names{form}")
+    if option == "group":
+        if argument not in ("S3", "A5"):
+            raise TaskError(f"task {source[:80]!r}: expected S3 or A5 after the colon")
+        return cls, {option: argument}
     if not (argument.isascii() and argument.isdecimal() and len(argument) < 10):
         raise TaskError(f"task {source[:80]!r}: expected a whole number after the colon")
     return cls, {option: int(argument)}

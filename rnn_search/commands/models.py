@@ -19,6 +19,7 @@ from rnn_search.commands.options import (
     options_of,
     storage_options,
     study_argument,
+    task_option,
 )
 from search.cell_check import check_networks, list_networks
 from search.cells_tasks import load_record, load_task_of, read_values
@@ -48,7 +49,7 @@ def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> 
 
 def _model_options(command: _F) -> _F:
     """Add the options that name a trained model to a command."""
-    command = artifacts_option(storage_options(command))
+    command = task_option(artifacts_option(storage_options(command)))
     return click.option(
         "--trial",
         callback=_parse_trial,
@@ -64,11 +65,11 @@ def _model_options(command: _F) -> _F:
 @options_of(SampleOptions)
 @_model_options
 def sample(
-    study: str, trial: int | None, storage: str, artifacts: str | None, **options: Any
+    study: str, trial: int | None, task: str, storage: str, artifacts: str | None, **options: Any
 ) -> None:
     """Generate text with the network of a trial, if the study's task is text."""
     checked = build_options(SampleOptions, **options)
-    text = checked.generate(load_trial_model(study, trial, storage, artifacts).model)
+    text = checked.generate(load_trial_model(study, trial, storage, artifacts, task).model)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
 
 
@@ -77,14 +78,19 @@ def sample(
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_model_options
 def export(
-    study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
+    study: str,
+    directory: Path,
+    trial: int | None,
+    task: str,
+    storage: str,
+    artifacts: str | None,
 ) -> None:
     """Export the network of a trial to the folder DIR.
 
     The folder holds its code, its weights and what converts its inputs and outputs. It needs only
     PyTorch and NumPy.
     """
-    export_trial(study, directory, trial, storage, artifacts)
+    export_trial(study, directory, trial, storage, artifacts, task)
     click.echo(directory)
 
 

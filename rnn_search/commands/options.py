@@ -49,6 +49,13 @@ artifacts_option = click.option(
     "the SQLite file, or in studies/ if the storage is a server.",
 )
 
+task_option = click.option(
+    "--task",
+    metavar="NAME",
+    default="",
+    help="Task whose best network to take, in a study of several tasks.",
+)
+
 dashboard_port_option = click.option(
     "--port",
     type=click.IntRange(1, 65535),

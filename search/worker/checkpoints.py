@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import tenacity
 from optuna.trial import FrozenTrial
 
+from reports.stats.run_means import RankedArchitecture
 from rnn.errors import CheckpointError
 from search.open_study import OpenStudy
 from search.worker.claims import Claim
@@ -21,6 +22,7 @@ from studies.best import BestReader
 from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
+from studies.storage.trials import StoredTrial
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -232,12 +234,12 @@ class BestWeights:
                 self._files.remove(number)
             count = self._evict_after
             if self._has_replicates:
-                self._evict_runs(count)
+                self._evict_runs(count, number)
             elif is_written and (ranking := self._read_ranking(count + EVICTION_MARGIN, number)):
                 self._files.evict([number for number, _ in ranking], count)
 
-    def _evict_runs(self, count: int) -> None:
-        if (found := self._query(self._best.read_ranking)) is None:
+    def _evict_runs(self, count: int, number: int) -> None:
+        if (found := self._query(partial(self._read_runs, number))) is None:
             return
         trials, ranking = found
         places = zip_longest(*(architecture.runs for architecture in ranking))
@@ -246,19 +248,28 @@ class BestWeights:
             count = max(count, len(ranking))
         self._files.evict(order, count)
 
+    def _read_runs(self, number: int) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
+        return self._best.read_ranking(self._find_task(number))
+
     def _read_ranking(self, count: int, number: int) -> list[tuple[int, float]] | None:
         """Read the best trials, of several tasks those of the task of the trial with a number."""
         read = partial(self._read_top, count, number)
         ranking: list[tuple[int, float]] | None = self._query(read)
         return ranking
 
-    def _read_top(self, count: int, number: int) -> list[tuple[int, float]]:
+    def _find_task(self, number: int) -> str:
+        """Return the task of a trial, of several ones; "" in a study of one."""
+        if not self._study.config.task_names:
+            return ""
         storage = self._study.storage
         study_id = self._study.study_id
-        names = self._study.config.task_names
-        place = None
-        if names:
-            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-            place = names.index(storage.get_trial(trial_id).params[TASK])
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return str(storage.get_trial(trial_id).params[TASK])
+
+    def _read_top(self, count: int, number: int) -> list[tuple[int, float]]:
+        task = self._find_task(number)
+        place = self._study.config.task_names.index(task) if task else None
+        storage = self._study.storage
+        study_id = self._study.study_id
         top = top_trials(storage, study_id, count, place)
         return [(number, value) for _, number, value in top]

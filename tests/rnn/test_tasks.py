@@ -192,6 +192,7 @@ SOURCES = [
     "adding:6",
     "parity",
     "mqar",
+    "words:S3",
     "digits",
     "mnist1d",
     "series:series.csv",
@@ -285,6 +286,30 @@ def test_associative_recall_asks_for_the_value_of_each_key_once():
     assert max(distances) == 18
 
 
+def test_words_are_products_of_the_elements_of_a_group():
+    # In the drawing, permutations are numbered in the order of their digits: 213 is number 2.
+    numbers = {"123": 0, "132": 1, "213": 2, "231": 3, "312": 4, "321": 5}
+    products = built_in("words:S3").definition._products
+    state = numbers["213"]
+    for read, order in (("132", "231"), ("321", "132"), ("213", "312")):
+        state = products[state, numbers[read]]
+        assert state == numbers[order]
+    for group, size in (("S3", 6), ("A5", 60)):
+        task = built_in(f"words:{group}", length=12)
+        assert (task.spec.inputs, task.spec.outputs, task.eval_lengths) == (size, size, [24, 48])
+        products = task.definition._products
+        # Associative, with an inverse of each element, and not commutative.
+        np.testing.assert_array_equal(products[products], products[:, products])
+        assert (np.sort(products) == np.arange(size)).all()
+        assert (products != products.T).any()
+        batch = task.held_out("test", 5, 24)
+        states = batch.targets[0]
+        np.testing.assert_array_equal(states, batch.inputs[0])
+        for read, state in zip(batch.inputs[1:], batch.targets[1:], strict=True):
+            states = products[states, read]
+            np.testing.assert_array_equal(states, state)
+
+
 def test_class_is_the_slice_of_an_image():
     task = built_in("digits", pixelwise=True)
     batch = task.held_out("test", 1)
@@ -318,8 +343,14 @@ def test_metrics_are_of_each_target():
         ("series:series.csv", {"warmup": 100}, "warmup = 100: expected -1 to 99"),
         ("copy:D", {}, "task 'copy:D': expected a whole number after the colon"),
         ("mqar:8", {}, """expected options by their names, as in { source = "mqar", pairs = … }"""),
+        ("words:S4", {}, "task 'words:S4': expected S3 or A5 after the colon"),
+        ("words:A5", {"length": 11}, "length = 11: expected 12 to 100000"),
         ("coppy:4", {}, "did you mean copy:D? expected text, copy:D, adding:T, parity"),
-        ("my_task.py", {}, "text, copy:D, adding:T, parity, mqar, digits, mnist1d, series"),
+        (
+            "my_task.py",
+            {},
+            "text, copy:D, adding:T, parity, mqar, words:G, digits, mnist1d, series",
+        ),
         ("series:none.csv", {}, "task 'series:none.csv' not found: expected a file /"),
     ],
 )

@@ -1,9 +1,10 @@
 """Studies that cross architectures with several tasks: what is trained, kept, refused and found."""
 
+import re
 import shutil
 
 import pytest
-from invocation import refused
+from invocation import invoke_command, refused, require_refused
 
 import rnn.own_code
 import rnn_search
@@ -51,6 +52,8 @@ state_size = [3, 4]
 
 TASKS = {"adding(length=10)": "adding:10", "Sum": "my_tasks.py:Sum", "text": "text"}
 """Source of each task of the study by its name."""
+
+PLACE = ("--storage", "sqlite:///studies.db")
 
 FLOORS = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"loss": 0.5})
 
@@ -136,7 +139,7 @@ def test_bits_per_byte_are_those_of_the_text_alone(study):
     assert study.report(study.name + ".html").read_text().count("bits per byte") > 0
 
 
-def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study, folder):
+def test_weights_of_the_best_of_each_task_are_kept_and_exported(study, folder):
     best = study.status.best_by_task
     assert list(best) == list(TASKS)
     for task, each in best.items():
@@ -145,10 +148,18 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported_by_number(study,
         assert study.trial(each.number).network() is not None
     export_trial("mine", folder / "exported", best["Sum"].number, study.storage, None)
     assert (folder / "exported" / "README.md").read_text().count("Sum") > 0
-    with pytest.raises(UserError, match=r"several tasks \(adding\(length=10\), Sum, text\), each"):
-        export_trial("mine", folder / "other", None, study.storage, None)
-    with pytest.raises(UserError, match=r"as in study\.at_task\('adding\(length=10\)'\)\.be"):
-        _ = study.best
+    assert invoke_command("export", "mine", "by-task", "--task", "Sum", *PLACE, cwd=folder)
+    description = (folder / "by-task" / "README.md").read_text()
+    assert re.search(rf"trial\W+{best['Sum'].number}\b", description)
+    names = "adding(length=10), Sum, text"
+    for task, expected in (("", f"at_task: {names}"), ("Som", "did you mean 'Sum'?")):
+        done = invoke_command("export", "mine", "other", "--task", task, *PLACE, cwd=folder)
+        require_refused(done, expected)
+    for what in (lambda: study.best, study.pareto, study.hypotheses, study.verdicts):
+        with refused(UserError, f"--task, in Python with at_task: {names}"):
+            what()
+    loaded = rnn_search.load("mine", storage=study.storage, task="text")
+    assert loaded.best.number == best["text"].number
 
 
 def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
@@ -199,7 +210,13 @@ def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
         ("task.source='copy:10'", UserError, "and a list of tasks in space.task"),
         ("pruning.enabled=true", UserError, "has pruning.enabled and several tasks"),
         ("nuisance=['task']", UserError, "nuisance names 'task' of several tasks"),
-        ("report_threshold=0.5", UserError, "has report_threshold and several tasks"),
+        ("report_threshold=0.5", UserError, "report_threshold = 0.5 for tasks whose losses have"),
+        ("report_threshold={Som=0.5}", UserError, "for the task 'Som': did you mean 'Sum'?"),
+        (
+            "report_threshold={Sum=-1.0}",
+            UserError,
+            "report_threshold is -1.0: expected a number ab",
+        ),
         ("space.task='parity'", UserError, "expected a list of tasks, or a table of options"),
         ("training.warmup_steps=9", UserError, "which have 8 updates"),
         ("space.exclude=[{task='Sum'}]", UserError, "no combination of task Sum that exclude"),
@@ -272,10 +289,62 @@ def test_study_of_several_tasks_is_exported_imported_and_continued(trained, fold
     assert join(study="imported").tasks.keys() == TASKS.keys()
 
 
-def test_trial_of_one_task_runs_once_more_but_no_refinement_selects_across_tasks(study, folder):
+def test_trial_of_one_task_runs_once_more(study):
     again = run("mine", trial=7)
     (row,) = again.results.to_dict("records")
     assert row["value"] == pytest.approx(study.results.loc[7, "value"], rel=1e-5)
-    (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 2\n")
-    with refused(UserError, "derives from the best of several tasks", folder):
-        join(study="next.toml", is_refinement=True)
+    assert again.best.value == row["value"]
+
+
+NEXT = """
+[refinement]
+source = "mine"
+top = 1
+variants = [{ state_size = 5 }]
+replicates = 2
+margin = { "adding(length=10)" = 0.1, Sum = 0.2 }
+"""
+
+
+def test_refinement_derives_from_the_best_of_each_task(study, folder):
+    (folder / "next.toml").write_text(NEXT)
+    derived = run("next.toml")
+    table = derived.results
+    assert sorted(zip(table["task"], table["replicate"], strict=True)) == sorted(
+        (task, replicate) for task in TASKS for replicate in (1, 2)
+    )
+    margins = []
+    for task in TASKS:
+        part = derived.at_task(task)
+        best = study.at_task(task).best
+        assert set(part.results["cell"]) == {best.params["cell"]}
+        assert part.results["source_trials"].tolist() == [[best.number]] * 2
+        assert derived.status.best_by_task[task].mean_of == "mean of 2 runs"
+        assert part.best.number in part.results.index
+        margins.append(part.verdicts().findings.summary.judgement.margin)
+        assert part.best.network() is not None
+    assert margins == [0.1, 0.2, 0.02]
+    assert "next, task Sum" in derived.report("next.html", ["mine"]).read_text()
+    run("next.toml", extend=True, overrides={"refinement.replicates": 3})
+    assert set(derived.at_task("Sum").results["replicate"]) == {1, 2, 3}
+
+
+def test_refinement_can_derive_in_all_tasks_from_the_best_mean_rank(study, folder):
+    (folder / "next.toml").write_text(NEXT)
+    results = study.results
+    ranks = results.assign(rank=results.groupby("task")["value"].rank())
+    means = ranks.groupby(["cell", "state_size"])["rank"].mean().sort_values()
+    best = means.index[0]
+    settings = ("refinement.rank='mean'", "refinement.variants=[{layers=2}]")
+    handle = join(*settings, study="next.toml", is_refinement=True)
+    chosen = [(trial.params["cell"], trial.params["state_size"]) for trial in handle.study.trials]
+    assert means[chosen[0]] == means[best]
+    assert chosen == [chosen[0]] * len(chosen)
+    assert {trial.params["task"] for trial in handle.study.trials} == {*TASKS}
+
+
+def test_threshold_is_that_of_a_task(study):
+    run(overrides={"report_threshold": {"Sum": 1e9}}, extend=True)
+    solved = {task: study.at_task(task).effects().to_frame() for task in TASKS}
+    assert set(solved["Sum"]["solved_before"]) == {1.0}
+    assert "solved_before" not in solved["text"]
