@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna import Study as OptunaStudy
+from optuna.storages import InMemoryStorage
 
 from rnn.errors import TaskError, UserError
 from rnn_search.errors import require_text, to_path
@@ -15,7 +16,7 @@ from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
 from studies.messages import shorten
 from studies.option_models import build_options
-from studies.space import Params
+from studies.space import TASK, Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.database import database_path, parse_url
 from studies.storage.open import (
@@ -288,8 +289,9 @@ class Study:
 
     @property
     def optuna(self) -> OptunaStudy:
-        """The study as an ``optuna.Study``, opened read-only."""
-        return load_study(read_storage(self.storage), self.name)
+        """The study as an ``optuna.Study``, opened read-only; of one task, its trials in memory."""
+        study = load_study(read_storage(self.storage), self.name)
+        return _select_task(study, self.task) if self.task else study
 
     @contextmanager
     def _open(self) -> Iterator[tuple[LeasedRDBStorage, OptunaStudy]]:
@@ -438,6 +440,23 @@ class Trial:
 
         study = self.study
         return load_trial_model(study.name, self.number, study.storage, study.artifacts).model
+
+
+def _select_task(study: OptunaStudy, task: str) -> OptunaStudy:
+    """Return the trials of one of several tasks as a study in memory, without their task.
+
+    Optuna's figures and importances compare all values of a study.
+    """
+    storage = InMemoryStorage()
+    storage.create_new_study(study.directions, study.study_name)
+    alone = OptunaStudy(study.study_name, storage)
+    for trial in study.get_trials():
+        params = dict(trial.params)
+        if params.pop(TASK, "") == task:
+            trial.distributions = {name: trial.distributions[name] for name in params}
+            trial.params = params
+            alone.add_trial(trial)
+    return alone
 
 
 def _to_absolute_url(storage: str) -> str:

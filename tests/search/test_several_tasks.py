@@ -158,7 +158,11 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported(study, folder):
     for what in (lambda: study.best, study.pareto, study.hypotheses, study.verdicts):
         with refused(UserError, f"--task, in Python with at_task: {names}"):
             what()
+    with refused(UserError, "no effects in task 'Som': did you mean 'Sum'?"):
+        study.effects().plot(task="Som")
     loaded = rnn_search.load("mine", storage=study.storage, task="text")
+    assert loaded.optuna.best_value == loaded.best.value
+    assert set(loaded.optuna.best_params) == {"cell", "layers", "state_size"}
     assert loaded.best.number == best["text"].number
 
 
