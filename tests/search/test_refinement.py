@@ -89,7 +89,7 @@ def test_too_few_complete_trials_are_rejected():
 
 def test_many_derived_trials_need_confirmation_before_they_are_listed():
     many = config(top=2, replicates=10_001)
-    with pytest.raises(UserError, match=r"20,002 new trials, .* confirm with --yes"):
+    with pytest.raises(UserError, match=r"20,002 new trials: .* confirm with --yes"):
         derive_trials(source(), TrialCounts(40), many)
     with pytest.raises(UserError, match="20,000,000,000 new trials are too many"):
         derive_trials(source(), TrialCounts(40), config(top=2, replicates=10**10), confirmed=True)
