@@ -8,6 +8,8 @@ note, so that they agree. The findings are data (:mod:`reports.findings`). Texts
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from reports.analysis.pruning import PruningAudit
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskComparison, UnequalBudget
 from reports.formatting import join, join_params, label_change, strong, to_plain, to_sentence
@@ -15,6 +17,7 @@ from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.differences import Method
 from reports.stats.effects import Effect
+from reports.stats.estimate import CONFIDENCE, adjust_by_holm
 from reports.stats.judged import Edge
 from reports.stats.power import MIN_DIFFERENCES
 from studies.measure import Measure
@@ -22,6 +25,9 @@ from studies.messages import format_count, format_param, format_value
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
+
+MAX_RANK_P = 0.2
+"""P-value of the signed-rank test above which a significant mean is said to rest on few pairs."""
 
 TELLING_RECALL = 0.5
 """Lower bound of the recall below which an audit says little about it."""
@@ -290,6 +296,7 @@ def list_warnings(findings: StudyFindings) -> list[str]:
     if len(findings.outliers):
         warnings.append(_describe_outliers(findings))
     warnings += [_describe_budget(budget) for budget in findings.budgets]
+    warnings += _list_doubts(findings.effects)
     for name, column in (("the training code", "code"), ("PyTorch", "torch")):
         versions = results.count_versions(column)
         if versions > 1:
@@ -329,6 +336,25 @@ def _describe_outliers(findings: StudyFindings) -> str:
         f"{len(outliers):,} of {count} over {MAX_DISTANCE:,.0f} times as far from the median as "
         f"half of the values (trial {outliers.index[0]}: {value}): every mean with one rests on it"
     )
+
+
+def _list_doubts(effects: Sequence[Effect]) -> list[str]:
+    """Warn of effects that differ between the orders of the data, or rest on few pairs."""
+    by_seed = adjust_by_holm(np.array([effect.seed_p for effect in effects]))
+    lines = []
+    for effect, p in zip(effects, by_seed, strict=True):
+        label = strong(label_change(effect.contrast))
+        if p < 1 - CONFIDENCE:
+            lines.append(
+                f"the effect of {label} differs between the seeds by more than single runs do: its "
+                "interval holds for these orders of the data alone"
+            )
+        if effect.is_significant and effect.rank_p > MAX_RANK_P:
+            lines.append(
+                f"the mean effect of {label} is carried by few pairs: by ranks, p = "
+                f"{effect.rank_p:.2g}"
+            )
+    return lines
 
 
 def _describe_budget(budget: UnequalBudget) -> str:

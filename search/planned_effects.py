@@ -13,6 +13,7 @@ from reports.stats.power import MIN_DIFFERENCES, find_smallest_effect, find_smal
 from reports.stats.shares import count_needed_pairs
 from rnn.config import ParamValue
 from studies.config import StudyConfig
+from studies.messages import format_pairs
 from studies.space import CELL, REPLICATE, TASK, Params, param_order
 from studies.traits import find_traits
 
@@ -49,8 +50,7 @@ class PlannedEffect:
     @property
     def size(self) -> str:
         """The pairs and seeds, as in ``8 pairs × 3 seeds``."""
-        pairs = f"{self.pairs:,} pair{'s' * (self.pairs != 1)}"
-        return pairs if self.seeds == 1 else f"{pairs} × {self.seeds:.3g} seeds"
+        return format_pairs(self.pairs, self.seeds)
 
 
 def plan_effects(trials: Iterable[Params], config: StudyConfig) -> dict[str, list[PlannedEffect]]:

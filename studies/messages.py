@@ -168,6 +168,12 @@ def format_signed(value: float, spec: str = ".3f") -> str:
     return f"{value:+{spec}}".replace("-", "−")
 
 
+def format_pairs(pairs: int, seeds: float = 1) -> str:
+    """Format a number of pairs of architectures and of runs of each: ``8 pairs × 3 seeds``."""
+    text = format_count(pairs, "pair")
+    return text if seeds == 1 else f"{text} × {seeds:.3g} seeds"
+
+
 def format_count(count: int, singular: str, plural: str | None = None) -> str:
     """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

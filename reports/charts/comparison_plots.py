@@ -63,6 +63,7 @@ from studies.measure import Measure
 from studies.messages import (
     add_unit,
     format_count,
+    format_pairs,
     format_param,
     format_signed,
     format_value,
@@ -118,7 +119,7 @@ def _describe_effect(effect: Effect, measure: Measure) -> str:
     if effect.method is Method.ADDITIVE:  # there are no pairs
         return text
     share = effect.improved_count / effect.pairs
-    return f"{text}, better in {share:.0%} of {format_count(effect.pairs, 'pair')}"
+    return f"{text}, better in {share:.0%} of {format_pairs(effect.pairs, effect.seeds)}"
 
 
 def _trace_effects(

@@ -58,7 +58,10 @@ def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | Non
     texts = [sentences.describe_pairs(findings)]
     texts += [to_sentence(clause) for clause in sentences.list_additive(findings)]
     texts += sentences.list_noise(findings)
-    texts.append("* marks an interval that excludes zero, without correction for their number.")
+    texts.append(
+        "* marks significant effects, by p-values corrected for their number (Holm). Intervals are "
+        "not corrected, so one that excludes zero may have no mark."
+    )
     blocks: list[Block] = [Text(texts, is_note=True)]
     chart = comparison_plots.chart_effects(findings)
     if shown is None or shown.title != chart.title:
@@ -188,8 +191,8 @@ def _list_ranking_rules(findings: StudyFindings) -> list[str]:
             texts.append("Means are adjusted for the replicates that are missing.")
     elif findings.summary.compares_single_runs:
         texts.append(
-            f"“vs. best” is over the same {results.measure.window}s: its 95% interval covers other "
-            f"{results.measure.data}, but no other training run."
+            f"“vs. best” compares single runs on the same {results.measure.window}s. It has no "
+            "interval: that of the same networks trained again is not known."
         )
     return texts
 

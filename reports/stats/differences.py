@@ -285,10 +285,7 @@ def compute_seed_p_value(differences: Floats, contexts: Integers, replicates: In
 
 
 def compute_rank_p_value(differences: Floats, contexts: Integers) -> float:
-    """Return the p-value of Wilcoxon's signed-rank test over the means of the contexts.
-
-    1 with fewer than :data:`MIN_DIFFERENCES` contexts, which cannot reject.
-    """
+    """Return the p-value of Wilcoxon's signed-rank test over the means of the contexts."""
     from scipy import stats
 
     contexts, counts = np.unique(contexts, return_inverse=True, return_counts=True)[1:]
