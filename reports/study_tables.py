@@ -25,7 +25,7 @@ from reports.stats.effects import Effect
 from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure
-from studies.messages import format_count, format_param, format_value
+from studies.messages import format_count, format_param, format_value, is_missing
 
 # ------------------------------------------------------------------ effects
 
@@ -342,7 +342,8 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
     has_networks = bool(results.cells)
 
     def describe_state(row: Mapping[Any, Any]) -> str:
-        return f"{row['state'].lower()}{', audited' if row['audited'] else ''}"
+        copied = "" if is_missing(row["copied_from"]) else ", copied"
+        return f"{row['state'].lower()}{copied}{', audited' if row['audited'] else ''}"
 
     def format_item(axis: str, row: Mapping[Any, Any]) -> str:
         return format_value(row[axis])

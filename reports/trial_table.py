@@ -16,6 +16,7 @@ from reports.stats.design import MAX_LEVELS
 from rnn.config import NetworkConfig
 from studies.attributes import (
     CONTEXT_LISTS,
+    COPIED_FROM,
     EARLIER_CODE,
     EARLIER_TORCH,
     LONG_RESULTS,
@@ -307,6 +308,7 @@ def _make_row(
         value=trial.value,
         audited=trial.is_audited,
         source_trials=trial.attributes.get(SOURCE_TRIALS),
+        copied_from=trial.attributes.get(COPIED_FROM),
         started=trial.started,
         completed=trial.completed,
     )

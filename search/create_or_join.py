@@ -15,6 +15,7 @@ import torch
 
 from rnn.config import Precision, TaskSpec
 from rnn.errors import UserError
+from rnn.export import deserialize_model, serialize_model
 from rnn.tasks.task import Task
 from rnn.training.devices import check_precision, supports_bf16
 from search.cell_check import check_cells
@@ -34,8 +35,16 @@ from search.cells_tasks import (
     with_held_out,
     with_records,
 )
-from search.derive import check_count, derive_trials, find_space, list_combinations
+from search.derive import (
+    check_count,
+    copy_results,
+    derive_trials,
+    find_repeats,
+    find_space,
+    list_combinations,
+)
 from search.extend import (
+    describe_copied,
     describe_lengths,
     describe_trials,
     extend,
@@ -49,9 +58,10 @@ from search.planned_effects import describe_weakest, plan_effects
 from search.pruning.audited_trials import draw_audited
 from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
 from search.task_check import check_held_out, check_length, check_tasks, check_trials
+from search.worker.checkpoints import warn_of_errors
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
-from studies.attributes import StudyRecord
+from studies.attributes import COPIED_FROM, StudyRecord
 from studies.config import PrecisionSetting, StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.loader import (
@@ -77,8 +87,9 @@ from studies.storage.open import (
     read_storage,
     read_study_record,
 )
-from studies.storage.reads import read_trials
+from studies.storage.reads import RECORDS, read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.tables import INTERMEDIATE_VALUES
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import WINDOW_PARAMS
 
@@ -157,6 +168,11 @@ class PlannedStudy:
     trials: Sequence[StoredTrial]
     space: SearchSpace
     notice: str
+
+    @property
+    def trained(self) -> list[StoredTrial]:
+        """The trials that have no results of a source."""
+        return [trial for trial in self.trials if COPIED_FROM not in trial.attributes]
 
 
 @dataclass(frozen=True)
@@ -403,9 +419,31 @@ def _create(
     if not create_study(storage, study):
         return ""
     effects = plan_effects((trial.params for trial in trials), config)
-    created = describe_trials("created", trials, config)
+    copied = _copy_weights(wanted, record, trials)
+    created = describe_trials("created", planned.trained, config)
+    if copied:
+        created += f"; {describe_copied(copied, config)}"
     weakest = describe_weakest(effects, config)
     return "; ".join(filter(None, [created, weakest, planned.notice]))
+
+
+def _copy_weights(wanted: _Wanted, record: StudyRecord, trials: Sequence[StoredTrial]) -> int:
+    """Copy the stored weights of the runs whose results trials have; return how many these are."""
+    copies = {
+        number: trial.attributes[COPIED_FROM]
+        for number, trial in enumerate(trials)
+        if COPIED_FROM in trial.attributes
+    }
+    if copies and wanted.origin is not None:
+        folders = [wanted.origin.artifact_folder, record.artifact_folder]
+        old, new = (wanted.folders.trial_files(folder, "safetensors") for folder in folders)
+        for number, run in copies.items():
+            with warn_of_errors(f"copy the weights of trial {run}"):
+                if (content := old.read(run)) is not None:
+                    model = deserialize_model(content)
+                    metadata = {**model.metadata, "trial": str(number)}
+                    new.write(number, serialize_model(replace(model, metadata=metadata)))
+    return len(copies)
 
 
 def plan_study(options: RunOptions, device: torch.device = _CPU) -> PlannedStudy:
@@ -443,6 +481,8 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     learned = {name: task.record for name, task in tasks.items() if task.text is not None}
     precision, notice = _choose_precision(config.precision, wanted.device)
     config = with_records(config, learned).model_copy(update={"precision": precision})
+    if storage is not None and config.refinement is not None and config.refinement.trial is None:
+        trials = _copy_repeats(storage, config, trials)
     notices = "; ".join(filter(None, [describe_lengths(config), notice]))
     return PlannedStudy(wanted.name, config, tasks, trials, space, notices)
 
@@ -481,6 +521,23 @@ def _plan_trials(
         record.config,
     )
     return planned, find_space(planned, config)
+
+
+def _copy_repeats(
+    storage: LeasedRDBStorage, config: StudyConfig, derived: Sequence[StoredTrial]
+) -> list[StoredTrial]:
+    """Return the trials of a refinement, with the results of runs that they would repeat."""
+    assert config.refinement is not None
+    source = load_study(storage, config.refinement.source)
+    trials = read_trials(storage, source._study_id)
+    repeats = find_repeats(derived, trials, read_study_record(source).config, config)
+    ids = [trial.trial_id for trial in repeats.values()]
+    read = read_trials(storage, source._study_id, ids, (*RECORDS, INTERMEDIATE_VALUES))
+    runs = {run.number: run for run in read}
+    return [
+        copy_results(trial, runs[repeats[place].number]) if place in repeats else trial
+        for place, trial in enumerate(derived)
+    ]
 
 
 def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:

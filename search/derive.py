@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, zip_longest
 
 from optuna.trial import TrialState
 
+from rnn.config import GATED_CELL
 from rnn.errors import UserError
-from studies.attributes import SOURCE_TRIALS
+from studies.attributes import COPIED_FROM, LONG_RESULTS, SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials, split_by_task
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
+from studies.loader import diff_configs
 from studies.space import (
     CELL,
     REPLICATE,
@@ -172,6 +175,55 @@ def _order_by_mean_rank(
             total[key] += rank
     order = sorted(common, key=lambda key: total[key])
     return {task: [of_task[key] for key in order] for task, of_task in runs_of.items()}
+
+
+def find_repeats(
+    derived: Sequence[StoredTrial],
+    trials: Iterable[StoredTrial],
+    source: StudyConfig,
+    config: StudyConfig,
+) -> dict[int, StoredTrial]:
+    """Find the complete runs of the source that derived trials would repeat exactly.
+
+    Returns:
+        The trial of the source by the place of the derived one.
+    """
+    varied = (f"training.{name}:" for name in TRAINING_PARAMS)
+    resolved = ("space", "refinement", "pruning.", *varied)
+    differences = [line for line in diff_configs(source, config) if not line.startswith(resolved)]
+    if differences or source.precision != config.precision:
+        return {}
+    runs = {
+        _identify_run(trial.params, source): trial
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and trial.value is not None
+    }
+    keys = [_identify_run(trial.params, config) for trial in derived]
+    return {place: runs[key] for place, key in enumerate(keys) if key in runs}
+
+
+def _identify_run(params: Params, config: StudyConfig) -> Hashable:
+    """Return what, besides the settings of its study, determines the result of a trial."""
+    names = (*TRAINING_PARAMS, *config.options, REPLICATE)
+    resolved = {CELL: GATED_CELL} | resolve_params(params, config, names)
+    cell = config.cells.get(resolved[CELL])
+    return frozenset(resolved.items()), config.length_of(params), cell and cell.sha256
+
+
+def copy_results(derived: StoredTrial, run: StoredTrial) -> StoredTrial:
+    """Return a derived trial with the results of the run of its source that it would repeat."""
+    of_derived = {**derived.attributes, COPIED_FROM: run.number}
+    results = run.system_attributes.items()
+    return replace(
+        derived,
+        state=run.state,
+        value=run.value,
+        started=run.started,
+        completed=run.completed,
+        attributes=run.attributes | of_derived,
+        system_attributes={name: value for name, value in results if name in LONG_RESULTS},
+        curve=run.curve,
+    )
 
 
 def _require_kept(

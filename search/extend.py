@@ -230,6 +230,17 @@ def _require_same_length(
             )
 
 
+def describe_copied(count: int, config: StudyConfig) -> str:
+    """Return a notice on trials that have the results of the source that they would repeat."""
+    assert config.refinement is not None
+    is_one = count == 1
+    return (
+        f"{count:,} more would repeat {'a run' if is_one else 'runs'} of study "
+        f"{config.refinement.source!r} exactly and {'has' if is_one else 'have'} "
+        f"{'its' if is_one else 'their'} results"
+    )
+
+
 def format_setting(config: StudyConfig, setting: str) -> str:
     """Format the value of a setting for a notice."""
     value = getattr(config, setting)

@@ -271,7 +271,7 @@ def _plan_shapes(
     known = {TASK, *COST_PARAMS}.union(*(task.options for task in config.list_tasks().values()))
     names = [name for name in study.space if name in known]
     groups: dict[tuple[Any, ...], list[Params]] = {}
-    for trial in study.trials:
+    for trial in study.trained or study.trials:
         groups.setdefault(tuple(map(trial.params.get, names)), []).append(trial.params)
     lockstep = LockstepPlan(config, device, partial(spec_of, study.tasks), options.lockstep)
     limit = max(_EXAMPLES, _MAX_COUNTED // len(groups))

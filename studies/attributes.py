@@ -124,6 +124,10 @@ EARLIER_TORCH = "earlier_torch"
 SOURCE_TRIALS = "source_trials"
 """User attribute of a derived trial: numbers of its source trials, best first."""
 
+COPIED_FROM = "copied_from"
+"""User attribute of a derived trial that would repeat a run of its source exactly, and has its
+results: number of that run."""
+
 EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
 """System attributes: bits per byte on each evaluation window, in text order, by split."""
 
@@ -229,7 +233,7 @@ class TrialRecord(BaseModel):
     seed: _Count
     """Seed of the study."""
     replicate: _Count
-    """Number of the replicate, from 1; 0 in other studies."""
+    """Number of the replicate."""
     python: str
     """Version of Python."""
     torch: str
@@ -273,6 +277,7 @@ class TrialColumns(TypedDict, total=False):
     value: float | None
     audited: bool
     source_trials: list[int] | None
+    copied_from: int | None
     started: datetime | None
     completed: datetime | None
     effective_context: float
@@ -307,7 +312,7 @@ else:
             name: (Annotated[field.annotation, field], None)
             for name, field in TrialRecord.model_fields.items()
         },
-        **{SOURCE_TRIALS: (list[_Count] | None, None)},
+        **{SOURCE_TRIALS: (list[_Count] | None, None), COPIED_FROM: (_Count | None, None)},
     )
 
 

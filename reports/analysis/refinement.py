@@ -16,7 +16,7 @@ from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
 from studies.messages import format_param, format_value
-from studies.space import REPLICATE
+from studies.space import REPLICATE, replicate_of
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -107,7 +107,11 @@ def compare_with_source(results: Results) -> SourceComparison | None:
 
 
 def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
-    """Return parameters and ``value`` of each source trial: the mean of all of its replicates."""
+    """Return parameters and ``value`` of each source trial.
+
+    It is the mean of all of its replicates, but of replicate 0 alone if the refinement trains that
+    one, with the same data.
+    """
     rows = results.sources
     params = {
         int(number): resolve_params(
@@ -121,8 +125,10 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
         for number, row in params.items()
     }
     means = average_runs(
-        (settings[n], row.get(REPLICATE, 0), row["value"]) for n, row in params.items()
+        (settings[n], replicate_of(row), row["value"]) for n, row in params.items()
     )
+    if not results.has_replicates:
+        means |= {settings[n]: row["value"] for n, row in params.items() if not replicate_of(row)}
     return {number: row | {"value": means[settings[number]]} for number, row in params.items()}
 
 

@@ -220,7 +220,7 @@ def _list_accounts(results: Results) -> list[tuple[str, str]]:
     states = ("planned", "complete", "pruned", "diverged", "failed", "running", "waiting")
     found = [f"{getattr(counts, state):,} {state}" for state in states if getattr(counts, state)]
     facts = [("Trials", ", ".join(found))]
-    table = results.table
+    table = results.table[results.table["copied_from"].isna()]
     if not results.cells:
         return facts
     time = f"{format_duration(table['seconds'].sum())} of computing"

@@ -16,7 +16,7 @@ from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
 from reports.page import setup
 from rnn.codegen import generate_module
-from studies.messages import to_printable
+from studies.messages import format_count, to_printable
 
 MAX_SAMPLES = 3
 """Best networks of which a sample of text is shown."""
@@ -114,6 +114,10 @@ def _show_refinement(findings: StudyFindings, shown: Chart | None) -> Section | 
     results = findings.results
     chart = comparison_plots.chart_variants(comparison, results.measure)
     blocks: list[Block] = [] if shown is not None and shown.title == chart.title else [chart]
+    if copied := int(results.table["copied_from"].count()):
+        trials = format_count(copied, "trial")
+        text = f"{trials} would repeat runs of {comparison.source} exactly: these runs count here."
+        blocks.insert(0, Text([text], is_note=True))
     name = f"{results.title} variants"
     blocks.append(study_tables.tabulate_variants(findings.variants, results.measure, name))
     return Section("refinement", f"Against {comparison.source}", blocks)

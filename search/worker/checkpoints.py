@@ -27,6 +27,10 @@ from studies.storage.trials import StoredTrial
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
 
+UNFINISHED_FACTOR = 10
+"""How many times as many architectures keep the weights of their best run until all runs are
+finished: their means may still change."""
+
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
     "with it, or name the folder with --artifacts"
@@ -186,8 +190,8 @@ class BestWeights:
     Of replicates, the best run of each architecture comes first, in the order of their means
     (:mod:`studies.best`), then the second best runs. The losses that rank the architectures are
     known at the end of a trial only, so that each run's weights are written. The means change with
-    each run: until all are finished, no best run of an architecture is removed. Of several tasks,
-    as many files are kept of each.
+    each run: until all are finished, more architectures keep their best run. Of several tasks, as
+    many files are kept of each.
 
     Args:
         study: the study; its setting ``keep_weights`` says of how many trials.
@@ -244,8 +248,8 @@ class BestWeights:
         trials, ranking = found
         places = zip_longest(*(architecture.runs for architecture in ranking))
         order = [run.number for place in places for run in place if run is not None]
-        if count and not all(trial.state.is_finished() for trial in trials):
-            count = max(count, len(ranking))
+        if not all(trial.state.is_finished() for trial in trials):
+            count = min(UNFINISHED_FACTOR * count, max(count, len(ranking)))
         self._files.evict(order, count)
 
     def _read_runs(self, number: int) -> tuple[list[StoredTrial], list[RankedArchitecture]]:

@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+import torch
 from factories import NO_GATES, gated_params, make_runs
 from helpers import TEXT
 from invocation import refused
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 import rnn_search
 import search.extend
+from reports.findings import StudyFindings
 from rnn.errors import UserError
 from rnn_search import export_study, import_study
 from search.create_or_join import StudyHandle
@@ -27,24 +29,55 @@ def test_best_run_of_the_architecture_of_the_best_mean_keeps_its_file(sqlite_url
     raw = {"refinement": {"source": "source", "replicates": 2}, "keep_weights": 1}
     runs = [gated_params(layers, replicate=number) for layers in (1, 2) for number in (4, 5)]
     make_runs(sqlite_url, "s", raw, [(params, None, {}) for params in runs])
-    folders = ArtifactFolders(None, sqlite_url)
-    storage = open_storage(sqlite_url)
+    assert finish_all(sqlite_url, (1.0, 3.0, 1.4, 1.5)) == [{0}, {0}, {0, 2}, {2}]
+    with pytest.raises(UserError, match=r"expected best or trial 2$"):
+        load_trial_model("s", 1, sqlite_url, None)
+
+
+def test_each_of_several_tasks_keeps_the_best_of_its_architectures(sqlite_url):
+    """In a grid, whose first replicates may have no number: it was extended."""
+    space = NO_GATES | {"layers": [1, 2], "state_size": [4], "task": ["copy:10", "my_task.py:Sum"]}
+    tasks = {"copy:10": CLASSES, "Sum": NUMBERS}
+    raw = {"space": space | {"replicates": 2}, "task_records": tasks, "keep_weights": 1}
+    first = [gated_params(layers, task=name) for layers in (1, 2) for name in tasks]
+    second = [params | {"replicate": 1} for params in first]
+    make_runs(sqlite_url, "s", raw, [(params, None, {}) for params in first + second])
+    kept = finish_all(sqlite_url, (1.0, 30.0, 1.4, 10.0, 3.0, 40.0, 1.5, 90.0))
+    assert kept[3:] == [{0, 1, 2, 3}, {0, 1, 2, 3}, {0, 1, 2, 3}, {1, 2, 3}, {1, 2}]
+    study = rnn_search.load("s", storage=sqlite_url)
+    best = study.status.best_by_task
+    assert {name: (each.number, each.value, each.runs) for name, each in best.items()} == {
+        "copy:10": (2, 1.45, 2),
+        "Sum": (1, 35.0, 2),
+    }
+
+
+def finish_all(url, values):
+    """Finish the trials of 's' with these values; return whose weights are kept after each."""
+    folders = ArtifactFolders(None, url)
+    storage = open_storage(url)
     study = load_study(storage, "s")
     record = read_study_record(study)
     handle = StudyHandle(study, storage, record.config, folders, record, None)
     kept = []
     weights = folders.trial_files("made-1", "safetensors")
     files = BestWeights(handle, lambda query: query())
-    for number, value in enumerate((1.0, 3.0, 1.4, 1.5)):
+    for number, value in enumerate(values):
         trial_id = storage.claim(handle.study_id, "me")
         for selected in files.select({number: value}):
             files.write(selected, lambda: b"weights")
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
         files.evict(number)
         kept.append(weights.list_trials())
-    assert kept == [{0}, {0}, {0, 2}, {2}]
-    with pytest.raises(UserError, match=r"expected best or trial 2$"):
-        load_trial_model("s", 1, sqlite_url, None)
+    return kept
+
+
+CLASSES = {"source": "copy:10", "steps": 30, "inputs": 10, "outputs": 8, "reads_tokens": True,
+           "predicts_classes": True, "loss": "cross-entropy", "metrics": {}}  # fmt: skip
+NUMBERS = {"source": "my_task.py:Sum", "sha256": "ab" * 32, "steps": 10, "inputs": 2, "outputs": 1,
+           "reads_tokens": False, "predicts_classes": False, "loss": "squared error",
+           "metrics": {}}  # fmt: skip
+"""Records of two tasks."""
 
 
 # ------------------------------------------------------------------ more replicates
@@ -241,3 +274,73 @@ def test_worker_may_join_with_the_replicates_that_the_study_had(extend, capsys):
     for other in (3, 1):
         with pytest.raises(UserError, match=f"4 in the study, {other} here; use .* --name"):
             extend(extend=False, replicates=other)
+
+
+# ------------------------------------------------------------------ refinements of replicates
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Storage with the complete study 'grid' of two runs of each of four networks."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "text").write_bytes(TEXT)
+    place = {"storage": f"sqlite:///{folder}/studies.db", "threads": 1}
+    more = {"space.replicates": 2, "keep_weights": 8}
+    return rnn_search.run(SOURCE, name="grid", overrides=more, corpus=folder / "text", **place)
+
+
+@pytest.fixture
+def refine(grid, request):
+    """Function that derives a study from the best two of 'grid'."""
+
+    def call(refinement, options, **settings):
+        raw = {"refinement": {"source": "grid", "top": 2, **refinement}, **settings}
+        place = {"storage": grid.storage, "threads": 1}
+        return rnn_search.run(raw, name=request.node.name, **place, **options)
+
+    return call
+
+
+def test_runs_that_a_refinement_would_repeat_are_not_trained_again(grid, refine, capsys, tmp_path):
+    means = grid.results.groupby("architecture")["value"].mean().sort_values()
+    assert grid.status.best.architecture.startswith(means.index[0])
+    best = grid.results[grid.results["architecture"].isin(means.index[:2])]
+    first = best[best["replicate"] == 0]
+    capsys.readouterr()
+    refined = refine({"variants": [{}, {"layers": 2}]}, {}, keep_weights=4)
+    notice = "created with 2 trials, 8 training steps in all; 2 more would repeat runs of study "
+    assert f"{notice}'grid' exactly and have their results" in capsys.readouterr().out
+    copied = refined.results[refined.results["copied_from"].notna()]
+    assert sorted(copied["copied_from"]) == sorted(first.index)
+    for number, run in copied.iterrows():
+        original = first.loc[run["copied_from"]]
+        assert run["value"] == original["value"]
+        assert run["worker"] == original["worker"]
+        weights = refined.trial(number).network().state_dict()
+        expected = grid.trial(original.name).network().state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert refined.curves.query("number == @number")["loss"].tolist() == (
+            grid.curves.query("number == @original.name")["loss"].tolist()
+        )
+    # A copied run is paired with that of the same replicate, not with the mean of both.
+    page = refined.report(tmp_path / "page.html").read_text()
+    assert "2 trials would repeat runs of grid exactly: these runs count here." in page
+    unchanged, _ = StudyFindings(refined._read_results()).variants
+    assert (unchanged.count, unchanged.source_difference) == (2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("refinement", "settings"),
+    [
+        ({"replicates": 2}, {}),
+        ({}, {"training": {"steps": 6}}),
+        ({}, {"seed": 1}),
+        ({}, {"objective": "training"}),
+        ({}, {"evaluation": {"windows": 3}}),
+    ],
+)
+def test_other_runs_are_trained(refine, refinement, settings):
+    refined = refine(refinement, NOT_TRAINED, **settings)
+    assert refined.counts.waiting == refined.counts.planned
+    if refinement:
+        assert set(refined.results["replicate"]) == {2, 3}, "the source's were selected"
