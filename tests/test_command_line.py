@@ -135,7 +135,7 @@ def test_many_trials_need_confirmation(create_only, monkeypatch):
     study = create_only(four, yes=True)
     assert len(study.trials) == 4
     create_only(four)  # it exists now: joining it creates nothing
-    with pytest.raises(UserError, match=r"^4 new trials, .*confirm with --yes"):
+    with pytest.raises(UserError, match=r"^4 new trials: .*confirm with --yes"):
         create_only(eight, extend=True)
     assert len(study.trials) == 4
     create_only(eight, extend=True, yes=True)
