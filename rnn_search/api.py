@@ -24,14 +24,14 @@ from search.launch.jobs import prepare_launch
 from search.plan import StudyPlan, plan_search
 from search.run import RunResult, run_workers
 from search.run_options import RunOptions
-from studies.messages import check_study_name, shorten
-from studies.option_models import build_options
-from studies.storage.open import (
+from studies.locations import (
     ARTIFACTS_VARIABLE,
     STORAGE_VARIABLE,
     artifacts_or_default,
     storage_or_default,
 )
+from studies.messages import check_study_name, shorten
+from studies.option_models import build_options
 
 _logger = logging.getLogger(__name__)
 

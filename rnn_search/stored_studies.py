@@ -19,10 +19,11 @@ from studies.exchange import ExportResult, ImportResult, import_studies, is_expo
 from studies.exchange import export_study as export_stored
 from studies.importing import ImportedStudy, ImportOptions
 from studies.importing import import_results as import_stored
+from studies.locations import artifacts_or_default, storage_or_default
 from studies.management import ListedStudy
 from studies.messages import expect_one_of, shorten
 from studies.option_models import build_options
-from studies.storage.open import artifacts_or_default, read_storage, storage_or_default
+from studies.storage.open import read_storage
 
 if TYPE_CHECKING:  # slow to import
     import optuna

@@ -14,18 +14,13 @@ from rnn_search.errors import require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
 from studies.config import StudyConfig, label_trial
+from studies.locations import artifacts_or_default, storage_or_default
 from studies.messages import shorten
 from studies.option_models import build_options
 from studies.space import TASK, Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.database import database_path, parse_url
-from studies.storage.open import (
-    artifacts_or_default,
-    load_study,
-    read_record,
-    read_storage,
-    storage_or_default,
-)
+from studies.storage.open import load_study, read_record, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial

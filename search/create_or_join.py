@@ -62,10 +62,9 @@ from search.worker.checkpoints import warn_of_errors
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import COPIED_FROM, StudyRecord
-from studies.config import PrecisionSetting, StudyConfig
+from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.loader import (
-    PER_WORKER,
     ConfigFile,
     diff_configs,
     flatten,
@@ -91,7 +90,7 @@ from studies.storage.reads import RECORDS, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import INTERMEDIATE_VALUES
 from studies.storage.trials import StoredStudy, StoredTrial
-from studies.study_settings import WINDOW_PARAMS
+from studies.study_settings import PER_WORKER, WINDOW_PARAMS, PrecisionSetting
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""

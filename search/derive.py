@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from rnn.config import GATED_CELL
 from rnn.errors import UserError
+from search.run_options import MAX_UNCONFIRMED
 from studies.attributes import COPIED_FROM, LONG_RESULTS, SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials, split_by_task
 from studies.config import StudyConfig, resolve_params, top_count
@@ -30,9 +31,6 @@ from studies.space import (
 from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
-
-MAX_UNCONFIRMED = 20_000
-"""Number of new trials above which a user must confirm them with ``--yes``."""
 
 
 def list_combinations(config: StudyConfig) -> list[Params]:

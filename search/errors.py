@@ -14,10 +14,6 @@ class ShutdownRequestedError(UserError):
     """An operation was interrupted by a request to stop."""
 
 
-class LaunchError(UserError):
-    """A cluster cannot run workers as the command line says, or does not answer."""
-
-
 def is_bug(error: BaseException) -> bool:
     """Return whether an exception during a search is a bug of this program.
 

@@ -7,26 +7,22 @@ need no PyTorch.
 import shlex
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from rnn.errors import UserError
-from search.derive import MAX_UNCONFIRMED
 from search.launch.launcher import LaunchTarget, parse_target
 from search.worker.shutdown import MAX_SECONDS, parse_duration
-from studies.config import PrecisionSetting
-from studies.loader import (
-    ConfigFile,
-    load_config_file,
-    load_overrides,
-    load_settings,
-    load_stored_config,
-    load_trial_config,
-    override_settings,
-)
 from studies.messages import study_name
 from studies.option_models import Options, option, to_words
+from studies.study_settings import PrecisionSetting
+
+if TYPE_CHECKING:
+    from studies.loader import ConfigFile
+
+MAX_UNCONFIRMED = 20_000
+"""Number of new trials above which a user must confirm them with ``--yes``."""
 
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""
@@ -174,29 +170,33 @@ class RunOptions(WorkerOptions):
     @property
     def stored_name(self) -> str:
         """Name of the study in the storage."""
+        from studies.loader import load_trial_config  # slow
+
         name = self.study if self.is_stored or self.by_name else study_name(self.study)
         return self.name or (
             name if self.trial is None else load_trial_config(name, self.trial).name
         )
 
-    def load_file(self) -> ConfigFile:
+    def load_file(self) -> "ConfigFile":
         """Read the study's settings, with the options that override them.
 
         Raises:
             UserError, StorageError, StudyFormatError: see
                 :func:`studies.loader.load_config_file`.
         """
+        from studies import loader  # slow
+
         if self.trial is not None:
             if self.extend:
                 raise UserError("--trial runs a trial once more as it was: expected no --extend")
-            file = load_trial_config(study_name(self.study), self.trial)
+            file = loader.load_trial_config(study_name(self.study), self.trial)
         elif self.is_stored or self.by_name:
-            file = load_stored_config(self.study, self.storage)
+            file = loader.load_stored_config(self.study, self.storage)
         elif self.settings is not None:
-            file = load_settings(self.study, self.settings)
+            file = loader.load_settings(self.study, self.settings)
         else:
-            file = load_config_file(self.study, storage=self.storage)
-        file = override_settings(file, self.overrides)
+            file = loader.load_config_file(self.study, storage=self.storage)
+        file = loader.override_settings(file, self.overrides)
         if self.corpus is not None:
             file = file.with_overrides({"task": {"corpus": self.corpus}})
         if self.precision is not None:
@@ -215,6 +215,8 @@ class RunOptions(WorkerOptions):
     @property
     def _call(self) -> str:
         """Call of :func:`rnn_search.run` that creates the same study."""
+        from studies.loader import load_overrides  # slow
+
         overrides = load_overrides(self.overrides).settings
         given = {"name": self.name or self.study, "overrides": overrides}
         given |= {name: getattr(self, name) for name in _DEFINING if name not in _STATED}

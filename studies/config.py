@@ -22,7 +22,6 @@ from rnn.config import (
     GateInputs,
     NetworkConfig,
     ParamValue,
-    TrainingPrecision,
     TrialConfig,
 )
 from rnn.errors import UserError
@@ -65,6 +64,7 @@ from studies.study_settings import (
     ImportedResults,
     LeaseSettings,
     OutageSettings,
+    PrecisionSetting,
     PruningSettings,
     TrainingLength,
     TrainingSettings,
@@ -77,9 +77,6 @@ from studies.study_settings import (
 # last weights and the training loss one in four.
 Objective = Literal["validation", "training", "training-mean"]
 """What a trial's value is, see :data:`studies.attributes.OBJECTIVE_NAMES`."""
-
-PrecisionSetting = Literal["auto", TrainingPrecision]
-"""Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
 
 
 def _list_tables(raw: Any) -> Any:

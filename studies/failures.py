@@ -7,13 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from optuna.exceptions import OptunaError
-from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
-
 from rnn.errors import UserError
 from studies.errors import StorageUnavailableError
 from studies.messages import shorten, to_line
-from studies.storage.database import database_error, error_message, is_transient
 
 
 class _WarningHandler(logging.Handler):
@@ -78,6 +74,11 @@ def run_with_exit_code(main: Callable[[], int | None]) -> None:
             exit_with(str(error), EXIT_FAILURE)
         if isinstance(error, UserError):
             exit_with(str(error), EXIT_USAGE)
+        from optuna.exceptions import OptunaError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from studies.storage.database import error_message
+
         if isinstance(error, SQLAlchemyError | OptunaError):
             exit_with(
                 f"storage failed ({error_message(error)}); recorded results are kept: run again",
@@ -102,7 +103,14 @@ def is_bug(error: BaseException) -> bool:
     Others have their cause in the input, in a database or a disk that fails, or in too
     little memory.
     """
-    if isinstance(error, (UserError, OSError, MemoryError)) or is_transient(error):
+    if isinstance(error, UserError | OSError | MemoryError):
+        return False
+    from optuna.exceptions import OptunaError  # here: help and refusals need no library
+    from sqlalchemy.exc import DBAPIError, ProgrammingError
+
+    from studies.storage.database import database_error, is_transient
+
+    if is_transient(error):
         return False
     error = database_error(error)
     cause = getattr(error, "orig", None)

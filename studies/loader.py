@@ -32,7 +32,7 @@ from studies.storage.open import (
     read_study_record,
 )
 from studies.storage.storage import LeasedRDBStorage
-from studies.study_settings import LENGTH_SETTINGS, OutageSettings
+from studies.study_settings import LENGTH_SETTINGS, PER_WORKER, OutageSettings
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
@@ -451,9 +451,6 @@ _KEYS = [
 
 # ------------------------------------------------------------------ compatibility
 
-
-PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
-"""Settings that each worker chooses independently."""
 
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""

@@ -13,9 +13,16 @@ from rnn.config import (
     OptimizerConfig,
     OptimizerName,
     ParamValue,
+    TrainingPrecision,
     count_updates,
 )
 from studies.records import Direction, StrictModel, unit, with_bounds
+
+PrecisionSetting = Literal["auto", TrainingPrecision]
+"""Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
+
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
+"""Settings that each worker chooses independently."""
 
 SEQUENCE = "sequence"
 """As ``bptt_steps``: one update for each sequence, by its whole gradient."""

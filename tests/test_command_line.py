@@ -7,6 +7,7 @@ What the commands refuse is in ``test_invalid_input.py``; several processes, in
 import json
 import re
 import runpy
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -124,6 +125,21 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
     done = invoke(*derive, "--set=question='Why?'", "--extend", report=False)
     assert "changed question from" in done.stdout
     assert load(sqlite_url, "quick-refined").user_attrs["config"]["question"] == "Why?"
+
+
+def test_help_of_a_search_imports_no_library_that_is_slow():
+    program = """
+import sys
+import studies.failures
+from rnn_search.commands import rnn_search_command
+for command in ([], ["run"], ["refine"], ["continue"], ["status"], ["report"], ["dashboard"]):
+    rnn_search_command.main([*command, "--help"], standalone_mode=False)
+slow = {"alembic", "numpy", "optuna", "pandas", "plotly", "sqlalchemy", "torch"}
+sys.exit(", ".join(slow & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert "--precision" in done.stdout
 
 
 def test_many_trials_need_confirmation(create_only, monkeypatch):

@@ -68,7 +68,7 @@ def main(*words: str) -> None:
         words: words before those of the command line, such as the name of a subcommand.
     """
     try:
-        from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code  # imports Optuna
+        from studies.failures import EXIT_USAGE, exit_with, run_with_exit_code
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
+from studies.locations import ARTIFACTS_VARIABLE, DEFAULT_STORAGE, STORAGE_VARIABLE
 from studies.messages import study_name
 from studies.option_models import Options, flag_of
-from studies.storage.open import ARTIFACTS_VARIABLE, DEFAULT_STORAGE, STORAGE_VARIABLE
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

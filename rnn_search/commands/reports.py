@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
-from reports.final_report import write_csv
 from rnn_search.commands.options import (
     artifacts_option,
     dashboard_port_option,
     storage_options,
     studies_argument,
 )
-from studies.storage.open import read_storage
 
 
 @click.command
@@ -43,7 +41,9 @@ def report(studies: tuple[str, ...], storage: str, output: Path | None, csv: Pat
         raise click.UsageError(
             "--csv writes a table instead of a report and does not go with --output"
         )
+    from reports.final_report import write_csv
     from reports.study_reader import read_studies
+    from studies.storage.open import read_storage
 
     with closing(read_storage(storage)) as opened:
         results = read_studies(opened, studies, with_curves=False, with_windows=False)

@@ -16,12 +16,9 @@ from rnn_search.commands.options import (
     storage_options,
     study_argument,
 )
-from search.launch.launcher import create_launcher
-from search.launch.slurm import SlurmLauncher
 from search.run_options import RunOptions
-from studies.loader import PER_WORKER
 from studies.option_models import build_options
-from studies.storage.open import load_study, read_record, read_storage, read_study_record
+from studies.study_settings import PER_WORKER
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -104,6 +101,9 @@ def _run(
                 "--cancel requires --launch slurm; workers on Ray end with the command that "
                 "submitted them: press Ctrl-C there, or use ray job stop"
             )
+        from search.launch.slurm import SlurmLauncher
+        from studies.storage.open import load_study, read_storage, read_study_record
+
         with closing(read_storage(run_options.storage)) as storage:
             record = read_study_record(load_study(storage, run_options.stored_name))
         click.echo(SlurmLauncher({}).cancel(record.artifact_folder))
@@ -179,7 +179,9 @@ def continue_search(**options: Any) -> int:
 def status(study: str, as_json: bool, launch: str, storage: str) -> None:
     """Print the progress of a study without changing anything."""
     from search.launch.jobs import format_jobs, read_jobs
+    from search.launch.launcher import create_launcher
     from search.status import format_status, read_status
+    from studies.storage.open import load_study, read_record, read_storage
 
     target = build_options(RunOptions, study=study, storage=storage, launch=launch).target
     with closing(read_storage(storage)) as opened:

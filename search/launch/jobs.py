@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from search.create_or_join import StudyHandle
-from search.errors import LaunchError
 from search.launch.launcher import (
     Job,
     Launcher,
+    LaunchError,
     WorkerCommand,
     count_states,
     create_launcher,

@@ -8,14 +8,15 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from search.errors import LaunchError
+from rnn.errors import UserError
 from studies.messages import shorten
-from studies.storage.counts import ActiveWorker
-from studies.storage.database import parse_url, redact
+
+if TYPE_CHECKING:
+    from studies.storage.counts import ActiveWorker
 
 PROJECT = Path(__file__).resolve().parents[2]
 """Folder of the project's packages."""
@@ -25,6 +26,10 @@ JOB_VARIABLE = "RNN_SEARCH_JOB"
 
 MARKER_PREFIX = ".shared-"
 """Start of the random name of a file by which workers recognize the folder of checkpoints."""
+
+
+class LaunchError(UserError):
+    """A cluster cannot run workers as the command line says, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Launcher(Protocol):
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Start workers; return lines that tell the user how to follow them."""
 
-    def list_jobs(self, name: str, workers: Sequence[ActiveWorker]) -> list[Job]:
+    def list_jobs(self, name: str, workers: "Sequence[ActiveWorker]") -> list[Job]:
         """List the jobs that run a worker, or will; from any machine.
 
         Args:
@@ -209,6 +214,8 @@ def require_server(storage: str) -> None:
         LaunchError: if it is a file, or its URL has a password.
         StorageError: if its URL is invalid.
     """
+    from studies.storage.database import parse_url, redact  # slow
+
     url = parse_url(storage)
     if url.get_backend_name() == "sqlite":
         raise LaunchError(

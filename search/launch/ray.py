@@ -18,8 +18,7 @@ from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
-from search.errors import LaunchError
-from search.launch.launcher import PROJECT, Job, WorkerCommand, parse_job
+from search.launch.launcher import PROJECT, Job, LaunchError, WorkerCommand, parse_job
 from search.launch.ray_node import WorkerStoppedError, run_worker
 from studies.messages import shorten
 from studies.storage.counts import ActiveWorker

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from search.errors import LaunchError
 from search.launch.launcher import (
     JOB_VARIABLE,
     PROJECT,
     Job,
+    LaunchError,
     WorkerCommand,
     count_states,
     describe_missing,

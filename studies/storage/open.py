@@ -2,7 +2,6 @@
 
 import contextlib
 import operator
-import os
 import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from rnn.errors import UserError
 from studies.atomic_files import remove_temporary_files_of, require_regular, temporary_file
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.errors import StorageError, StorageNotFoundError, StudyFormatError
+from studies.locations import DEFAULT_STORAGE
 from studies.messages import shorten
 from studies.storage.counts import find_study
 from studies.storage.database import (
@@ -39,34 +39,11 @@ from studies.storage.optuna_tables import METADATA, MIGRATIONS
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import STUDIES, TRIALS
 
-DEFAULT_STORAGE = "sqlite:///studies/studies.db"
-"""Default storage, relative to the working directory. Only its folder is created if missing."""
-
-STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
-"""Environment variable for ``--storage``; unlike the option, it is hidden from process lists."""
-
-ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
-"""Environment variable for ``--artifacts``."""
-
 CLAIM_INDEX = "ix_trials_study_id_state_number"
 """Index added to Optuna's tables, to find the next waiting trial in logarithmic time."""
 
 _TABLES = {*METADATA.tables, "alembic_version"}
 """Tables of Optuna."""
-
-
-def storage_or_default(storage: str | None) -> str:
-    """Return the URL of a storage, or of the one that the command line uses."""
-    if not isinstance(storage, str | None):
-        raise UserError(f"storage is {shorten(repr(storage))}: expected a text")
-    return storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
-
-
-def artifacts_or_default(artifacts: str | Path | None) -> str | None:
-    """Return a location of artifacts, or the one that the command line uses."""
-    if not isinstance(artifacts, str | Path | None):
-        raise UserError(f"artifacts is {shorten(repr(artifacts))}: expected a folder")
-    return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
 
 
 def open_storage(url: str) -> LeasedRDBStorage:

@@ -14,9 +14,9 @@ from invocation import refused
 
 from rnn.errors import DeviceError
 from search.create_or_join import create_or_join
-from search.errors import LaunchError
 from search.launch.jobs import build_worker_command, prepare_launch
 from search.launch.launcher import (
+    LaunchError,
     LaunchTarget,
     WorkerCommand,
     create_launcher,
