@@ -15,7 +15,7 @@ from rnn.engines import Engine, build_network
 from rnn.stacked.engine import NetworkStack
 from rnn.tasks.corpus import ByteArray, load_corpus
 from rnn.tasks.text import TextData
-from rnn.training.devices import supports_bf16
+from rnn.training.devices import find_bf16_hardware
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 
@@ -63,7 +63,7 @@ def measure() -> Iterator[str]:
             continue
         torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):
-            if precision == "bf16" and not supports_bf16(torch.device("cpu")):
+            if precision == "bf16" and find_bf16_hardware(torch.device("cpu")) is None:
                 continue
             compared = _compare(NETWORKS[name], text, precision, batch_size)
             yield f"  {name:36} batch {batch_size:3}, threads {threads}, {precision}  {compared}"

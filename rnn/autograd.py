@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ from rnn.network import (
 )
 from rnn.own_code import describe_error
 from rnn.parameters import Parameters, place_stored
+from rnn.precision import EngineName
 from rnn.training.devices import configure_matmul, is_out_of_memory, keep_freed_memory
 from rnn.unrolling import UNROLLED, FusedGatedCell, place_fused
 
@@ -64,6 +66,8 @@ class AutogradStack:
     Raises:
         CellError: if a user's cell is not loaded or breaks the contract of a cell.
     """
+
+    name: ClassVar[EngineName] = "autograd"
 
     @staticmethod
     def can_train(

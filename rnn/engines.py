@@ -158,7 +158,18 @@ def build_network(
     if len({stack_key(config, spec) for config in configs}) != 1:
         labels = ", ".join(config.label for config in configs)
         raise ValueError(f"{labels} cannot be trained together: expected one stack_key")
+    engine = find_engine(configs, precision, spec, device)
+    return engine(configs, seed, precision, spec, device, weights)
+
+
+def find_engine(
+    configs: Sequence[TrialConfig],
+    precision: Precision,
+    spec: TaskSpec,
+    device: torch.device | None = None,
+) -> type[NativeStack | NetworkStack | AutogradStack]:
+    """Return the fastest engine that trains networks, given as to :func:`build_network`."""
     for engine in ENGINES:
         if all(engine.can_train(config, spec, precision, device) for config in configs):
-            return engine(configs, seed, precision, spec, device, weights)
+            return engine
     raise AssertionError("the autograd engine trains every network")

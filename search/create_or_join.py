@@ -5,7 +5,7 @@ works on the stored study. Further workers do the second step only, by the name 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,12 @@ import optuna
 import torch
 
 from rnn.config import Precision, TaskSpec
+from rnn.engines import find_engine
 from rnn.errors import UserError
 from rnn.export import deserialize_model, serialize_model
+from rnn.precision import EngineShape, choose_precision
 from rnn.tasks.task import Task
-from rnn.training.devices import check_precision, supports_bf16
+from rnn.training.devices import check_precision, find_bf16_hardware
 from search.cell_check import check_cells
 from search.cells_tasks import (
     ONLY,
@@ -62,7 +64,7 @@ from search.worker.checkpoints import warn_of_errors
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import COPIED_FROM, StudyRecord
-from studies.config import StudyConfig
+from studies.config import StudyConfig, to_trial_config
 from studies.errors import StorageNotFoundError
 from studies.loader import (
     ConfigFile,
@@ -75,7 +77,7 @@ from studies.loader import (
 from studies.measure import find_measure
 from studies.messages import check_study_name, shorten
 from studies.records import Floors
-from studies.space import TASK, SearchSpace, distributions
+from studies.space import TASK, Params, SearchSpace, distributions
 from studies.stated_hypotheses import register
 from studies.storage.counts import StudyIdentity, count_trials
 from studies.storage.edits import create_study, to_note_attributes, write_note
@@ -90,7 +92,7 @@ from studies.storage.reads import RECORDS, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import INTERMEDIATE_VALUES
 from studies.storage.trials import StoredStudy, StoredTrial
-from studies.study_settings import PER_WORKER, WINDOW_PARAMS, PrecisionSetting
+from studies.study_settings import PER_WORKER, WINDOW_PARAMS
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
@@ -478,7 +480,7 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     }
     check_length(tasks, config, params)
     learned = {name: task.record for name, task in tasks.items() if task.text is not None}
-    precision, notice = _choose_precision(config.precision, wanted.device)
+    precision, notice = _choose_precision(config, tasks, params, wanted.device)
     config = with_records(config, learned).model_copy(update={"precision": precision})
     if storage is not None and config.refinement is not None and config.refinement.trial is None:
         trials = _copy_repeats(storage, config, trials)
@@ -486,16 +488,27 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     return PlannedStudy(wanted.name, config, tasks, trials, space, notices)
 
 
-def _choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
+def _choose_precision(
+    config: StudyConfig,
+    tasks: Mapping[str, StudyTask],
+    trials: Iterable[Params],
+    device: torch.device,
+) -> tuple[Precision, str]:
     """Return the precision of a new study, and what a notice says about it.
 
     It is chosen once: results must not depend on the hardware of other workers.
     """
-    if setting != "auto":
-        return setting, ""
-    if supports_bf16(device):
-        return "bf16", f"precision bf16: {device} supports bfloat16; fixed for this study"
-    return "fp32", f"precision fp32: {device} does not support bfloat16; fixed for this study"
+    if config.precision != "auto":
+        return config.precision, ""
+    shapes = []
+    for params in trials:
+        task = tasks[str(params[TASK]) if config.task_records else ONLY]
+        trial = to_trial_config(params, config)
+        network = trial.architecture
+        engine = find_engine([trial], "bf16", task.build().spec, device)
+        shapes.append(EngineShape(engine.name, network.cell, network.state_size))
+    precision, reason = choose_precision(shapes, find_bf16_hardware(device))
+    return precision, f"precision {precision} on {device}: {reason}; fixed for this study"
 
 
 def _plan_trials(

@@ -131,8 +131,9 @@ class StudyConfig(StrictModel):
     """What the state gate and the forget gate of the [gated cell](../gated-cell.md) read: the
     layer's input and old state, or the candidate as well."""
     precision: PrecisionSetting = "auto"
-    """Precision of matrix products, fixed when the study is created. `auto`: `bf16` where the
-    processor or GPU supports it in hardware, else `fp32`."""
+    """Precision of matrix products, fixed when the study is created. `auto`: `bf16` if every
+    network [trains faster in it](../benchmarks.md#precision) on the machine that creates the study,
+    else `fp32`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial weights and of the order of the data."""
     training: TrainingSettings = TrainingSettings()

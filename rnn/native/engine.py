@@ -7,7 +7,7 @@ number of values of all networks.
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from rnn.config import BYTES, GatedOptions, NetworkConfig, Precision, TaskSpec, 
 from rnn.native.library import MAPS, OPTIONS, library_error, load_library, multiplies_tiles
 from rnn.network import NamedTensors, Window, draw_initial_weights, network_shapes
 from rnn.parameters import Parameters, align
+from rnn.precision import EngineName
 from rnn.stacked.engine import can_stack
 
 _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
@@ -101,6 +102,8 @@ class NativeStack:
     """
 
     static_graph = False
+
+    name: ClassVar[EngineName] = "native"
 
     @staticmethod
     def can_train(

@@ -6,12 +6,14 @@ number of unique tokens that the streams read at a step.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rnn.config import BYTES, Precision, TaskSpec, TrialConfig
 from rnn.network import NamedTensors, Window, draw_initial_weights
+from rnn.precision import EngineName
 from rnn.stacked.layer import StackedLayer, output_options, state_options
 from rnn.stacked.linear import BufferCache, FlatParameters, GatheredInput, Part, StackedLinear
 from rnn.training.devices import configure_matmul
@@ -38,6 +40,8 @@ class NetworkStack:
         configs: the configs in the order of the stack: those with the same options are consecutive.
 
     """
+
+    name: ClassVar[EngineName] = "stacked"
 
     @staticmethod
     def can_train(

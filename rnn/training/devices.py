@@ -10,6 +10,7 @@ import torch
 
 from rnn.config import Precision
 from rnn.errors import DeviceError
+from rnn.precision import Bf16Hardware
 
 _onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
 """The setting that selects oneDNN for matrix products; None before torch 2.9."""
@@ -94,11 +95,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 # ------------------------------------------------------------------ precision
 
 
-def supports_bf16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 numbers in hardware."""
+def find_bf16_hardware(device: torch.device) -> Bf16Hardware | None:
+    """Return what of a device multiplies bfloat16 numbers, if anything does."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return "gpu" if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if torch.cpu._is_amx_tile_supported():
+        return "amx"
+    return "avx512" if torch.cpu._is_avx512_bf16_supported() else None
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -11,10 +11,10 @@ from rnn.training import devices
 from rnn.training.devices import (
     check_precision,
     configure_matmul,
+    find_bf16_hardware,
     is_out_of_memory,
     onednn_matmul_is_exact,
     resolve_device,
-    supports_bf16,
 )
 
 
@@ -57,7 +57,7 @@ def test_gpus_support_bf16_and_tf32_from_compute_capability_8(
     monkeypatch, capability, is_supported
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert supports_bf16(CUDA) is is_supported
+    assert find_bf16_hardware(CUDA) == ("gpu" if is_supported else None)
     expected = r"tf32 .* cuda:0: expected a GPU of compute cap"
     with contextlib.nullcontext() if is_supported else pytest.raises(DeviceError, match=expected):
         check_precision("tf32", CUDA)
