@@ -17,7 +17,7 @@ from reports.trial_table import (
     metric_column,
 )
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
-from studies.attributes import AuditLook
+from studies.attributes import AuditLook, select_looks
 from studies.config import StudyConfig
 from studies.measure import Measure, find_measure
 from studies.messages import format_param, format_value
@@ -128,6 +128,7 @@ class Results:
             hypotheses=[record.at_task(name) for record in self.hypotheses],
             windows={number: self.windows[number] for number in numbers if number in self.windows},
             curve_ends=ends[ends.index.isin(numbers)],
+            audit_looks=select_looks(self.audit_looks, name),
         )
 
     @cached_property
@@ -204,6 +205,13 @@ class Results:
     def judged_noun(self) -> str:
         """What is compared: a trial, or the several trials of an architecture."""
         return self.noun if self.nuisance or self.has_replicates else "trial"
+
+    @property
+    def pruned_noun(self) -> str:
+        """What is pruned: a trial, or all runs of an architecture at its nuisance values."""
+        if not self.has_replicates:
+            return "trial"
+        return "setting" if self.nuisance else self.noun
 
     @property
     def data(self) -> tuple[object, ...]:

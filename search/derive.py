@@ -141,8 +141,9 @@ def _choose_best(
         groups = group_by_architecture(found, config.nuisance)
         wanted = top_count(refinement.top, len(groups))
         if any(trial.state is TrialState.PRUNED for trial in found):
-            largest = max(len(group) for group in groups.values())
-            _require_kept(refinement, len(found), top_count(keep, len(found)), wanted, largest)
+            largest = max(map(_count_candidates, groups.values()))
+            planned = _count_candidates(found)
+            _require_kept(refinement, planned, top_count(keep, planned), wanted, largest)
         if len(ranked[task]) < wanted and not (partial and ranked[task]):
             of_task = f" of the task {task}" if task else ""
             raise UserError(
@@ -224,19 +225,25 @@ def copy_results(derived: StoredTrial, run: StoredTrial) -> StoredTrial:
     )
 
 
+def _count_candidates(trials: Iterable[StoredTrial]) -> int:
+    """Count what pruning decides about: all replicates of an architecture count once."""
+    return len({architecture_items(trial.params) for trial in trials})
+
+
 def _require_kept(
     refinement: Refinement, planned: int, kept: int, wanted: int, largest: int
 ) -> None:
     """Require that a source which was pruned has kept the wanted number of best architectures.
 
     Pruning keeps the best trials, of which an architecture has one for each combination of the
-    nuisance parameters, at most ``largest``. Before the best trial of the k-th best architecture
-    come at most all trials of the k - 1 better ones. With one fraction of each, enough are kept.
+    nuisance parameters, at most ``largest``; replicates count once. Before the best trial of the
+    k-th best architecture come at most all trials of the k - 1 better ones. With one fraction of
+    each, enough are kept.
     """
     needed = (wanted - 1) * largest + 1
     if needed > kept:
         raise UserError(
-            f"study {refinement.source!r} was pruned to its top {kept} of {planned} trials, but "
+            f"study {refinement.source!r} was pruned to its top {kept} of {planned}, but "
             f"refinement.top = {refinement.top} needs the top {needed}: expected at most "
             f"{(kept - 1) // largest + 1}"
         )

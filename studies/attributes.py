@@ -1,5 +1,6 @@
 """Attributes that a study and its trials store in Optuna's tables: names and models."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypedDict
@@ -379,6 +380,25 @@ class AuditLook(BaseModel):
     trials: _Count
     inside: _Count
     alarm: bool
+
+
+FIRST_LOOK = "first"
+"""Look at the audited trials once as many trials are complete as are to be kept; none is pruned
+before."""
+
+LAST_LOOK = "last"
+"""Look at the audited trials before the paused trials are pruned."""
+
+
+def name_look(name: str, task: str) -> str:
+    """Return the name by which a look at the audited trials of a task is stored; "" is the only."""
+    return f"{name}, {task}" if task else name
+
+
+def select_looks(looks: Mapping[str, AuditLook], task: str) -> dict[str, AuditLook]:
+    """Return the looks of one task by their names, of all that are stored."""
+    keys = {name: name_look(name, task) for name in (FIRST_LOOK, LAST_LOOK)}
+    return {name: looks[key] for name, key in keys.items() if key in looks}
 
 
 # ------------------------------------------------------------------ system attributes of results

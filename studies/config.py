@@ -373,18 +373,11 @@ class StudyConfig(StrictModel):
                     f"option {option} of cell {name} has the name of an option of the task: rename "
                     "one of them"
                 )
-        if self.pruning.enabled and refinement is not None and refinement.replicates > 1:
-            raise ValueError(
-                f"has pruning.enabled and {refinement.replicates} replicates: expected one of "
-                "them, because the mean of replicates needs them all"
-            )
         return self
 
     def _check_tasks(self) -> None:
         """Refuse what would compare losses of different tasks."""
         several = f"several tasks ({', '.join(self.task_records)}), whose losses do not compare"
-        if self.pruning.enabled:
-            raise ValueError(f"has pruning.enabled and {several}: expected a study of each task")
         if TASK in self.nuisance:
             raise ValueError(f"nuisance names {TASK!r} of {several}: expected other parameters")
 

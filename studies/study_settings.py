@@ -282,7 +282,8 @@ class PruningSettings(StrictModel):
     enabled: bool = False
     """Whether to prune; `--prune` sets it."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Fraction of the trials to keep: what the next study needs as its `refinement.top`."""
+    """Fraction of the trials to keep, in each task: what the next study needs as its
+    `refinement.top`. All runs of an architecture count as one."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Share of these trials that is expected to survive, at least."""
     audit: Annotated[int, Field(ge=0, le=10_000)] = 20

@@ -18,6 +18,7 @@ from reports.stats.audit import (
     estimate_with_audit,
     judge_architectures,
     measure_recall,
+    merge_runs,
 )
 from reports.stats.estimate import CONFIDENCE
 from studies.attributes import AuditLook
@@ -34,7 +35,7 @@ class PruningAudit(Recall):
     """What the audited trials of a study measure.
 
     Attributes:
-        trials: number of audited trials.
+        trials: number of audited trials, all runs of an architecture at its nuisance values as one.
         architectures: number of audited architectures.
         planned: number of architectures of the study.
         looks: planned looks at the audited trials during the search, by name.
@@ -84,12 +85,12 @@ class PruningAudit(Recall):
 
 def audit_pruning(results: Results) -> PruningAudit | None:
     """Compute what the audited trials of a study measure; None without audited trials."""
-    table = results.table
-    if not table["audited"].any():
+    if not results.table["audited"].any():
         return None
-    architectures = judge_architectures(table, results.judged_axes)
+    table = merge_runs(results.table, results.parameters)
+    architectures = judge_architectures(table, results.judged_parameters)
     kept = top_count(results.config.pruning.keep, len(architectures))
-    errors, is_inside = compare_predictions(table, results.judged_axes)
+    errors, is_inside = compare_predictions(table, results.judged_parameters)
     mean, low, high = _mean_interval(errors)
     return PruningAudit(
         **vars(measure_recall(architectures, kept)),
@@ -122,7 +123,10 @@ def _mean_interval(sample: Floats) -> tuple[float, float, float]:
 class PruningSummary:
     """Savings and risks of pruning in a study.
 
+    All runs of an architecture at its nuisance values count as one trial.
+
     Attributes:
+        planned: number of trials.
         top_count: number of best trials that pruning is to keep.
         expected_share: expected share of them that is complete, by the predictions at the time of
             pruning; NaN until every trial is finished, and without predictions or audited trials,
@@ -132,6 +136,7 @@ class PruningSummary:
             ``keep_probability``, the sum of their probabilities of being among the best.
     """
 
+    planned: int
     top_count: int
     expected_share: float
     step_share: float
@@ -143,7 +148,7 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     settings = results.config.pruning
     if not settings.enabled:
         return None
-    table = results.table
+    table = merge_runs(results.table, results.parameters)
     counts = results.counts
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialStatus.PRUNED]
@@ -155,12 +160,13 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     last_steps = results.curve_ends["last_step"]
     is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
     is_stated = is_final and table["audited"].any()
-    trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
+    trained_steps = float(last_steps.reindex(results.table.index).fillna(0).sum())
     expected = 1 - float(pruned["keep_probability"].sum()) / kept
     return PruningSummary(
+        planned=len(table),
         top_count=kept,
         expected_share=expected if is_stated else math.nan,
-        step_share=trained_steps / (results.config.length_of().steps * len(table)),
+        step_share=trained_steps / (results.config.length_of().steps * len(results.table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
     )
 
@@ -173,8 +179,9 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
         return AuditedEffects([], Obstacle.OTHER_SAMPLE)
     if not results.is_finished:
         return AuditedEffects([], Obstacle.UNFINISHED)
-    architectures = judge_architectures(results.table, results.judged_axes)
-    traits = find_traits(results.judged_axes)
+    names = results.judged_parameters
+    table = merge_runs(results.table, results.parameters)
+    architectures = judge_architectures(table, names)
     return estimate_with_audit(
-        architectures, results.judged_axes, results.measure.higher_is_better, traits
+        architectures, names, results.measure.higher_is_better, find_traits(names)
     )

@@ -253,8 +253,8 @@ def _show_pruning(findings: StudyFindings) -> Section | None:
         return None
     results = findings.results
     texts = [
-        f"The best {pruning.top_count} of {results.counts.planned:,} trials are to be kept; "
-        f"{pruning.step_share:.0%} of all steps were trained.",
+        f"The best {pruning.top_count} of {pruning.planned:,} {results.pruned_noun}s are to be "
+        f"kept; {pruning.step_share:.0%} of all steps were trained.",
         *sentences.list_audit(findings),
     ]
     blocks: list[Block] = [Text(texts)]

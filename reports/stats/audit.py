@@ -41,6 +41,7 @@ from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_gr
 from reports.stats.differences import Method
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.estimate import CONFIDENCE
+from reports.stats.run_means import RunMeans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,9 @@ def compute_outside_p_value(trials: int, inside: int) -> float:
 
 # ------------------------------------------------------------------ recall
 
+_FAILED = ("FAIL", "DIVERGED")
+"""States of trials without a value."""
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -98,12 +102,41 @@ class Recall:
     lost_high: int
 
 
+def merge_runs(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd.DataFrame":
+    """Return one row for all runs of an architecture at its nuisance values.
+
+    The pruner decides about them together. Runs that failed are left out unless all have.
+
+    Args:
+        table: one row per trial: ``state``, ``value``, ``replicate`` and the parameters.
+        parameters: those that distinguish architectures, and nuisance parameters.
+
+    Returns:
+        The first run of each, with the mean of the values as its ``value``; missing if a run has
+        none.
+    """
+    rows = table.sort_index()
+    rows = rows.sort_values("state", key=lambda states: states.isin(_FAILED), kind="stable")
+    groups = number_groups(rows, parameters)
+    first = rows[~groups.duplicated()]
+    if len(first) == len(rows):
+        return table
+    is_counted = ~rows["state"].isin(_FAILED)
+    is_open = groups.isin(groups[is_counted & rows["value"].isna()])
+    is_counted &= ~is_open
+    runs = rows[is_counted]
+    owners = np.asarray(groups[is_counted], dtype=np.int64)
+    fit = RunMeans.fit(owners, np.asarray(runs["replicate"], dtype=np.int64), len(first))
+    return first.assign(value=fit.compute(runs["value"].to_numpy(dtype=float)))
+
+
 def judge_architectures(table: "pd.DataFrame", parameters: Sequence[str]) -> "pd.DataFrame":
     """Judge each architecture of a pruned study at its best trial, with and without the pruner.
 
     Args:
-        table: one row per trial: ``state``, of which PRUNED and FAIL count, ``value``, ``audited``,
-            ``reason``, ``predicted_value`` and the parameters.
+        table: one row per trial, or one for several runs (:func:`merge_runs`): ``state``, of which
+            PRUNED and FAIL count, ``value``, ``audited``, ``reason``, ``predicted_value`` and the
+            parameters.
         parameters: those that distinguish architectures.
 
     Returns:

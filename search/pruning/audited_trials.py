@@ -5,6 +5,7 @@ audited one are trained to the end whatever the pruner decides, so their values 
 and set their scale. ``docs/pruning.md`` describes the planned looks.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Indices, Mask
 from studies.attributes import AuditLook, AuditState
 from studies.config import StudyConfig
+from studies.space import TASK, architecture_items
 from studies.storage.trials import StoredTrial
 
 DIVISOR = 10
@@ -39,10 +41,13 @@ PRIOR_SCORES = 8
 
 
 def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence[str]) -> Indices:
-    """Return the architecture of each trial, (N,), numbered in the order of their first trials."""
+    """Return the architecture of each trial, (N,), numbered in the order of their first trials.
+
+    Its trials have other values of the nuisance parameters, or are replicates.
+    """
     numbers: dict[frozenset[tuple[str, Any]], int] = {}
     keys = (
-        frozenset(item for item in of_trial.items() if item[0] not in nuisance)
+        frozenset(item for item in architecture_items(of_trial) if item[0] not in nuisance)
         for of_trial in params
     )
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
@@ -58,8 +63,28 @@ def draw_audited(
 
     Of the architectures that an extension adds to the existing trials, the same share is drawn as
     of the others, so that all of the study have the same chance. New trials of an audited
-    architecture are audited.
+    architecture are audited. Each of several tasks has a sample of its own.
     """
+    audited: set[int] = set()
+    for task in {trial.params.get(TASK, ""): None for trial in trials}:
+        known = [trial for trial in existing if trial.params.get(TASK, "") == task]
+        places = [i for i, trial in enumerate(trials) if trial.params.get(TASK, "") == task]
+        is_drawn = _draw([trials[i] for i in places], config, nuisance, known, task)
+        audited.update(itertools.compress(places, is_drawn))
+    return [
+        replace(trial, audit=AuditState() if place in audited else None)
+        for place, trial in enumerate(trials)
+    ]
+
+
+def _draw(
+    trials: Sequence[StoredTrial],
+    config: StudyConfig,
+    nuisance: Sequence[str],
+    existing: Sequence[StoredTrial],
+    task: str,
+) -> list[bool]:
+    """Return which trials of a task are audited."""
     params = [*(trial.params for trial in existing), *(trial.params for trial in trials)]
     architectures = number_architectures(params, nuisance)
     before, added = np.split(architectures, [len(existing)])
@@ -70,12 +95,9 @@ def draw_audited(
     count = round((total - old) * len(chosen) / max(1, old))
     if old < DIVISOR and config.pruning.enabled:  # too few for one of them
         count = min(config.pruning.audit, total // DIVISOR, total - old)
-    seed = random.Random(f"audit {config.seed} {old}")
+    seed = random.Random(f"audit {config.seed} {old}{task}")
     chosen.update(old + i for i in seed.sample(range(total - old), count))
-    return [
-        replace(trial, audit=AuditState() if int(number) in chosen else None)
-        for number, trial in zip(added, trials, strict=True)
-    ]
+    return [int(number) in chosen for number in added]
 
 
 def is_alarm(trials: int, inside: int) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.predictions import MIN_COMPLETE, cumulate
 from search.pruning.regression import Floats, Mask
-from search.pruning.scheduler import PauseResumeScheduler
+from search.pruning.scheduler import PauseResumeScheduler, create_schedulers
 from studies.attributes import STEPS_PER_SECOND
 from studies.config import StudyConfig
 from studies.space import COST_PARAMS
@@ -72,7 +72,8 @@ def forecast_training(
         policy: the pruning policy for the state of the study, with N trials.
         stored: that state, with audited trials where they are and not where decisions see them.
         is_audited: (N,) which trials are audited.
-        seconds_per_step: (N,) pace of each trial; NaN if it is unknown.
+        seconds_per_step: (N,) pace of each trial, or of the runs of a candidate together; NaN if
+            it is unknown.
 
     Returns:
         None without predictions, or if the pace of a trial that may train is unknown.
@@ -149,7 +150,7 @@ class Forecaster:
     def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
         self._storage = storage
         self._study_id = study_id
-        self._scheduler = PauseResumeScheduler(storage, study_id, config)
+        self._schedulers = create_schedulers(storage, study_id, config)
         self._forecast: Forecast | None = None
         self._due_at = -math.inf
 
@@ -165,12 +166,31 @@ class Forecaster:
         return self._forecast
 
     def _compute(self) -> Forecast | None:
-        progress = self._scheduler.read()
         rates = read_attribute_of_all(self._storage, self._study_id, STEPS_PER_SECOND)
-        pace = measure_pace(
-            [trial.params for trial in progress.trials],
-            [rates.get(trial.number) for trial in progress.trials],
+        found = [_forecast_task(scheduler, rates) for scheduler in self._schedulers.values()]
+        known = [forecast for forecast in found if forecast is not None]
+        if len(known) < len(found):
+            return None
+        return Forecast(
+            sum(forecast.likely for forecast in known),
+            sum(forecast.low for forecast in known),
+            sum(forecast.high for forecast in known),
         )
-        is_audited = np.array([trial.is_audited for trial in progress.trials], dtype=bool)
-        policy = self._scheduler.build_policy(progress)
-        return forecast_training(policy, progress.state, is_audited, pace)
+
+
+def _forecast_task(scheduler: PauseResumeScheduler, rates: Mapping[int, float]) -> Forecast | None:
+    """Forecast the rest of the search in one task, from the steps per second of trials."""
+    progress = scheduler.read()
+    pace = measure_pace(
+        [trial.params for trial in progress.trials],
+        [rates.get(trial.number) for trial in progress.trials],
+    )
+    of_trials = dict(zip((trial.number for trial in progress.trials), pace, strict=True))
+    of_candidates = [
+        sum(of_trials[run.number] for run in candidate.runs) for candidate in progress.candidates
+    ]
+    is_audited = [candidate.audit is not None for candidate in progress.candidates]
+    policy = scheduler.build_policy(progress)
+    return forecast_training(
+        policy, progress.state, np.array(is_audited, dtype=bool), np.array(of_candidates)
+    )

@@ -28,7 +28,7 @@ from search.pruning.predictions import (
     predict_final_values,
 )
 from search.pruning.regression import DesignMatrix, Floats, Indices, Mask
-from studies.attributes import AuditLook, AuditState
+from studies.attributes import FIRST_LOOK, LAST_LOOK, AuditLook, AuditState
 from studies.config import top_count
 from studies.storage.storage import AuditDecision
 from studies.storage.trials import TrialStatus
@@ -39,13 +39,6 @@ ALWAYS_CONTINUE = 0.5
 MAX_ACTIVE_FACTOR = 2.0
 """How many of the most promising trials may be promoted while others run, as a multiple of the
 number to keep. Without a limit, 64 workers on 96 trials trained half as much again."""
-
-FIRST_LOOK = "first"
-"""Look at the audited trials once as many trials are complete as are to be kept; none is pruned
-before."""
-
-LAST_LOOK = "last"
-"""Look at the audited trials before the paused trials are pruned."""
 
 SPENDING_EXPONENT = 2.0
 """How late the loss budget is spent: see :meth:`PruningPolicy.to_prune`."""
@@ -301,15 +294,18 @@ class PruningPolicy:
         unfinished = self.state.in_stage(TrialStatus.WAITING, TrialStatus.RUNNING)
         return not unfinished.any() and not self.to_resume_ignoring_running
 
+    def is_likely(self, trial: int) -> bool:
+        """Return whether a running trial at a rung continues whatever others do."""
+        is_waiting = self.state.in_stage(TrialStatus.WAITING).any()
+        return bool(not is_waiting and self.keep_probabilities[trial] >= ALWAYS_CONTINUE)
+
     def should_continue(self, trial: int) -> bool:
         """Return whether a running trial at a rung continues; otherwise others come first."""
-        if self.state.in_stage(TrialStatus.WAITING).any():
+        if self.is_likely(trial):
+            return True
+        if self.state.in_stage(TrialStatus.WAITING).any() or not self._is_active[trial]:
             return False
         keep_probability = self.keep_probabilities[trial]
-        if keep_probability >= ALWAYS_CONTINUE:
-            return True
-        if not self._is_active[trial]:
-            return False
         paused = self.state.in_stage(TrialStatus.PAUSED)
         best_paused = self.promotion_scores[paused].max(initial=0)
         is_needed = self._lost + keep_probability > self.loss_budget

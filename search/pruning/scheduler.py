@@ -1,14 +1,16 @@
 """Pause-and-resume scheduler: apply the pruning policy to the stored state of a study."""
 
-import itertools
+import bisect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from search.pruning.audited_trials import number_architectures
+from search.pruning.candidates import Candidate, average_runs, count_rungs
 from search.pruning.policy import Decisions, PruneDecision, PruningPolicy, StudyState, is_stopped
 from search.pruning.predictions import MIN_COMPLETE, Prediction, PredictionMemory
 from search.pruning.regression import DesignMatrix, Floats, Indices
@@ -18,9 +20,11 @@ from studies.attributes import (
     KEEP_PROBABILITY,
     RUNG,
     AuditLook,
-    AuditState,
+    name_look,
+    select_looks,
 )
 from studies.config import StudyConfig
+from studies.space import REPLICATE, TASK
 from studies.storage.edits import update_system_attributes
 from studies.storage.reads import Rung, read_attribute_of_all, read_audit_looks
 from studies.storage.storage import AuditDecision, LeasedRDBStorage
@@ -58,14 +62,17 @@ class StudyProgress:
     """State of a study as it is stored, from which decisions are computed.
 
     Attributes:
-        trials: those N grid trials that did not fail, as decisions see them, by number.
-        state: what is known of them; the design is the same object while they are the same.
-        planned: number of grid trials.
+        trials: those grid trials that did not fail, as decisions see them, by number.
+        candidates: the N candidates that they are the runs of, in the order of their first runs.
+        state: what is known of the candidates; the design is the same object while the trials are
+            the same.
+        planned: number of grid trials, of all tasks.
         is_audited: whether some trials are audited.
         looks: planned looks at the audited trials so far, by name.
     """
 
     trials: Sequence[StoredTrial]
+    candidates: Sequence[Candidate]
     state: StudyState
     planned: int
     is_audited: bool
@@ -85,12 +92,17 @@ class StudyProgress:
 class PauseResumeScheduler:
     """Decides which trials to pause, resume and prune, from the stored state of the study alone.
 
-    Only :meth:`read` and :meth:`store` use the storage.
+    Only :meth:`read` and :meth:`store` use the storage. Of a study of several tasks it knows the
+    trials of one, as if they were a study.
     """
 
-    def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
+    def __init__(
+        self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig, task: str = ""
+    ) -> None:
+        config = config.at_task(task)
         self._storage = storage
         self._study_id = study_id
+        self._task = task
         self._settings = config.pruning
         length = config.length_of()
         self._steps = length.steps
@@ -98,42 +110,107 @@ class PauseResumeScheduler:
         columns = TRIAL_PARAMS, TRIAL_VALUES
         self._reader = storage.reader(study_id, columns, self._rungs)
         self._memory: PredictionMemory = {}
-        self._encoded: list[tuple[int, bool]] = []  # number of each trial, whether it did not fail
+        self._encoded: tuple[list[int], list[int]] = [], []  # all trials, those that did not fail
+        self._owners: list[int] = []  # candidate of each of the latter
         self._design = DesignMatrix.from_params([])
         self._architectures: Indices = np.empty(0, dtype=np.int64)
+        self._failed = 0
 
     def read(self) -> StudyProgress:
         """Read the state of the study; after the first time, little more than what has changed."""
-        stored = self._reader.read()
-        is_viable = [not _has_failed(trial) for trial in stored]
-        encoded = [(trial.number, viable) for trial, viable in zip(stored, is_viable, strict=True)]
-        if encoded != self._encoded:
-            params = [trial.params for trial in stored]
+        with self._storage.reading():
+            trials = self._reader.read()
             attributes = self._storage.get_study_user_attrs(self._study_id)
-            architectures = number_architectures(params, attributes.get(AUDIT_NUISANCE, []))
-            mask = np.array(is_viable, dtype=bool)
-            self._design = DesignMatrix.from_params(params).select(mask)
-            self._architectures = architectures[mask]
-            self._encoded = encoded
-        trials = list(itertools.compress(stored, is_viable))
-        pruned_at = read_attribute_of_all(self._storage, self._study_id, KEEP_PROBABILITY)
-        state = StudyState(
-            [trial.status for trial in trials],
-            np.array([trial.losses for trial in trials]).reshape(len(trials), len(self._rungs)),
-            np.array([trial.value for trial in trials], dtype=np.float64),  # NaN for None
+            pruned_at = read_attribute_of_all(self._storage, self._study_id, KEEP_PROBABILITY)
+            paused_at: dict[int, int] = {}
+            if any(REPLICATE in trial.params for trial in trials):
+                paused_at = read_attribute_of_all(self._storage, self._study_id, RUNG)
+            looks = read_audit_looks(self._storage, self._study_id)
+        return self.assemble(
+            trials,
+            pruned_at,
+            paused_at,
+            select_looks(looks, self._task),
+            attributes.get(AUDIT_NUISANCE, []),
+        )
+
+    def assemble(
+        self,
+        trials: Sequence[StoredTrial],
+        pruned_at: Mapping[int, float],
+        paused_at: Mapping[int, int],
+        looks: Mapping[str, AuditLook],
+        nuisance: Sequence[str],
+    ) -> StudyProgress:
+        """Return the state of a study.
+
+        Args:
+            trials: all of its trials, with their losses at the rungs of this task.
+            pruned_at: keep probability of each trial when it was last stopped, by number.
+            paused_at: step at which each was last stopped.
+            looks: planned looks at the audited trials so far, by name.
+            nuisance: parameters over which the audited architectures were drawn.
+        """
+        stored = [trial for trial in trials if trial.params.get(TASK, "") == self._task]
+        viable = [trial for trial in stored if not _has_failed(trial)]
+        self._encode(stored, viable, nuisance)
+        runs: dict[int, list[StoredTrial]] = {}
+        for owner, trial in zip(self._owners, viable, strict=True):
+            runs.setdefault(owner, []).append(trial)
+        steps = [rung.step for rung in self._rungs]
+        candidates = [
+            Candidate(
+                runs[owner],
+                [bisect.bisect(steps, paused_at.get(run.number, 0)) for run in runs[owner]],
+            )
+            for owner in sorted(runs)
+        ]
+        return StudyProgress(
+            viable,
+            candidates,
+            self._summarize(candidates, pruned_at),
+            planned=len(trials),
+            is_audited=any(trial.is_audited for trial in stored),
+            looks=looks,
+        )
+
+    def _encode(
+        self, stored: Sequence[StoredTrial], viable: Sequence[StoredTrial], nuisance: Sequence[str]
+    ) -> None:
+        """Encode the parameters of the candidates, and find the one that each trial is a run of."""
+        numbers = [trial.number for trial in stored], [trial.number for trial in viable]
+        if numbers == self._encoded:
+            return
+        owners = number_architectures([trial.params for trial in stored], ()).tolist()
+        of_trial = {trial.number: owner for trial, owner in zip(stored, owners, strict=True)}
+        params: dict[int, dict[str, Any]] = {}
+        for owner, trial in zip(owners, stored, strict=True):
+            params.setdefault(owner, {n: v for n, v in trial.params.items() if n != REPLICATE})
+        self._owners = [of_trial[trial.number] for trial in viable]
+        mask = np.isin(np.arange(len(params)), self._owners)
+        self._design = DesignMatrix.from_params(list(params.values())).select(mask)
+        self._architectures = number_architectures(list(params.values()), nuisance)[mask]
+        self._failed = int((~mask).sum())
+        self._encoded = numbers
+
+    def _summarize(
+        self, candidates: Sequence[Candidate], pruned_at: Mapping[int, float]
+    ) -> StudyState:
+        runs = [run for candidate in candidates for run in candidate.runs]
+        # Losses at the rungs, and the value; NaN for None.
+        numbers = np.array([[*run.losses, run.value] for run in runs], dtype=np.float64)
+        means = average_runs(candidates, numbers.reshape(len(runs), len(self._rungs) + 1))
+        first = [candidate.runs[0].number for candidate in candidates]
+        return StudyState(
+            [candidate.find_stage() for candidate in candidates],
+            means[:, :-1],
+            means[:, -1],
             self._design,
             self._architectures,
             compute_steps_to_next_rung(self._rungs, self._steps),
-            np.full(len(trials), -1),
-            np.array([pruned_at.get(trial.number, math.nan) for trial in trials]),
-            is_viable.count(False),
-        )
-        return StudyProgress(
-            trials,
-            state,
-            planned=len(stored),
-            is_audited=any(trial.is_audited for trial in stored),
-            looks=read_audit_looks(self._storage, self._study_id),
+            np.full(len(candidates), -1),
+            np.array([pruned_at.get(number, math.nan) for number in first]),
+            self._failed,
         )
 
     def decide(
@@ -144,32 +221,64 @@ class PauseResumeScheduler:
         Other trials do not wait for the deferred ones, to retry after an error.
         """
         asked = {
-            trial.trial_id: index
-            for index, trial in enumerate(progress.trials)
-            if trial.trial_id in trial_ids
+            index: runs
+            for index, candidate in enumerate(progress.candidates)
+            if (runs := [run for run in candidate.runs if run.trial_id in trial_ids])
         }
-        policy = self.build_policy(progress, deferred, asked.values())
+        policy = self.build_policy(progress, deferred, asked)
         stops: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
-        for trial_id, index in asked.items():
-            trial = progress.trials[index]
-            audit = trial.audit
-            reached = int((~np.isnan(trial.losses)).sum())
-            if audit is not None and (audit.pruned or reached != audit.rungs):
-                continue  # the pruner has decided about this rung before
-            if not policy.state.rungs_reached[index]:
-                continue  # before the first target of its task nothing tells it from others
-            if policy.should_continue(index):
-                if audit is not None:
-                    audited[trial_id] = _let_continue(audit)
+        for index, runs in asked.items():
+            if progress.candidates[index].audit is not None:
+                audited |= self._decide_audited(progress, policy, index, runs)
                 continue
-            is_final = progress.can_prune and index in policy.to_prune
-            if audit is None:
-                stops[trial_id] = self._stop(policy, policy.prediction, index, is_final)
-            elif is_final:
-                left_out = policy.leave_out(index)
-                audited[trial_id] = self._record_pruned(left_out, left_out.prediction, index, audit)
+            for run in runs:
+                if not self._continues(progress, policy, index, run):
+                    stops[run.trial_id] = self._stop_run(progress, policy, index, run)
         return Decisions(stops, audited=audited)
+
+    def _continues(
+        self, progress: StudyProgress, policy: PruningPolicy, index: int, run: StoredTrial
+    ) -> bool:
+        """Return whether a run at a rung trains on; the last one to reach it decides for all."""
+        candidate = progress.candidates[index]
+        rungs = count_rungs(run)
+        # Before the first target of its task nothing tells a trial from others.
+        if not rungs or candidate.must_continue(run):
+            return True
+        if candidate.is_together(rungs):
+            return policy.should_continue(index)
+        # Others train to this rung, or are paused here and resume together with this one.
+        return policy.is_likely(index)
+
+    def _stop_run(
+        self, progress: StudyProgress, policy: PruningPolicy, index: int, run: StoredTrial
+    ) -> PruneDecision:
+        # Several runs are pruned together, once all are paused.
+        is_alone = len(progress.candidates[index].runs) == 1
+        is_final = is_alone and progress.can_prune and index in policy.to_prune
+        return self._stop(policy, policy.prediction, index, count_rungs(run), is_final)
+
+    def _decide_audited(
+        self,
+        progress: StudyProgress,
+        policy: PruningPolicy,
+        index: int,
+        runs: Sequence[StoredTrial],
+    ) -> dict[int, AuditDecision]:
+        """Decide about an audited candidate once the last of its runs has reached a rung."""
+        candidate = progress.candidates[index]
+        audit = candidate.audit
+        assert audit is not None
+        is_last = audit.rungs in map(count_rungs, runs)
+        if audit.pruned or not is_last or progress.state.rungs_reached[index] != audit.rungs:
+            return {}  # the pruner has decided about this rung before, or will
+        if policy.should_continue(index):
+            return _let_continue(candidate)
+        if progress.can_prune and index in policy.to_prune:
+            left_out = policy.leave_out(index)
+            return self._record_pruned(left_out, left_out.prediction, index, candidate)
+        return {}
 
     def select(
         self,
@@ -205,13 +314,17 @@ class PauseResumeScheduler:
         pruned = self._prune(
             progress, policy, [index for index in paused if index in chosen and index not in batch]
         )
-        audits = {progress.trials[index].trial_id: progress.trials[index].audit for index in batch}
-        resumed = {key: _let_continue(audit) for key, audit in audits.items() if audit is not None}
-        return replace(
-            pruned,
-            resumed=[trial_id for trial_id, audit in audits.items() if audit is None],
-            audited={**pruned.audited, **resumed},
-        )
+        if behind := _choose_behind(progress, policy):
+            return replace(pruned, resumed=behind)
+        audited = dict(pruned.audited)
+        resumed: list[int] = []
+        for index in batch:
+            candidate = progress.candidates[index]
+            if candidate.audit is not None:
+                audited |= _let_continue(candidate)
+            else:
+                resumed += _list_paused(candidate)
+        return replace(pruned, resumed=resumed, audited=audited)
 
     def store(self, progress: StudyProgress, decisions: Decisions) -> list[int]:
         """Store decisions about audited trials and looks at them, and prune paused trials.
@@ -223,7 +336,10 @@ class PauseResumeScheduler:
             Numbers of the trials pruned by this call.
         """
         if decisions.looks:
-            new = {name: look.model_dump() for name, look in decisions.looks.items()}
+            new = {
+                name_look(name, self._task): look.model_dump()
+                for name, look in decisions.looks.items()
+            }
 
             def add(stored: dict[str, Any]) -> dict[str, Any]:
                 return {AUDIT_LOOKS: {**new, **stored.get(AUDIT_LOOKS, {})}}
@@ -233,8 +349,15 @@ class PauseResumeScheduler:
             self._storage.write_audit(decisions.audited)
         if not decisions.pruned:
             return []
-        attributes = {trial_id: stop.attributes for trial_id, stop in decisions.pruned.items()}
-        pruned = self._storage.prune_paused(self._study_id, progress.planned, attributes)
+        of_candidates = [
+            {
+                run.trial_id: decisions.pruned[run.trial_id].attributes
+                for run in candidate.runs
+                if run.trial_id in decisions.pruned
+            }
+            for candidate in progress.candidates
+        ]
+        pruned = self._storage.prune_paused(self._study_id, progress.planned, of_candidates)
         return [trial.number for trial in progress.trials if trial.trial_id in {*pruned}]
 
     def build_policy(
@@ -243,16 +366,12 @@ class PauseResumeScheduler:
         deferred: Collection[int] = (),
         asked: Collection[int] = (),
     ) -> PruningPolicy:
-        """Return the policy for the state of a study; ``asked`` are indices of trials."""
-        stages = list(progress.state.stages)
-        for index, trial in enumerate(progress.trials):
-            # A deferred trial is retried last, but is unfinished like a running one.
-            if trial.status is TrialStatus.WAITING and trial.trial_id in deferred:
-                stages[index] = TrialStatus.RUNNING
+        """Return the policy for the state of a study; ``asked`` are indices of candidates."""
+        stages = [candidate.find_stage(deferred) for candidate in progress.candidates]
         audits = {
-            index: trial.audit
-            for index, trial in enumerate(progress.trials)
-            if trial.audit is not None
+            index: candidate.audit
+            for index, candidate in enumerate(progress.candidates)
+            if candidate.audit is not None
         }
         state = replace(progress.state, stages=stages).stop_audited(audits, asked)
         has_alarm = any(look.alarm for look in progress.looks.values())
@@ -262,39 +381,45 @@ class PauseResumeScheduler:
     def _prune(
         self, progress: StudyProgress, policy: PruningPolicy, indices: Sequence[int]
     ) -> Decisions:
-        """Return the decisions that paused trials are pruned, audited ones in decisions alone."""
+        """Return the decisions to prune paused candidates, audited ones in decisions alone."""
         if not indices:
             return Decisions()
         prediction = policy.predict_to_record()
         pruned: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
         for index in indices:
-            trial = progress.trials[index]
-            if trial.audit is None:
-                pruned[trial.trial_id] = self._stop(policy, prediction, index, is_final=True)
-            else:
-                audited[trial.trial_id] = self._record_pruned(
-                    policy, prediction, index, trial.audit
-                )
+            candidate = progress.candidates[index]
+            if candidate.audit is not None:
+                audited |= self._record_pruned(policy, prediction, index, candidate)
+                continue
+            rungs = int(policy.state.rungs_reached[index])
+            stop = self._stop(policy, prediction, index, rungs, is_final=True)
+            pruned |= dict.fromkeys(_list_paused(candidate), stop)
         return Decisions(pruned=pruned, audited=audited)
 
     def _record_pruned(
-        self, policy: PruningPolicy, prediction: Prediction, index: int, audit: AuditState
-    ) -> AuditDecision:
-        """Return the decision that an audited trial would have been pruned."""
-        attributes = dict(self._stop(policy, prediction, index, is_final=True).attributes)
+        self, policy: PruningPolicy, prediction: Prediction, index: int, candidate: Candidate
+    ) -> dict[int, AuditDecision]:
+        """Return the decisions that the runs of an audited candidate would have been pruned."""
+        rungs = int(policy.state.rungs_reached[index])
+        attributes = dict(self._stop(policy, prediction, index, rungs, is_final=True).attributes)
         attributes["reason"] = f"audited; would have been pruned {attributes['reason']}"
-        return AuditDecision(audit, audit.model_copy(update={"pruned": True}), attributes)
+        return _decide_alike(candidate, {"pruned": True}, attributes)
 
     def _stop(
-        self, policy: PruningPolicy, prediction: Prediction, index: int, is_final: bool
+        self,
+        policy: PruningPolicy,
+        prediction: Prediction,
+        index: int,
+        rungs: int,
+        is_final: bool,
     ) -> PruneDecision:
-        """Return the decision that a trial is paused or pruned, with the reason.
+        """Return the decision that runs of a candidate are paused or pruned, with the reason.
 
         ``prediction`` is recorded with the probability by which the policy has decided.
         """
         state = policy.state
-        step = [0, *(rung.step for rung in self._rungs)][state.rungs_reached[index]]
+        step = [0, *(rung.step for rung in self._rungs)][rungs]
         attributes: dict[str, Any] = {RUNG: step}
         if state.complete < MIN_COMPLETE and not is_final:
             # Without a regression there is no prediction to record.
@@ -316,6 +441,14 @@ class PauseResumeScheduler:
         return PruneDecision(is_final, attributes)
 
 
+def create_schedulers(
+    storage: LeasedRDBStorage, study_id: int, config: StudyConfig
+) -> dict[str, PauseResumeScheduler]:
+    """Return a scheduler for each of several tasks by name, for the only one by ``""``."""
+    tasks = list(config.task_records) or [""]
+    return {task: PauseResumeScheduler(storage, study_id, config, task) for task in tasks}
+
+
 def _has_failed(trial: StoredTrial) -> bool:
     """Return whether a trial has failed, an audited one before it would have stopped."""
     if trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAIL):
@@ -323,9 +456,40 @@ def _has_failed(trial: StoredTrial) -> bool:
     return trial.audit is None or not is_stopped(trial.audit, trial.losses)
 
 
-def _let_continue(audit: AuditState) -> AuditDecision:
-    """Return the decision that an audited trial would have trained to its next rung."""
-    return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
+def _let_continue(candidate: Candidate) -> dict[int, AuditDecision]:
+    """Return the decisions that the runs of an audited candidate would have trained on."""
+    assert candidate.audit is not None
+    return _decide_alike(candidate, {"rungs": candidate.audit.rungs + 1})
+
+
+def _decide_alike(
+    candidate: Candidate,
+    update: Mapping[str, Any],
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[int, AuditDecision]:
+    """Return one decision about all runs of an audited candidate, by id."""
+    assert candidate.audit is not None
+    after = candidate.audit.model_copy(update=update)
+    return {
+        run.trial_id: AuditDecision(run.audit, after, attributes)
+        for run in candidate.runs
+        if run.audit is not None
+    }
+
+
+def _list_paused(candidate: Candidate) -> list[int]:
+    """List the ids of the paused runs of a candidate."""
+    return [run.trial_id for run in candidate.runs if run.status is TrialStatus.PAUSED]
+
+
+def _choose_behind(progress: StudyProgress, policy: PruningPolicy) -> list[int]:
+    """Return the runs at one rung that have to catch up, those of the most promising first."""
+    behind = [
+        run
+        for index in np.argsort(-policy.promotion_scores, kind="stable").tolist()
+        for run in progress.candidates[index].behind
+    ]
+    return [run.trial_id for run in behind if count_rungs(run) == count_rungs(behind[0])]
 
 
 def _choose_batch(

@@ -30,7 +30,7 @@ from search.errors import ShutdownRequestedError, format_error
 from search.open_study import OpenStudy
 from search.pruning.audited_trials import describe_look
 from search.pruning.policy import ALWAYS_CONTINUE, Decisions, PruneDecision
-from search.pruning.scheduler import PauseResumeScheduler, StudyProgress
+from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, create_schedulers
 from search.status import MAX_LINE
 from search.worker.checkpoints import Checkpoints
 from search.worker.claims import SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
@@ -40,6 +40,7 @@ from studies.config import StudyConfig, label_trial
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
 from studies.messages import format_trials, shorten
+from studies.space import TASK
 from studies.storage.counts import count_trials
 
 POLL_INTERVAL = 0.25
@@ -119,9 +120,9 @@ class TrialQueue:
         self._manager = manager
         self._stop = stop
         self._on_finished = on_finished
-        self._scheduler: PauseResumeScheduler | None = None
+        self._schedulers: dict[str, PauseResumeScheduler] = {}  # of each task
         if study.config.pruning.enabled:
-            self._scheduler = PauseResumeScheduler(study.storage, study.study_id, study.config)
+            self._schedulers = create_schedulers(study.storage, study.study_id, study.config)
         self._active: list[Claim] = []
         self._failed_ids: set[int] = set()  # claimed again only if no other trial waits
         self._batch_started_at = 0.0
@@ -166,8 +167,8 @@ class TrialQueue:
     def _claim(self, plan: BatchPlan | None) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
         claims = self._manager.claim(plan, self._failed_ids)
-        if not claims and self._scheduler is not None:
-            claims = self._claim_paused(self._scheduler, plan)
+        for scheduler in self._schedulers.values():
+            claims = claims or self._claim_paused(scheduler, plan)
         return claims or (self._manager.claim() if self._failed_ids else [])
 
     def _claim_paused(self, scheduler: PauseResumeScheduler, plan: BatchPlan | None) -> list[Claim]:
@@ -259,6 +260,7 @@ class TrialQueue:
     def decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
         """Decide which of these trials, which have just reached a rung, are paused or pruned.
 
+        They are of one task, as all that train together.
         Training waits: a decision takes a tenth of a second, or a second with 10,000 trials. The
         storage thread reads and writes, and sends heartbeats meanwhile. In an outage all trials
         continue.
@@ -266,16 +268,17 @@ class TrialQueue:
         Returns:
             Decisions on those that stop; the others continue.
         """
-        if not claims or self._scheduler is None:
+        if not claims or not self._schedulers:
             return {}
-        reading = self._manager.submit(self._scheduler.read, after_flush=True)
+        scheduler = self._schedulers[claims[0].trial.params.get(TASK, "")]
+        reading = self._manager.submit(scheduler.read, after_flush=True)
         while not futures.wait([reading], 0.1).done:
             self.poll()
             if self._manager.unavailable_reason:
                 reading.cancel()
                 return {}
         claimed = {claim.trial_id: claim for claim in claims}
-        decide = partial(self._decide, self._scheduler, reading, claimed)
+        decide = partial(self._decide, scheduler, reading, claimed)
         decisions = _attempt(decide, "the trials continue")
         stops = decisions.stops if decisions else {}
         return {claimed[trial_id]: stop for trial_id, stop in stops.items()}

@@ -497,20 +497,21 @@ class LeasedRDBStorage(RDBStorage):
         return valid
 
     def prune_paused(
-        self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
+        self, study_id: int, planned: int, groups: Sequence[Mapping[int, Mapping[str, Any]]]
     ) -> list[int]:
-        """Prune those of some trials that are still paused, in one transaction.
+        """Prune those groups of trials of which all are still paused, in one transaction.
 
         They end as of the times of their pauses.
 
         Args:
             study_id: id of the study.
             planned: expected number of grid trials; with any other number nothing is done.
-            trials: user attributes to write, by trial id.
+            groups: user attributes to write, by trial id, of trials that are pruned together.
 
         Returns:
             Ids of the trials that were pruned, in ascending order.
         """
+        trials = {key: attributes for group in groups for key, attributes in group.items()}
         with self.transaction() as connection:
             # The study's row stays locked, so it is not extended meanwhile.
             study = sa.select(STUDIES).where(STUDIES.c.study_id == study_id)
@@ -519,11 +520,11 @@ class LeasedRDBStorage(RDBStorage):
                 return []
             states = lock_trials(connection, trials)
             since = read_attribute(connection, TRIAL_SYSTEM_ATTRS, PAUSED, states)
+            paused = {key for key in since if states[key][0] is TrialState.WAITING}
             ends = {}
-            for trial_id, pause in since.items():
-                if states[trial_id][0] is TrialState.WAITING:
-                    time = parse_trial_system_attribute(PAUSED, pause)
-                    ends[trial_id] = {"state": TrialState.PRUNED, "datetime_complete": time}
+            for trial_id in [key for group in groups if group.keys() <= paused for key in group]:
+                time = parse_trial_system_attribute(PAUSED, since[trial_id])
+                ends[trial_id] = {"state": TrialState.PRUNED, "datetime_complete": time}
             write_user_attrs(connection, {trial_id: trials[trial_id] for trial_id in ends})
             delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, PAUSED) for trial_id in ends])
             end_claims(connection, ends)

@@ -174,7 +174,7 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(sqlite_url
             for claim in manager.claim(Together(size)):
                 manager.pause(claim, {})
         reasons = {claim.trial_id: {"reason": "far off"} for claim in claims}
-        yield use.measure(lambda: storage.prune_paused(study.study_id, size, reasons))
+        yield use.measure(lambda: storage.prune_paused(study.study_id, size, [reasons]))
 
     few, many = ([count for count, _ in count_statements(size)] for size in (4, 32))
     assert few == many

@@ -134,7 +134,7 @@ def test_trials_continue_in_an_outage(sqlite_url, text):
     joined = create_study(sqlite_url, text, *GRID, prune=True)
     manager = Mock(unavailable_reason="away", submit=lambda read, after_flush: Future())
     queue = TrialQueue(joined, manager, Mock(requested=False))
-    assert queue.decide([Mock(trial_id=1)]) == {}
+    assert queue.decide([Mock(trial_id=1, trial=Mock(params={}))]) == {}
 
 
 def test_paused_trials_do_not_wait_for_one_that_failed_here(sqlite_url, text):

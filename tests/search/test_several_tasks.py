@@ -212,7 +212,6 @@ def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
         ("space.task=['a/x.py:Sum', 'my_tasks.py:Sum']", TaskError, "expected a file"),
         ("space.task=['nothing:1']", TaskError, "task 'nothing:1' not found"),
         ("task.source='copy:10'", UserError, "and a list of tasks in space.task"),
-        ("pruning.enabled=true", UserError, "has pruning.enabled and several tasks"),
         ("nuisance=['task']", UserError, "nuisance names 'task' of several tasks"),
         ("report_threshold=0.5", UserError, "report_threshold = 0.5 for tasks whose losses have"),
         ("report_threshold={Som=0.5}", UserError, "for the task 'Som': did you mean 'Sum'?"),

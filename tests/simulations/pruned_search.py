@@ -2,24 +2,26 @@
 
 import heapq
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.trial import TrialState
 
 from search.pruning.audited_trials import number_architectures
 from search.pruning.forecast import Forecast, forecast_training
-from search.pruning.policy import PruningPolicy, StudyState
-from search.pruning.predictions import Prediction, PredictionMemory
-from search.pruning.regression import DesignMatrix, Floats, Mask
-from search.pruning.scheduler import compute_rungs, compute_steps_to_next_rung
-from studies.attributes import AuditLook, AuditState
-from studies.config import top_count
+from search.pruning.policy import Decisions
+from search.pruning.regression import Floats, Mask
+from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
+from studies.attributes import KEEP_PROBABILITY, RUNG, AuditLook, AuditState
+from studies.config import StudyConfig, top_count
+from studies.space import REPLICATE
 from studies.storage.reads import Rung
-from studies.storage.trials import TrialStatus
+from studies.storage.trials import StoredTrial, TrialStatus
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,22 @@ class RecordedCurves:
         return compute_rungs(self.end, int(self.steps[0]))
 
     @cached_property
-    def design(self) -> DesignMatrix:
-        return DesignMatrix.from_params(self.params)
-
-    @cached_property
-    def best(self) -> list[int]:
-        """Best trial of each architecture, the best architecture first."""
-        found: dict[tuple[Any, ...], int] = {}
-        for index in np.argsort(self.values, kind="stable").tolist():
-            params = self.params[index]
-            key = tuple(value for name, value in params.items() if name not in self.nuisance)
-            found.setdefault(key if self.nuisance else (index,), index)
+    def best(self) -> list[list[int]]:
+        """Runs of each architecture at its best nuisance values, the best architecture first."""
+        candidates = number_architectures(self.params, ())
+        means = np.bincount(candidates, self.values) / np.bincount(candidates)
+        architectures = number_architectures(self.params, self.nuisance)
+        found: dict[int, list[int]] = {}
+        for candidate in np.argsort(means, kind="stable").tolist():
+            runs = np.flatnonzero(candidates == candidate).tolist()
+            found.setdefault(int(architectures[runs[0]]), runs)
         return list(found.values())
+
+    def select(self, replicates: int) -> "RecordedCurves":
+        """Return the first so many replicates."""
+        chosen = [i for i, row in enumerate(self.params) if row.get(REPLICATE, 0) < replicates]
+        params = [self.params[i] for i in chosen]
+        return replace(self, params=params, curves=self.curves[chosen], values=self.values[chosen])
 
     @cached_property
     def losses(self) -> Floats:
@@ -76,16 +82,17 @@ class ReplayResult:
     ) -> "ReplayResult":
         count = len(recorded.values)
         best = recorded.best
+        is_kept = [bool(complete[runs].all()) for runs in best]
         return cls(
             cost=steps / (count * recorded.end),
-            recall=float(complete[best[: top_count(keep, len(best))]].mean()),
-            has_winner=bool(complete[best[0]]),
+            recall=float(np.mean(is_kept[: top_count(keep, len(best))])),
+            has_winner=is_kept[0],
             complete=float(complete.mean()),
         )
 
 
 class Replay:
-    """Simulated search with the pause-and-resume policy, which audited trials do not obey."""
+    """Simulated search with the scheduler that pauses and resumes, which audited trials disobey."""
 
     def __init__(
         self,
@@ -98,19 +105,31 @@ class Replay:
         self.recorded = recorded
         self.concurrent = concurrent
         self.keep = keep
-        self.confidence = confidence
-        count = len(recorded.values)
-        self.stages = [TrialStatus.WAITING] * count
-        self.architectures = number_architectures(recorded.params, recorded.nuisance)
-        self.losses = np.full_like(recorded.losses, math.nan)
-        self.values = np.full(count, math.nan)
+        config = StudyConfig.model_validate(
+            {
+                "space": {"layers": [1], "state_size": [32]},
+                "training": {"steps": recorded.end, "log_every": int(recorded.steps[0])},
+                "pruning": {"enabled": True, "keep": keep, "confidence": confidence},
+            }
+        )
+        no_storage: Any = SimpleNamespace(reader=lambda *_: None)
+        self.scheduler = PauseResumeScheduler(no_storage, 0, config)
+        self.trials = [
+            StoredTrial(
+                params,
+                number=number,
+                trial_id=number,
+                audit=AuditState() if number in audited else None,
+                losses=[math.nan] * len(recorded.rungs),
+            )
+            for number, params in enumerate(recorded.params)
+        ]
         self.stops = [0, *(rung.step for rung in recorded.rungs), recorded.end]
-        self.reached = [0] * count
-        self.steps_to_next_rung = compute_steps_to_next_rung(recorded.rungs, recorded.end)
-        self.memory: PredictionMemory = {}
+        self.reached = [0] * len(self.trials)
+        self.paused_at: dict[int, int] = {}
+        self.waiting: list[int] = []  # the next one last
         self.running: list[tuple[int, int, int]] = []
         self.steps = 0
-        self.audits = dict.fromkeys(audited, AuditState())
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
         self.looks: dict[str, AuditLook] = {}
@@ -118,35 +137,20 @@ class Replay:
         self.forecasts: list[tuple[int, Forecast]] = []
 
     def run(self, order: Sequence[int]) -> ReplayResult:
-        waiting = list(reversed(order))
+        self.waiting = list(reversed(order))
         now = 0
         while True:
             while len(self.running) < self.concurrent:
-                chosen = [waiting.pop()] if waiting else self._select_to_resume(now)
-                if not chosen:
+                chosen = self.waiting.pop() if self.waiting else self._select_to_resume(now)
+                if chosen is None:
                     break
-                self._advance(chosen[0], now)
-            # A look at the end may lead to trials that resume.
-            if not self.running and not self.evaluate_policy().to_resume:
+                self._advance(chosen, now)
+            if not self.running:
                 break
-            if self.running:
-                now, _, trial = heapq.heappop(self.running)
-                self._reach_rung(trial, now)
-        policy = self.evaluate_policy()
-        self._prune(policy, np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED)).tolist())
-        complete = np.array([stage is TrialStatus.COMPLETE for stage in self.stages])
+            now, _, trial = heapq.heappop(self.running)
+            self._reach_rung(trial, now)
+        complete = np.array([trial.status is TrialStatus.COMPLETE for trial in self.trials])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps)
-
-    def evaluate_policy(self, at_rung: int | None = None) -> PruningPolicy:
-        """Return the policy, where an audited trial may just have reached a rung."""
-        state = self._state().stop_audited(self.audits, () if at_rung is None else (at_rung,))
-        has_alarm = any(look.alarm for look in self.looks.values())
-        policy = PruningPolicy(state, self.keep, self.confidence, has_alarm, self.memory)
-        if self.audits and (name := policy.due_look(self.looks, not self.running)) is not None:
-            self.looks[name] = policy.look()
-            if self.looks[name].alarm:
-                return self.evaluate_policy(at_rung)
-        return policy
 
     def forecast_rest(self, share: float) -> tuple[Forecast | None, int]:
         """Return the forecast after a share of the search's steps, and the steps that were left."""
@@ -156,91 +160,86 @@ class Replay:
         )
         return forecast, self.steps - trained
 
-    def _state(self) -> StudyState:
-        pruned_at = np.full(len(self.stages), math.nan)
-        for trial, (_, _, probability) in self.predictions.items():
-            pruned_at[trial] = probability
-        return StudyState(
-            self.stages,
-            self.losses,
-            self.values,
-            self.recorded.design,
-            self.architectures,
-            self.steps_to_next_rung,
-            np.full(len(self.stages), -1),
-            pruned_at,
+    def read(self) -> StudyProgress:
+        pruned_at = {number: found[2] for number, found in self.predictions.items()}
+        nuisance = self.recorded.nuisance
+        return self.scheduler.assemble(
+            self.trials, pruned_at, self.paused_at, dict(self.looks), nuisance
         )
 
-    def _forecast(self, policy: PruningPolicy, now: int) -> None:
-        is_audited = np.isin(np.arange(len(self.stages)), list(self.audits))
-        found = forecast_training(policy, self._state(), is_audited, np.ones(len(self.stages)))
+    def _forecast(self, progress: StudyProgress, now: int) -> None:
+        is_audited = [candidate.audit is not None for candidate in progress.candidates]
+        found = forecast_training(
+            self.scheduler.build_policy(progress),
+            progress.state,
+            np.array(is_audited),
+            np.array([float(len(candidate.runs)) for candidate in progress.candidates]),
+        )
         if found is not None:
             left = sum(end - now for end, _, _ in self.running)
             self.forecasts.append((self.steps - left, found))
 
-    def _grant(self, trial: int) -> None:
-        """Let an audited trial train to its next rung in decisions."""
-        audit = self.audits[trial]
-        self.audits[trial] = audit.model_copy(update={"rungs": audit.rungs + 1})
-
-    def _select_to_resume(self, now: int) -> list[int]:
+    def _select_to_resume(self, now: int) -> int | None:
         """Return the paused trial to resume, after audited ones before it resumed in decisions."""
         while True:
-            policy = self.evaluate_policy()
-            self._forecast(policy, now)
-            paused = np.flatnonzero(policy.state.in_stage(TrialStatus.PAUSED))
-            self._prune(policy, [trial for trial in paused.tolist() if trial in policy.to_prune])
-            if not (chosen := policy.to_resume[:1]) or chosen[0] not in self.audits:
-                return chosen
-            self._grant(chosen[0])
+            progress = self.read()
+            self._forecast(progress, now)
+            decisions = self.scheduler.select(progress, 1.0)
+            self._store(decisions)
+            for trial, stop in decisions.pruned.items():
+                self._prune(trial, stop.attributes)
+            if decisions.resumed:
+                return decisions.resumed[0]
+            if not (decisions.audited or decisions.looks):
+                return None
 
-    def _prune(self, policy: PruningPolicy, trials: Sequence[int]) -> None:
-        if trials:
-            prediction = policy.predict_to_record()
-            for trial in trials:
-                self._record(policy, prediction, trial)
+    def _store(self, decisions: Decisions) -> None:
+        """Store decisions about audited trials, and looks at them."""
+        self.looks |= dict(decisions.looks)
+        for trial, decision in decisions.audited.items():
+            self.trials[trial].audit = decision.after
+            if decision.after.pruned:
+                self._record(trial, decision.attributes)
 
-    def _record(self, policy: PruningPolicy, prediction: Prediction, trial: int) -> None:
+    def _prune(self, trial: int, attributes: Mapping[str, Any]) -> None:
+        self.trials[trial].state = TrialState.PRUNED
+        self.trials[trial].is_paused = False
+        self._record(trial, attributes)
+
+    def _record(self, trial: int, attributes: Mapping[str, Any]) -> None:
         """Record that a trial is pruned, or, if it is audited, would be."""
-        self.predictions[trial] = (
-            float(prediction.mean[trial]),
-            float(prediction.scale[trial]),
-            float(policy.keep_probabilities[trial]),
-        )
-        if trial in self.audits:
-            self.audits[trial] = self.audits[trial].model_copy(update={"pruned": True})
-        else:
-            self.stages[trial] = TrialStatus.PRUNED
+        names = ("predicted_value", "predicted_scale", KEEP_PROBABILITY)
+        mean, scale, probability = (attributes[name] for name in names)
+        self.predictions[trial] = mean, scale, probability
 
     def _advance(self, trial: int, now: int) -> None:
         """Train a trial to its next rung."""
-        self.stages[trial] = TrialStatus.RUNNING
+        self.trials[trial].state = TrialState.RUNNING
+        self.trials[trial].is_paused = False
         length = self.stops[self.reached[trial] + 1] - self.stops[self.reached[trial]]
         self.steps += length
         heapq.heappush(self.running, (now + length, self.steps, trial))
 
-    def _reach_rung(self, trial: int, now: int) -> None:
-        rung = self.reached[trial]
-        self.reached[trial] += 1
+    def _reach_rung(self, number: int, now: int) -> None:
+        trial, rung = self.trials[number], self.reached[number]
+        self.reached[number] += 1
         if rung == len(self.recorded.rungs):
-            self.stages[trial] = TrialStatus.COMPLETE
-            self.values[trial] = self.recorded.values[trial]
+            trial.state = TrialState.COMPLETE
+            trial.value = float(self.recorded.values[number])
             return
-        self.losses[trial, rung] = self.recorded.losses[trial, rung]
-        is_audited = trial in self.audits
-        if is_audited:
-            self._advance(trial, now)
-            if self.audits[trial].pruned or self.audits[trial].rungs != rung + 1:
-                return
-        policy = self.evaluate_policy(trial)
-        self._forecast(policy, now)
-        if policy.should_continue(trial):
-            if is_audited:
-                self._grant(trial)
-            else:
-                self._advance(trial, now)
-        elif trial in policy.to_prune:
-            left_out = policy.leave_out(trial)
-            self._record(left_out, left_out.prediction, trial)
-        elif not is_audited:
-            self.stages[trial] = TrialStatus.PAUSED
+        trial.losses = [*self.recorded.losses[number, : rung + 1], *trial.losses[rung + 1 :]]
+        if trial.is_audited:
+            self._advance(number, now)
+        progress = self.read()
+        decisions = self.scheduler.decide(progress, [number])
+        self._forecast(progress, now)
+        self._store(decisions)
+        stop = decisions.stops.get(number)
+        if stop is None and not trial.is_audited:
+            self._advance(number, now)
+        elif stop is not None and stop.is_final:
+            self._prune(number, stop.attributes)
+        elif stop is not None:
+            trial.state = TrialState.WAITING
+            trial.is_paused = True
+            self.paused_at[number] = stop.attributes[RUNG]

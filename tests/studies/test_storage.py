@@ -69,7 +69,9 @@ def test_plain_optuna_reads_complete_and_pruned_trials(url):
     paused = storage.claim(study_id, "me")
     storage.pause(paused, "me", {"rung": 20}, {10: 3.0})
     since = storage.get_trial(paused).system_attrs["paused"]
-    assert storage.prune_paused(study_id, 2, {paused: {"reason": "far off"}}) == [paused]
+    reason = {"reason": "far off"}
+    assert storage.prune_paused(study_id, 2, [{paused: reason, trial_id: reason}]) == []
+    assert storage.prune_paused(study_id, 2, [{paused: reason}]) == [paused]
     trial, pruned = optuna.load_study(study_name="small", storage=url).trials
     assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 1.5, {"x": 0})
     assert trial.user_attrs == {"seconds": 3.0, "host": "h"}

@@ -401,7 +401,7 @@ class TrialMachine(RuleBasedStateMachine):
     def prune_paused(self, planned):
         paused, planned = self.find("PAUSED"), len(self.trials) + planned
         reasons = {trial_id: {"rung": 20} for trial_id in self.list_ids(paused)}
-        pruned = self.storages.main.prune_paused(self.study.study_id, planned, reasons)
+        pruned = self.storages.main.prune_paused(self.study.study_id, planned, [reasons])
         if planned > len(self.trials):
             paused, reasons = [], {}
         assert pruned == [*reasons]
