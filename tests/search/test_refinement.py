@@ -134,7 +134,7 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
     assert [trial.params["layers"] for trial in derived] == [1, 2]
     with pytest.raises(
         UserError,
-        match=r"pruned to its top 3 of 9 trials, but refinement.top = 2 needs the top 4: expected "
+        match=r"pruned to its top 3 of 9, but refinement.top = 2 needs the top 4: expected "
         "at most 1",
     ):
         derive_trials(kept + pruned, left, two, keep=0.34)
