@@ -44,6 +44,7 @@ class MinGRUBlock(nn.Module):
         self.previous = nn.Parameter(torch.ones(input_size)) if shift else None
         self.reach = 2 if negative else 1
         self.gate = nn.Linear(input_size, state_size)
+        nn.init.constant_(self.gate.bias, -2.0)  # so that states last for several steps at first
         self.candidate = nn.Linear(input_size, state_size)
         self.read_out = nn.Linear(state_size, input_size)
         self.read_gate = nn.Linear(input_size, input_size) if read_gate else None
