@@ -101,13 +101,13 @@ def test_documented_settings_are_valid(page, readers_folder):
             assert config.grid.count() == int(stated.replace(",", ""))
 
 
-STUDIES_OF_TASKS = sorted((ROOT / "examples" / "tasks").glob("*.toml"))
+EXAMPLE_STUDIES = sorted((ROOT / "examples").rglob("*.toml"))
 
 
-@pytest.mark.parametrize("path", STUDIES_OF_TASKS, ids=lambda path: path.stem)
-def test_study_of_an_example_task_is_valid(path):
+@pytest.mark.parametrize("path", EXAMPLE_STUDIES, ids=lambda path: path.stem)
+def test_example_study_is_valid(path):
     config = resolve_settings(path.read_text(encoding="utf-8"), path.parent)
-    assert config.grid.count() == 4
+    assert config.grid.count() == {"recall-and-order": 360}.get(path.stem, 4)
 
 
 FENCES = {"", "bash", "python", "sh", "text", "toml", "yaml"}
