@@ -6,6 +6,7 @@ the number of time steps.
 
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -56,6 +57,8 @@ _MAX_STATE_SIZE = 64
 """State size that is large enough for a check."""
 
 _LAYERS = 2
+_logger = logging.getLogger(__name__)
+
 _STREAMS = 3
 
 
@@ -295,19 +298,25 @@ def _describe_options(network: NetworkConfig, message: str = "") -> str:
     return f" (with {options})"
 
 
-def check_cells(config: StudyConfig, earlier: StudyConfig | None = None) -> None:
+def check_cells(config: StudyConfig, checked: Iterable[StudyConfig] = ()) -> None:
     """Check the cells of a study on tiny networks, with the values of options that it has.
 
-    A network of one layer is built of each combination of options and sizes. Cells that have the
-    same values and sizes in the config before an extension are not checked again.
+    A network of one layer is built of each combination of options and sizes. Cells whose values and
+    sizes are those of a study that was checked before are not checked again.
 
     Raises:
         CellError: if one cannot be built, or breaks the contract of a cell.
     """
     for name, record in config.cells.items():
         built = _list_combinations(config, name, record)
-        if earlier is not None and built == _list_combinations(earlier, name, record):
+        same = [
+            study
+            for study in checked
+            if name in study.cells and study.cells[name].sha256 == record.sha256
+        ]
+        if any(built == _list_combinations(study, name, record) for study in same):
             continue  # it may not even be loaded
+        _logger.info(f"checking cell {name}")
         for network in built:
             network_shapes(network)
         size = min((network.state_size for network in built), default=_STATE_SIZE)

@@ -35,7 +35,7 @@ from rnn.tasks.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from studies.atomic_files import atomic_write
 from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
-from studies.loader import ConfigFile
+from studies.loader import ConfigFile, describe_mistakes
 from studies.messages import expect_one_of
 from studies.records import (
     TEXT,
@@ -436,7 +436,10 @@ def load_task_of(
     Raises:
         TaskError, UserError: as of :func:`load_task`.
     """
-    settings = TaskSettings.model_validate({"source": source, **options})
+    try:
+        settings = TaskSettings.model_validate({"source": source, **options})
+    except ValidationError as error:
+        raise UserError(f"task {source}: {describe_mistakes(error)}") from error
     if settings.source == TEXT:
         raise TaskError(f"{source!r} is the task of a text: expected another one")
     built_in = find_built_in(source, folder) if code is None else None

@@ -6,7 +6,7 @@ works on the stored study. Further workers do the second step only, by the name 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +65,7 @@ from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
 from studies.attributes import COPIED_FROM, StudyRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import StorageNotFoundError
+from studies.errors import StorageNotFoundError, StudyFormatError
 from studies.loader import (
     ConfigFile,
     diff_configs,
@@ -385,8 +385,22 @@ def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
         check_count(config.grid.count(), options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
-    check_cells(config)
-    return check_tasks(wanted.tasks, config.evaluation.windows, wanted.origin)
+    checked = _read_checked(options.storage)
+    check_cells(config, [study.config for study in checked])
+    windows = config.evaluation.windows
+    same = [study for study in checked if study.config.evaluation.windows == windows]
+    return check_tasks(wanted.tasks, windows, [wanted.origin, *same] if wanted.origin else same)
+
+
+def _read_checked(url: str) -> list[StudyRecord]:
+    """Read the records of studies whose cells and tasks these versions of the code have checked."""
+    versions = current_versions()
+    records = []
+    with suppress(StorageNotFoundError), closing(read_storage(url)) as storage:
+        for name in list_study_names(storage):
+            with suppress(StudyFormatError):  # of another program or version
+                records.append(read_study_record(load_study(storage, name)))
+    return [record for record in records if record.created_with == versions]
 
 
 def _create(

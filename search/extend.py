@@ -69,7 +69,7 @@ def extend(
     plan = _plan(study.study_name, record, config, read_trials(storage, study_id))
     extended = plan.config
     check_count(len(plan.added), options.yes)
-    check_cells(extended, stored)
+    check_cells(extended, [stored])
     new_tasks = {
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
     }

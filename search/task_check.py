@@ -104,24 +104,31 @@ def check_task(
 
 
 def check_tasks(
-    tasks: Mapping[str, StudyTask], count: int, origin: StudyRecord | None = None
+    tasks: Mapping[str, StudyTask], count: int, checked: Sequence[StudyRecord] = ()
 ) -> dict[str, Floors]:
-    """Check tasks, as :func:`check_task`, but those that another study has as well.
+    """Check tasks, as :func:`check_task`, but those of studies that were checked before.
 
     Returns:
         Their floors by name.
     """
-    known = origin.config.list_tasks() if origin is not None else {}
     floors: dict[str, Floors] = {}
     for name, task in tasks.items():
         if task.text is not None:  # nothing of the user's runs, and no floor is known
             continue
-        if origin is None or name not in known or known[name].identity() != task.record.identity():
+        identity = task.record.identity()
+        known = [
+            study.task_floors.get(other, study.floors)
+            for study in checked
+            for other, record in study.config.list_tasks().items()
+            if record.identity() == identity
+        ]
+        if not known:
             for notice in task.build_sequences().notices:
                 _logger.info(notice)
+            _logger.info(f"checking task {name or task.record.name}, measuring its floors")
             floors[name], _ = check_task(task, count)
-        elif (found := origin.task_floors.get(name, origin.floors)) is not None:
-            floors[name] = found
+        elif known[0] is not None:
+            floors[name] = known[0]
     return floors
 
 

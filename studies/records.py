@@ -232,6 +232,14 @@ class TaskEntry(StrictModel):
 
     source: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _join_names(cls, raw: Any) -> Any:
+        """Join a list of names with commas, as options read several."""
+        if not isinstance(raw, Mapping):
+            return raw
+        return {key: _join(value) for key, value in raw.items()}
+
     @property
     def options(self) -> dict[str, ParamValue]:
         """Values of options by name."""
@@ -272,6 +280,14 @@ class TaskEntry(StrictModel):
                 "tokenizer in [task], or the source of another task"
             )
         return self
+
+
+def _join(value: Any) -> Any:
+    """Return a list of names as a text with commas, another value unchanged."""
+    if not isinstance(value, list) or not value:
+        return value
+    are_names = all(isinstance(name, str) and "," not in name for name in value)
+    return ",".join(value) if are_names else value
 
 
 def format_toml(value: ParamValue) -> str:

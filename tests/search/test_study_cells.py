@@ -265,6 +265,21 @@ def test_new_values_of_an_option_are_checked_before_a_study_is_extended(folder, 
     assert {trial.params["depth"] for trial in extended.study.trials} == {0, 1, 2}
 
 
+def test_cell_is_checked_once_in_a_storage(folder, few_checks, monkeypatch):
+    open_study(folder, "depth = [0, 1]")
+
+    def refuse(networks) -> None:
+        raise CellError("checked again")
+
+    monkeypatch.setattr("search.cell_check.check_networks", refuse)
+    open_study(folder, "depth = [0, 1]", name="second")
+    with pytest.raises(CellError, match="checked again"):
+        open_study(folder, "depth = [0, 2]", name="third")
+    (folder / "cells" / "mine.py").write_text(f"{CELL}\n# changed")
+    with pytest.raises(CellError, match="checked again"):
+        open_study(folder, "depth = [0, 1]", name="third")
+
+
 def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     words = [f"{folder}/cells/mine.py:Mine", "--set", "depth=2"]
     done = CliRunner().invoke(check, words, standalone_mode=False)

@@ -12,9 +12,11 @@ import rnn.own_code
 import search.create_or_join
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import TaskError, UserError
+from search.cells_tasks import load_task_of
 from search.create_or_join import StudyHandle
 from search.run_options import RunOptions
 from studies.config import to_trial_config
+from studies.records import Floors, TaskSettings
 
 TASK = """
 import numpy as np
@@ -135,6 +137,37 @@ def test_setting_that_does_not_suit_the_task_is_rejected_in_one_line(
 ):
     with refused(error, reason, folder):
         open_study(override)
+
+
+def test_task_is_checked_once_in_a_storage(folder, monkeypatch):
+    """Until its class or options, the held-out data or the versions of the code change."""
+    checked = []
+    floors = Floors(constant={"loss": 2.0}, memoryless={"loss": 1.5}, recurrent={"loss": 0.5})
+
+    def check(task, count):
+        checked.append(task.record.name)
+        return floors, ""
+
+    monkeypatch.setattr("search.task_check.check_task", check)
+    assert open_study().record.floors == floors
+    assert open_study(name="second", study="mine.toml").record.floors == floors
+    assert len(checked) == 1
+    open_study("task.length=12", name="longer")
+    open_study("evaluation.windows=9", name="more")
+    assert len(checked) == 3
+    monkeypatch.setattr("rnn.training.checkpoint.torch_version", lambda: "0.1")
+    open_study(name="other-version")
+    assert len(checked) == 4
+
+
+def test_list_of_names_is_joined_for_an_option_that_takes_several(folder):
+    (folder / "s.csv").write_text("load,wind,x\n" + "1.5,2,0\n2,1,0\n" * 40)
+    series = TaskSettings(source="series:s.csv", columns=["load", "wind"])
+    assert series.options == {"columns": "load,wind"}
+    task = load_task_of("series:s.csv", {"columns": ["load", "wind"], "length": 4}, folder)
+    assert task.record.inputs == 2
+    with pytest.raises(UserError, match=r"task adding:5: length is \[3, 4\]: input should be"):
+        load_task_of("adding:5", {"length": [3, 4]}, folder)
 
 
 def test_stored_task_is_loaded_from_its_copy_and_its_files_where_they_were(folder, monkeypatch):
