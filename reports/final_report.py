@@ -1,5 +1,6 @@
 """The report at the end of a search, and the table of trials as CSV."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,13 +15,24 @@ import click
 import tenacity
 
 from rnn.errors import UserError
-from studies.atomic_files import atomic_write, require_regular
+from studies.atomic_files import atomic_write, default_report, require_regular
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.failures import is_bug, print_bug
-from studies.storage.counts import read_times
+from studies.storage.counts import count_trials, read_times
 from studies.storage.database import error_message, is_transient
-from studies.storage.edits import update_note, update_system_attributes, write_note
-from studies.storage.open import load_study, open_storage, read_record
+from studies.storage.edits import (
+    list_derived,
+    update_note,
+    update_system_attributes,
+    write_note,
+)
+from studies.storage.open import (
+    list_study_names,
+    load_study,
+    open_storage,
+    read_record,
+    read_storage,
+)
 
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
@@ -37,6 +49,11 @@ STUDY = "study"
 
 _CLAIM = "rnn_search:report"
 """Study system attribute: which process writes the report of which state of the study."""
+
+_WRITTEN = "rnn_search:written_report"
+"""Study system attribute: key, path and lines of the last report at the end of a search."""
+
+_CODE = {".py", ".html", ".css", ".js", ".toml"}
 
 _SAMPLE = "sample"
 
@@ -76,8 +93,8 @@ def finalize_search(storage: str, study: str, finished: int, was_finished: bool)
     """Write the report of a search that has ended, and print its main result.
 
     If another process that saw the search end does so, only print which. A process that joined a
-    finished study writes its report in any case. A failure is printed and not raised: the results
-    are recorded.
+    finished study writes its report unless it has one that shows the same. A failure is printed and
+    not raised: the results are recorded.
 
     Args:
         storage: URL of the storage.
@@ -86,8 +103,12 @@ def finalize_search(storage: str, study: str, finished: int, was_finished: bool)
         was_finished: whether the study was finished when this process joined it.
     """
     with print_failures("no report"):
-        other = None
-        if not was_finished:
+        if was_finished:
+            other = None
+            if (headline := retry_outages(lambda: _find_written(storage, study))) is not None:
+                click.echo("\n".join(headline))
+                return
+        else:
             other = retry_outages(lambda: _claim_report(storage, study, finished))
         if other is not None:
             command = shlex.join(["rnn-search", "report", study])
@@ -129,15 +150,16 @@ def write_final_report(storage: str, study: str) -> None:
     with print_failures("no report"):
         from reports.page.page import write_report
 
+        key = retry_outages(lambda: _read_key(storage, study))
         report = retry_outages(lambda: write_report(storage, [study]))
         click.echo(f"report: {report.path}")
         click.echo("\n".join(report.headline))
         with print_failures("warning: cannot update the note of the study", err=True):
-            retry_outages(lambda: _write_answer(storage, study, report))
+            retry_outages(lambda: _write_answer(storage, study, report, key))
 
 
-def _write_answer(storage: str, study: str, report: "Report") -> None:
-    """Write the answer of a report into the note of its study."""
+def _write_answer(storage: str, study: str, report: "Report", key: str) -> None:
+    """Write the answer of a report into the note of its study, and what the report shows."""
     with closing(open_storage(storage)) as opened:
         loaded = load_study(opened, study)
         record = read_record(loaded)
@@ -145,6 +167,48 @@ def _write_answer(storage: str, study: str, report: "Report") -> None:
             study, record.config.question, record.commands, report.path, report.headline
         )
         update_note(opened, loaded._study_id, text)
+        written = {"key": key, "path": str(report.path), "headline": report.headline}
+        update_system_attributes(opened, loaded._study_id, lambda _: {_WRITTEN: written})
+
+
+def _find_written(storage: str, study: str) -> list[str] | None:
+    """Return the lines on a report that shows what one would show now; None if there is none."""
+    with closing(read_storage(storage)) as opened:
+        attributes = opened.get_study_system_attrs(load_study(opened, study)._study_id)
+    written: dict[str, Any] = attributes.get(_WRITTEN, {})
+    path = default_report([study])
+    if written.get("path") != str(path) or not path.exists():
+        return None
+    if written["key"] != _read_key(storage, study):
+        return None
+    return [f"report: {path}", *written["headline"], "nothing has changed since it was written"]
+
+
+def _read_key(storage: str, study: str) -> str:
+    """Return a hash of what the report of a study shows, and of the code that writes it.
+
+    These are the study, its source and the studies that derive from it.
+    """
+    digest = hashlib.sha256(_hash_code().encode())
+    with closing(read_storage(storage)) as opened:
+        refinement = read_record(load_study(opened, study)).config.refinement
+        related = {*list_derived(opened, study), *([refinement.source] if refinement else [])}
+        for name in [study, *sorted(related.intersection(list_study_names(opened)))]:
+            loaded = load_study(opened, name)
+            with opened.reading() as connection:
+                _, changed = read_times(connection, loaded._study_id)
+            counts = count_trials(opened, loaded._study_id)
+            digest.update(json.dumps([loaded.user_attrs, str(changed), str(counts)]).encode())
+    return digest.hexdigest()
+
+
+def _hash_code() -> str:
+    """Return a hash of the files of this package."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in _CODE):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def retry_outages(function: Callable[[], _T]) -> _T:

@@ -251,7 +251,8 @@ def run_search_and_report(options: RunOptions, dashboard_port: int | None = None
     result = run_workers(options, cluster, server)
     if options.report and result.is_finished and not result.exit_code:
         with Display():
-            _logger.info("writing the report")
+            if not result.was_finished:
+                _logger.info("writing the report")
             final_report.finalize_search(
                 options.storage, result.study, result.finished, result.was_finished
             )

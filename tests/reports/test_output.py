@@ -116,6 +116,34 @@ def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monke
     storage.close()
 
 
+def test_report_of_a_finished_study_is_written_again_only_if_it_would_show_something_else(
+    sqlite_url, folder, monkeypatch, capsys
+):
+    make_study(sqlite_url)
+
+    def join() -> tuple[list[str], str]:
+        """Join the finished study; return what is printed, and the report."""
+        final_report.finalize_search(sqlite_url, "made", 8, True)
+        return capsys.readouterr().out.splitlines(), path.read_text()
+
+    path = default_report(["made"])
+    lines, _ = join()
+    path.write_text("as before")
+    assert join() == ([*lines, "nothing has changed since it was written"], "as before")
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        changed = study.user_attrs["config"] | {"question": "Why?"}
+        storage.set_study_user_attr(study._study_id, "config", changed)
+    lines, second = join()
+    assert "Why?" in second
+    path.unlink()
+    assert join()[0] == lines, "the file was removed"
+    path.write_text("as before")
+    monkeypatch.setattr(final_report, "_hash_code", lambda: "other code")
+    assert join()[0] == lines
+    assert path.read_text() != "as before"
+
+
 def test_failure_at_the_end_of_a_search_is_printed_and_a_bug_has_its_traceback(
     sqlite_url, monkeypatch, capsys
 ):
