@@ -209,7 +209,7 @@ class Study:
         """Compare replicated architectures with the best of them.
 
         Raises:
-            UserError: if there are no replicates to compare.
+            UserError: if the study is no refinement with replicates.
         """
         from reports.findings import StudyFindings
         from rnn.errors import UserError
@@ -218,8 +218,8 @@ class Study:
         findings = StudyFindings(self._read_one_task(with_windows=True))
         if findings.summary.judgement is None:
             raise UserError(
-                f"study {self.name!r} has no replicates to compare: expected one derived with "
-                "refinement.replicates of 2 or more"
+                f"study {self.name!r} is no refinement with replicates: expected one, which "
+                "compares new runs of the best architectures"
             )
         return Verdicts(findings)
 

@@ -124,7 +124,8 @@ class StudyConfig(StrictModel):
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the
     minimum of the smoothed training loss; `training-mean`: its mean over the last quarter."""
     eval_split: Literal["validation", "test"] = "validation"
-    """`test`: evaluate on the test split as well, at the end of each run; with replicates only."""
+    """`test`: evaluate on the test split as well, at the end of each run; in a refinement with
+    replicates only."""
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
     """Number of best networks whose weights are kept."""
     gate_inputs: GateInputs = "state"
@@ -357,8 +358,8 @@ class StudyConfig(StrictModel):
                 )
         if self.eval_split == "test" and not (refinement and refinement.has_replicates):
             raise ValueError(
-                'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
-                "or more, because a split that guides a search is no test"
+                'has eval_split = "test": expected a refinement with replicates of 2 or more, '
+                "because a split that guides a search is no test"
             )
         is_imported = not self.is_trained and self.space is None and refinement is None
         if (self.space is None) == (refinement is None) and not is_imported:

@@ -73,6 +73,7 @@ class LeaderboardEntry:
         gap: difference to the best architecture, of the held-out loss or by the metric; None for
             the best, and without losses on the same evaluation windows.
         verdict: of a replicated architecture, what its runs show.
+        least_loss: least possible loss.
         bound: upper confidence bound of its difference to the best architecture, whichever that is;
             infinite without one.
     """
@@ -97,6 +98,7 @@ class LeaderboardEntry:
     validation_metrics: dict[str, float]
     lengths: dict[int, dict[str, float]]
     slices: dict[str, dict[int, dict[str, float]]]
+    least_loss: float = -math.inf
     gap: Difference | None = None
     verdict: Verdict | None = None
     bound: float = math.inf
@@ -114,7 +116,8 @@ class LeaderboardEntry:
     @property
     def low(self) -> float:
         """Lower end of Student's 95% interval of the mean over the runs; NaN for a single run."""
-        return self.mean - self._half_width
+        low = self.mean - self._half_width
+        return low if math.isnan(low) else max(low, self.least_loss)
 
     @property
     def high(self) -> float:
@@ -242,8 +245,10 @@ def _make_entry(
         architecture = decode_architecture(best, config)
         settings = training_settings(list_params(best, [BPTT_STEPS]), config)
         reach, _ = settings.gradient_window
+    has_any_sign = config.task_record is None or config.task_record.loss == "own"
     return LeaderboardEntry(
         label=label,
+        least_loss=-math.inf if has_any_sign else 0.0,
         architecture=architecture,
         bptt_steps=reach,
         number=int(best["number"]),

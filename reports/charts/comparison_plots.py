@@ -343,10 +343,12 @@ def chart_replicates(findings: StudyFindings) -> Chart:
         height=120 + find_row_height(labels) * len(entries),
         margin=MARGIN,
     )
-    caption = (
-        f"Verdicts are of runs in pairs: two {results.noun}s may differ significantly although "
-        "their intervals overlap."
-    )
+    caption = ""
+    if findings.summary.has_verdicts:
+        caption = (
+            f"Verdicts are of runs in pairs: two {results.noun}s may differ significantly although "
+            "their intervals overlap."
+        )
     if len(entries) < len(findings.summary.entries):
         caption += f" The best {len(entries)} of {len(findings.summary.entries)} are drawn."
     return Chart(f"Runs of each {results.noun}", figure, caption=caption, width=360)

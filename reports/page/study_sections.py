@@ -175,7 +175,7 @@ def _show_curves(findings: StudyFindings) -> Section | None:
 def _show_leaderboard(findings: StudyFindings) -> Section:
     results = findings.results
     summary = findings.summary
-    entries = summary.entries if results.has_replicates else summary.entries[:LEADERBOARD_SIZE]
+    entries = summary.entries if summary.judgement else summary.entries[:LEADERBOARD_SIZE]
     table = study_tables.tabulate_leaderboard(
         results, summary, entries, f"{results.title} leaderboard"
     )

@@ -52,7 +52,7 @@ def test_stage_one_has_432_grid_trials():
         ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
         ("task.tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
         ("task.tokenizer='bpe:3'", ["tokenizer is 'bpe:3'", "from 257 to 65536"]),
-        ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
+        ("eval_split='test'", ['has eval_split = "test": expected a refinement with repl']),
         (
             "training={steps=10,updates=10}",
             ["has training.steps and training.updates: expected one of them"],
