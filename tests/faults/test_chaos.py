@@ -28,12 +28,14 @@ SPACE = {
     "checkpoint_seconds": 0.3,
     "space_layers": "[1]",
     "space_state_size": str([4 + index for index in range(TRIALS // 12)]),
+    "space_replicates": "2",
     "space_input_gate": "[false]",
+    "space_forget_gate": "[false]",
     "space_output_gate": "[false]",
     "space_residual": "[true]",
     "space_exclude": "[]",
 }
-"""Two switches and three state sources: twelve trials per state size."""
+"""A switch, three state sources and two replicates: twelve trials per state size."""
 
 
 class ChaosMonkey:
