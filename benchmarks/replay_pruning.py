@@ -31,17 +31,19 @@ from optuna.pruners import (
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from benchmarks.simulated_curves import FAMILIES, KINDS, simulate_curves
+from benchmarks.simulated_curves import FAMILIES, KINDS, repeat_curves, simulate_curves
 from reports.stats.audit import (
     INTERVAL_SCALES,
     estimate_with_audit,
     judge_architectures,
     measure_recall,
+    merge_runs,
 )
 from reports.stats.effects import Effect, FactorialTable
 from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.worker.cpu_budget import cores
 from studies.config import top_count
+from studies.space import REPLICATE, replicate_of
 from studies.traits import find_traits
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
@@ -131,7 +133,7 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
     random = np.random.default_rng(seed)
     owners = number_architectures(recorded.params, recorded.nuisance)
     total = int(owners.max()) + 1
-    order = random.permutation(count).tolist()
+    order = order_trials(recorded, random)
     drawn = random.choice(total, min(AUDIT, total // DIVISOR), replace=False)
     audited = np.isin(owners, drawn)
     search = Replay(recorded, concurrent, KEEP, CONFIDENCE, np.flatnonzero(audited).tolist())
@@ -140,8 +142,9 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
         search.predictions, "index", columns=["predicted_value", "predicted_scale", "keep"]
     )
     is_stopped = np.isin(np.arange(count), stops.index)
+    axes = [name for name in recorded.params[0] if name != REPLICATE]
     # As if every trial were audited, and with the values of the pruned ones hidden.
-    whole = (
+    trials = (
         pd.DataFrame(recorded.params)
         .join(stops)
         .assign(
@@ -151,13 +154,15 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
             reason=pd.Series("pruned", range(count)).where(is_stopped),
         )
     )
-    is_pruned = is_stopped & ~audited
+    whole = merge_runs(trials, axes)
+    is_audited = audited[whole.index]
+    is_pruned = whole["reason"].notna() & ~is_audited
     table = whole.assign(
         state=np.where(is_pruned, TrialState.PRUNED.name, whole["state"]),
         value=whole["value"].mask(is_pruned),
-        audited=audited,
+        audited=is_audited,
     )
-    names = [name for name in recorded.params[0] if name not in recorded.nuisance]
+    names = [name for name in axes if name not in recorded.nuisance]
     judged = judge_architectures(whole, names)
     known = judge_architectures(table, names)
     kept = top_count(KEEP, total)
@@ -169,7 +174,7 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
     survivors = FactorialTable.from_frame(known, names, traits=traits).compute_effects()
     return AuditedReplay(
         **vars(result),
-        stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, count),
+        stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, len(whole)),
         has_alarm=any(look.alarm for look in search.looks.values()),
         inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
         pruned=int(is_pruned.sum()),
@@ -177,6 +182,12 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
         survivors=cover_effects(truth, survivors),
         estimates=cover_effects(truth, estimate_with_audit(known, names, traits=traits).effects),
     )
+
+
+def order_trials(recorded: RecordedCurves, random: np.random.Generator) -> list[int]:
+    """Return a random order in which every architecture gets a run before any gets two."""
+    order = random.permutation(len(recorded.values)).tolist()
+    return sorted(order, key=lambda trial: replicate_of(recorded.params[trial]))
 
 
 def cover_effects(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
@@ -276,19 +287,29 @@ HEAD = (
 
 
 def replay(
-    curves: str, pruner: str, concurrent: int, seed: int, nuisance: Sequence[str] = ()
+    curves: str,
+    pruner: str,
+    concurrent: int,
+    seed: int,
+    nuisance: Sequence[str] = (),
+    replicates: int = 1,
 ) -> ReplayResult:
-    """Simulate one search with the named pruner, on simulated curves or those of a file."""
+    """Simulate one search with the named pruner, on simulated curves or those of a file.
+
+    Of a file the first ``replicates`` are taken.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if curves in (*KINDS, *FAMILIES):
         recorded = simulate_curves(curves, seed)
+        if replicates > 1:
+            recorded = repeat_curves(recorded, replicates, seed)
     else:
-        recorded = read_curves(Path(curves), nuisance)
+        recorded = read_curves(Path(curves), nuisance).select(replicates)
     if pruner == OURS:
         return replay_audited(recorded, seed, concurrent)
     if pruner == ONE_LOOK:
         return keep_best_at_first_rung(recorded)
-    order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
+    order = order_trials(recorded, np.random.default_rng(seed))
     if pruner == UNAUDITED:
         return Replay(recorded, concurrent, KEEP, CONFIDENCE).run(order)
     return replay_in_optuna(recorded, optuna_pruners(recorded.end)[pruner](), order, concurrent)
@@ -352,12 +373,20 @@ def _share(part: float, whole: float) -> str:
     multiple=True,
     help="Parameter over which the recall judges each architecture at its best; may be repeated.",
 )
+@click.option(
+    "--replicates",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs of each architecture.",
+)
 def main(
     files: tuple[Path, ...],
     pruners: tuple[str, ...],
     searches: int,
     concurrent: tuple[int, ...],
     nuisance: tuple[str, ...],
+    replicates: int,
 ) -> None:
     """Simulate pruners on recorded curves, without a file on simulated ones."""
     # Numerical libraries with several threads per process would compete for the cores.
@@ -368,7 +397,9 @@ def main(
     click.echo(HEAD)
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
         for curves, pruner, parallel in itertools.product(names, pruners, concurrent):
-            simulate = partial(replay, curves, pruner, parallel, nuisance=nuisance)
+            simulate = partial(
+                replay, curves, pruner, parallel, nuisance=nuisance, replicates=replicates
+            )
             results = list(pool.map(simulate, range(searches)))
             click.echo(_format_row(curves, pruner, parallel, results))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from search.pruning.regression import DesignMatrix, Floats, Mask
+from studies.space import REPLICATE
 from tests.simulations.pruned_search import RecordedCurves
 
 KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
@@ -45,6 +46,29 @@ def simulate_curves(name: str, seed: int) -> RecordedCurves:
     params, curves = FAMILIES[name](random, steps / STEPS)
     curves += random.normal(0, 0.01, curves.shape)
     return RecordedCurves(params, steps, curves, curves[:, -5:].mean(axis=1))
+
+
+def repeat_curves(recorded: RecordedCurves, replicates: int, seed: int) -> RecordedCurves:
+    """Return several runs of each architecture of which one is simulated.
+
+    They end around it with a standard deviation of 0.02, and all runs of a replicate are shifted
+    together by half as much.
+    """
+    random = np.random.default_rng(seed)
+    times = recorded.steps / recorded.end
+    curves, values = [], []
+    for _ in range(replicates):
+        shift = random.normal(0, 0.01)
+        end = random.normal(0, 0.02, len(recorded.values))
+        noise = random.normal(0, 0.01, recorded.curves.shape)
+        curves.append(
+            recorded.curves + end[:, None] * times + shift * np.minimum(1, 5 * times) + noise
+        )
+        values.append(recorded.values + end + shift)
+    params = [
+        {**of_one, REPLICATE: number} for number in range(replicates) for of_one in recorded.params
+    ]
+    return RecordedCurves(params, recorded.steps, np.vstack(curves), np.concatenate(values))
 
 
 def _simulate_kind(kind: str, random: np.random.Generator) -> RecordedCurves:

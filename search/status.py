@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search.pruning.audited_trials import describe_look
 from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
-from studies.attributes import AUDIT, ERROR, AuditLook, Failure
+from studies.attributes import AUDIT, ERROR, AuditLook, Failure, select_looks
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
 from studies.messages import format_duration, shorten, to_line
@@ -276,9 +276,8 @@ def format_status(status: Status, config: StudyConfig) -> str:
     ]
     rows += _list_lines("best", lines)
     if config.pruning.enabled:
-        keep = top_count(config.pruning.keep, counts.planned)
-        rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
-        rows.append(("audit", _format_audit(status)))
+        rows.append(("to keep", _format_kept(status, config)))
+        rows += _list_lines("audit", _list_audit(status, config))
     if config.results is None:
         rows.append(("time left", _format_time_left(status, config)))
     if status.retries:
@@ -320,16 +319,36 @@ def _list_lines(name: str, lines: Iterable[str]) -> list[tuple[str, str]]:
     return [("" if place else name, line) for place, line in enumerate(lines)]
 
 
-def _format_audit(status: Status) -> str:
-    """Format the number of audited trials, and the last look at them."""
+def _format_kept(status: Status, config: StudyConfig) -> str:
+    settings = config.pruning
+    kept = f"top {top_count(settings.keep, status.counts.planned)}"
+    if config.replicates > 1 or config.task_records:
+        of_tasks = " in each task" if config.task_records else ""
+        kept = f"top {100 * settings.keep:g}% of the architectures{of_tasks}"
+    return f"{kept}, with confidence {settings.confidence:g}"
+
+
+def _list_audit(status: Status, config: StudyConfig) -> list[str]:
+    """List the number of audited trials, and the last look at them, of each of several tasks."""
     if not status.audited:
-        return "none: what pruning loses is not measured"
-    text = f"{status.audited} trials"
-    alarms = [look for look in status.looks.values() if look.alarm]
-    if looks := alarms or [look for look in status.looks.values() if look.trials]:
-        last = max(looks, key=lambda look: look.complete)
-        text += f"{'; alarm' if alarms else ''}: {describe_look(last)}"
-    return text
+        return ["none: what pruning loses is not measured"]
+    trials = f"{status.audited} trials"
+    if not config.task_records:
+        return [f"{trials}{_describe_last(status.looks)}"]
+    of_tasks = {
+        task: _describe_last(select_looks(status.looks, task)) for task in config.task_records
+    }
+    return [trials, *(f"{task}{text}" for task, text in of_tasks.items() if text)]
+
+
+def _describe_last(looks: Mapping[str, AuditLook]) -> str:
+    """Describe the last look at the audited trials of a task, or the last alarm."""
+    alarms = [look for look in looks.values() if look.alarm]
+    found = alarms or [look for look in looks.values() if look.trials]
+    if not found:
+        return ""
+    last = max(found, key=lambda look: look.complete)
+    return f"{'; alarm' if alarms else ''}: {describe_look(last)}"
 
 
 def _format_time_left(status: Status, config: StudyConfig) -> str:

@@ -94,6 +94,9 @@ class PauseResumeScheduler:
 
     Only :meth:`read` and :meth:`store` use the storage. Of a study of several tasks it knows the
     trials of one, as if they were a study.
+
+    Attributes:
+        task: name of the task; "" for the only one.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class PauseResumeScheduler:
         config = config.at_task(task)
         self._storage = storage
         self._study_id = study_id
-        self._task = task
+        self.task = task
+        self._has_replicates = config.replicates > 1
         self._settings = config.pruning
         length = config.length_of()
         self._steps = length.steps
@@ -130,7 +134,7 @@ class PauseResumeScheduler:
             trials,
             pruned_at,
             paused_at,
-            select_looks(looks, self._task),
+            select_looks(looks, self.task),
             attributes.get(AUDIT_NUISANCE, []),
         )
 
@@ -151,7 +155,7 @@ class PauseResumeScheduler:
             looks: planned looks at the audited trials so far, by name.
             nuisance: parameters over which the audited architectures were drawn.
         """
-        stored = [trial for trial in trials if trial.params.get(TASK, "") == self._task]
+        stored = [trial for trial in trials if trial.params.get(TASK, "") == self.task]
         viable = [trial for trial in stored if not _has_failed(trial)]
         self._encode(stored, viable, nuisance)
         runs: dict[int, list[StoredTrial]] = {}
@@ -337,7 +341,7 @@ class PauseResumeScheduler:
         """
         if decisions.looks:
             new = {
-                name_look(name, self._task): look.model_dump()
+                name_look(name, self.task): look.model_dump()
                 for name, look in decisions.looks.items()
             }
 
@@ -432,11 +436,13 @@ class PauseResumeScheduler:
             "predicted_scale": scale,
         }
         if is_final:
+            predicted = "predicted mean" if self._has_replicates else "predicted"
+            noun = "architectures" if self._has_replicates else "trials"
             attributes["reason"] = (
-                f"at step {step:,} of {self._steps:,}: predicted {mean:#.4g} ± {scale:#.2g}; "
-                f"the top {policy.top_count} of {policy.count} trials are expected below "
+                f"at step {step:,} of {self._steps:,}: {predicted} {mean:#.4g} ± {scale:#.2g}; "
+                f"the top {policy.top_count} of {policy.count} {noun} are expected below "
                 f"{policy.top_threshold:#.4g}; keep probability {keep_probability:.2g} with "
-                f"{state.complete} trials complete"
+                f"{state.complete} {noun} complete"
             )
         return PruneDecision(is_final, attributes)
 

@@ -316,7 +316,8 @@ class TrialQueue:
                 self._finish(number)
             for look in decisions.looks.values():
                 if look.alarm:
-                    _logger.warning(f"pruning held back: {describe_look(look)}")
+                    of_task = f" in the task {scheduler.task}" if scheduler.task else ""
+                    _logger.warning(f"pruning held back{of_task}: {describe_look(look)}")
             if decisions.resumed or not (decisions.audited or decisions.looks):
                 return decisions.resumed
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import defaultdict
 from concurrent.futures import Future
 from unittest.mock import Mock
 
@@ -10,6 +11,7 @@ import pytest
 from helpers import TEXT, join_study
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
+from test_several_tasks import FLOORS
 from test_worker import create_study, work
 
 from rnn.errors import UserError
@@ -246,3 +248,60 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
     assert not derived.config.pruning.enabled, "pruning is not inherited"
+
+
+REPEATED = [
+    "space.task=['text', 'adding:6']",
+    "report_threshold={text = 2.3, 'adding:6' = 0.2}",
+    "space.replicates=2",
+    "space.output_gate=[false]",
+    "space.state_gate=[false]",
+    "space.state_source=['new', 'both']",
+    "space.state_size=[4, 6]",
+    "training.steps=40",
+    "training.log_every=4",
+    "pruning.keep=0.2",
+]
+"""Eight networks, twice on each of two tasks, of which one is to be kept on each."""
+
+
+@pytest.mark.extended
+def test_stopped_search_of_replicates_and_tasks_ends_as_if_it_had_not_stopped(
+    tmp_path_factory, monkeypatch
+):
+    monkeypatch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
+    _, without, _ = search_in_new_folder(tmp_path_factory, *REPEATED)
+    settle, settled = TrialQueue.settle, []
+
+    def count(self, claim, result):
+        settle(self, claim, result)
+        settled.append(claim)
+
+    monkeypatch.setattr(TrialQueue, "settle", count)
+    folder, url = None, None
+    for stop_at in (10, 25, 10**6):  # in the middle of a training, if it lasts
+        with monkeypatch.context() as patch:
+            ends = property(lambda self, last=stop_at: len(settled) >= last)
+            patch.setattr(ShutdownSignal, "requested", ends)
+            if folder is None:
+                folder, joined, _ = search_in_new_folder(tmp_path_factory, *REPEATED)
+                url = f"sqlite:///{folder}/studies.db"
+            else:
+                joined, _ = search(url, folder / "text", *REPEATED, lockstep=1)
+    expected, found = (list(map(summarize, each.study.trials)) for each in (without, joined))
+    assert found == expected
+    ends = defaultdict(set)
+    for trial in joined.study.trials:
+        params = {name: of for name, of in trial.params.items() if name != "replicate"}
+        ends[tuple(params.items())].add(trial.state)
+    assert len(ends) == 16
+    assert {len(states) for states in ends.values()} == {1}, "runs end alike"
+    for task in ("text", "adding:6"):
+        states = {of for params, (of,) in ends.items() if ("task", task) in params}
+        assert states == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def summarize(trial):
+    """Return what does not depend on when a trial was trained."""
+    rung = trial.user_attrs.get("rung")
+    return trial.params, trial.state, trial.value, trial.intermediate_values, rung
