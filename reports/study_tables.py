@@ -26,6 +26,7 @@ from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure
 from studies.messages import format_count, format_param, format_value, is_missing
+from studies.records import of_task
 
 # ------------------------------------------------------------------ effects
 
@@ -123,7 +124,7 @@ def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisT
             Column("pairs", lambda test: test.effect and test.effect.pairs, ",d"),
             Column("change", lambda test: test.change),
             Column("expected", lambda test: test.hypothesis.expect),
-            Column("margin", lambda test: test.hypothesis.limit, "g"),
+            Column("margin", lambda test: of_task(test.hypothesis.margin), "g"),
             Column("registered", lambda test: test.mark),
         ],
     )  # fmt: skip

@@ -17,6 +17,7 @@ from reports.stats.design import Contrast
 from reports.stats.differences import PairedDifference
 from rnn.errors import UserError
 from studies.messages import expect_one_of
+from studies.records import of_task
 
 if TYPE_CHECKING:  # slow to import
     import plotly.graph_objects as go
@@ -324,7 +325,7 @@ def frame_hypotheses(results: Results) -> pd.DataFrame:
             "statement": test.hypothesis.statement,
             "change": test.change,
             "expected": test.hypothesis.expect,
-            "margin": test.hypothesis.limit,
+            "margin": of_task(test.hypothesis.margin),
             "effect": test.effect.mean if test.effect else math.nan,
             "low": test.effect.low if test.effect else math.nan,
             "high": test.effect.high if test.effect else math.nan,

@@ -161,11 +161,6 @@ class StudyConfig(StrictModel):
         return self.results is None
 
     @property
-    def threshold(self) -> float | None:
-        """Loss below which a network counts as solved, in a study of one task."""
-        return None if isinstance(self.report_threshold, dict) else self.report_threshold
-
-    @property
     def direction(self) -> Direction:
         """Whether a lower or a higher value is better."""
         return "minimize" if self.results is None else self.results.direction

@@ -308,8 +308,8 @@ NamedTask = Annotated[TaskEntry, BeforeValidator(_read_entry)]
 """An entry of a list of tasks."""
 
 
-def of_task(value: Any, task: str, default: Any = None) -> Any:
-    """Return a number that may be a table of one for each of several tasks, in one of them."""
+def of_task(value: Any, task: str = "", default: Any = None) -> Any:
+    """Return a number in one task; it may be a table of one for each of several tasks."""
     return value.get(task, default) if isinstance(value, dict) else value
 
 

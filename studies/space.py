@@ -407,12 +407,6 @@ class Refinement(StrictModel):
         return self.model_copy(update={"margin": of_task(self.margin, name, DEFAULT_MARGIN)})
 
     @property
-    def limit(self) -> float:
-        """The margin, in a study of one task."""
-        assert not isinstance(self.margin, dict)
-        return self.margin
-
-    @property
     def has_replicates(self) -> bool:
         """Whether results are run more than once."""
         return self.replicates > 1

@@ -68,12 +68,6 @@ class Hypothesis(StrictModel):
         return self.model_copy(update={"margin": margin})
 
     @property
-    def limit(self) -> float:
-        """The margin, in a study of one task."""
-        assert not isinstance(self.margin, dict)
-        return self.margin
-
-    @property
     def settings(self) -> list[tuple[str, ParamValue]]:
         """Each parameter with each value that it names."""
         before = (self.parameter, self.before)

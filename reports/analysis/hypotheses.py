@@ -14,6 +14,7 @@ from reports.results import Results
 from reports.stats.differences import PairedDifference
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
+from studies.records import of_task
 from studies.space import (
     CELL,
 )
@@ -115,7 +116,7 @@ def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
     """
     if not effect.is_decidable:
         return Verdict.UNDECIDED
-    margin = hypothesis.limit
+    margin = of_task(hypothesis.margin)
     is_lower = effect.high < -margin
     is_not_lower = effect.low > -margin
     is_higher = effect.low > margin

@@ -37,6 +37,7 @@ from reports.trial_table import (
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.config import training_settings
+from studies.records import of_task
 from studies.space import BPTT_STEPS, REPLICATE
 
 LEADERBOARD_SIZE = 10
@@ -300,7 +301,7 @@ def summarize_study(results: Results) -> StudySummary:
         return StudySummary(entries)
     losses = list_losses(results)
     losses = {entry.label: losses[entry.label] for entry in entries}
-    judgement = judge(compare_pairwise(losses), refinement.limit)
+    judgement = judge(compare_pairwise(losses), of_task(refinement.margin))
     without_run = results.table["architecture"].nunique() - len(losses)
     return _add_verdicts(entries, replace(judgement, without_run=without_run))
 

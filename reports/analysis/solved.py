@@ -18,6 +18,7 @@ from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.estimate import CONFIDENCE, adjust_by_holm
 from reports.trial_table import metric_column
+from studies.records import of_task
 from studies.space import REPLICATE
 from studies.storage.trials import TrialStatus
 from studies.traits import find_traits
@@ -81,7 +82,7 @@ def compare_solved(results: Results) -> dict[Contrast, SolvedChange]:
 def describe_solved(results: Results) -> str:
     """Say when an architecture is solved, for a reader: ``validation loss below 1.9 nats``."""
     measure = results.measure
-    threshold = results.config.threshold
+    threshold = of_task(results.config.report_threshold)
     task = results.config.task_record
     if threshold is None and task is not None:
         return task.solved_text
@@ -116,7 +117,7 @@ def _find_solved(results: Results) -> "pd.Series[bool] | None":
     """Return whether each trial is solved; None if neither study nor task says when."""
     table = results.table
     task = results.config.task_record
-    threshold = results.config.threshold
+    threshold = of_task(results.config.report_threshold)
     if threshold is not None:
         losses = pd.Series(results.measure.to_loss(table["value"]), table.index)
         solved: pd.Series[bool] = losses < results.measure.to_loss(threshold)
