@@ -598,7 +598,8 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, earlier: TaskRecord | 
             )
         if is_same_corpus and earlier.values == task.record.values:
             return task.with_tokenizer(earlier)
-    tokens = Text(text.corpus, train_tokenizer(config.task.tokenizer, text.corpus.train))
+    kind = str(task.record.values["tokenizer"])
+    tokens = Text(text.corpus, train_tokenizer(kind, text.corpus.train))
     learned = found.model_copy(
         update={
             "bytes_per_token": len(text.corpus.train) / len(tokens.train),
@@ -606,7 +607,7 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, earlier: TaskRecord | 
         }
     )
     size = tokens.tokenizer.size
-    return StudyTask.of_text(tokens, TaskRecord.of_text(config.task.tokenizer, learned, size))
+    return StudyTask.of_text(tokens, TaskRecord.of_text(kind, learned, size))
 
 
 # ------------------------------------------------------------------ data of a worker

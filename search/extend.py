@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution
 
 from rnn.errors import UserError
 from search.cell_check import check_cells
-from search.cells_tasks import StudyTask
+from search.cells_tasks import StudyTask, learn_tokenizer, with_records
 from search.derive import (
     add_replicates,
     check_count,
@@ -74,6 +74,9 @@ def extend(
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
     }
     floors = check_tasks(new_tasks, extended.evaluation.windows)
+    texts = {name: task for name, task in new_tasks.items() if task.text is not None}
+    learned = {name: learn_tokenizer(task, extended, None).record for name, task in texts.items()}
+    extended = with_records(extended, learned)
     lengths = check_trials(extended, tasks, [trial.params for trial in plan.added])
     _require_same_length(stored, lengths, new_tasks)
     extended = with_lengths(extended, lengths)
@@ -175,7 +178,9 @@ def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -
     update: dict[str, Any] = {
         "space": config.space,
         "cells": stored.cells | config.cells,
-        "task_records": stored.task_records | config.task_records,
+        # A text may be new; of one that is not, the study has the tokenizer.
+        "task": config.task if config.task_records else stored.task,
+        "task_records": config.task_records | stored.task_records,
     }
     if replicates is not None and stored.refinement is not None:
         refinement = stored.refinement.model_copy(update={"replicates": replicates})

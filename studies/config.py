@@ -335,7 +335,7 @@ class StudyConfig(StrictModel):
             for name in value.keys() - self.task_records.keys():
                 known = expect_one_of(tasks, name) if self.task_records else "expected a number"
                 raise ValueError(f"{subject} for the task {name!r}: {known}")
-        elif value is not None and len({_find_scale(task) for task in tasks.values()}) > 1:
+        elif value is not None and len({_find_scale(*task) for task in tasks.items()}) > 1:
             raise ValueError(
                 f"{subject} = {value} for tasks whose losses have several units: expected a table "
                 f"of a number for each, as in {{ {format_toml(next(iter(tasks)))} = {value} }}"
@@ -360,8 +360,12 @@ class StudyConfig(StrictModel):
         if (self.space is None) == (refinement is None) and not is_imported:
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
-        if self.task_records:
-            self._check_tasks()
+        if self.task_records and TASK in self.nuisance:
+            tasks = ", ".join(self.task_records)
+            raise ValueError(
+                f"nuisance names {TASK!r} of several tasks ({tasks}), whose losses do not compare: "
+                "expected other parameters"
+            )
         task_options = self.task_record.options if self.task_record else {}
         for name, cell in self.cells.items():
             for option in cell.options.keys() & task_options.keys():
@@ -370,12 +374,6 @@ class StudyConfig(StrictModel):
                     "one of them"
                 )
         return self
-
-    def _check_tasks(self) -> None:
-        """Refuse what would compare losses of different tasks."""
-        several = f"several tasks ({', '.join(self.task_records)}), whose losses do not compare"
-        if TASK in self.nuisance:
-            raise ValueError(f"nuisance names {TASK!r} of {several}: expected other parameters")
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudyConfig":
@@ -485,9 +483,9 @@ class StudyConfig(StrictModel):
         return length
 
 
-def _find_scale(task: TaskRecord) -> str:
-    """Return what losses have in common that may be compared with one number."""
-    return "nat" if task.loss_unit.startswith("nat/") else f"{task.loss} {task.loss_unit}"
+def _find_scale(name: str, task: TaskRecord) -> str:
+    """Return what losses have in common that may be compared with one number: nats, or a unit."""
+    return "nat" if task.loss_unit.startswith("nat/") else task.loss_unit or name
 
 
 def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:

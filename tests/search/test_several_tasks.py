@@ -34,24 +34,29 @@ log_every = 20
 batch_size = 4
 bptt_steps = 5
 update_every = 5
-sequence_length = 11
 
 [evaluation]
 windows = 8
-window_length = 20
-
-[task]
-corpus = "text.txt"
 
 [space]
-task = [{ source = "adding", length = 10 }, "my_tasks.py:Sum", "text"]
+task = [{ source = "adding", length = 10 }, "my_tasks.py:Sum"]
 cell = ["elman", "gru"]
 layers = [1]
 state_size = [3, 4]
 """
 
-TASKS = {"adding(length=10)": "adding:10", "Sum": "my_tasks.py:Sum", "text": "text"}
+TASKS = {"adding(length=10)": "adding:10", "Sum": "my_tasks.py:Sum"}
 """Source of each task of the study by its name."""
+
+TEXT_SETTINGS = {
+    "task.corpus": "text.txt",
+    "task.tokenizer": "bpe:300",
+    "training.sequence_length": 11,
+    "evaluation.window_length": 20,
+}
+
+WITH_TEXT = {"space.task": ["adding:10", "text"], "space.state_size": [3], **TEXT_SETTINGS}
+"""Settings of a study with a text among its tasks."""
 
 PLACE = ("--storage", "sqlite:///studies.db")
 
@@ -63,7 +68,7 @@ def enter(folder, patch):
     patch.setattr("search.task_check.check_task", lambda *_: (FLOORS, ""))
     (folder / "my_tasks.py").write_text(SUM)
     (folder / "mine.toml").write_text(STUDY)
-    (folder / "text.txt").write_text("what is read and " * 40)
+    (folder / "text.txt").write_text("what is read and " * 4000)
     patch.chdir(folder)
     return folder
 
@@ -103,40 +108,58 @@ def join(*overrides, **options):
 def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_task(study):
     results = study.results
     combinations = results[["task", "cell", "state_size"]]
-    assert len(combinations) == len(combinations.drop_duplicates()) == 12
-    assert list(dict.fromkeys(results["task"])) == sorted(TASKS)
-    assert study.counts.complete == 12
+    assert len(combinations) == len(combinations.drop_duplicates()) == 8
+    assert set(results["task"]) == {*TASKS}
+    assert study.counts.complete == 8
     for number, (task, source) in enumerate(TASKS.items()):
         # In lockstep or not, with whatever is trained before.
         alone = run(
             name=f"alone-{number}",
-            overrides={"space.task": {}, "task.source": source}
-            | (
-                {}
-                if task == "text"
-                else {
-                    "task.corpus": "stdlib",
-                    "evaluation.window_length": 1000,
-                    "training.sequence_length": 1000,
-                }
-            ),
+            overrides={"space.task": {}, "task.source": source},
             lockstep=1,
         )
-        columns = ["cell", "state_size", "value", "training_loss", "parameter_count"]
-        expected = alone.results[columns].sort_values(columns[:2]).to_numpy().tolist()
-        found = results[results["task"] == task][columns].sort_values(columns[:2])
-        for row, other in zip(found.to_numpy().tolist(), expected, strict=True):
-            assert row[:2] == other[:2]
-            assert row[2:] == pytest.approx(other[2:], rel=1e-5)
+        require_same_results(results[results["task"] == task], alone.results)
 
 
-def test_bits_per_byte_are_those_of_the_text_alone(study):
-    assert study.at_task("text").results["validation_bits_per_byte"].notna().all()
-    assert "validation_bits_per_byte" not in study.at_task("Sum").results
-    assert "validation_mae" not in study.at_task("text").results
-    lines = repr(study.effects())
-    assert "text" in lines
-    assert study.report(study.name + ".html").read_text().count("bits per byte") > 0
+def require_same_results(found, expected):
+    columns = ["cell", "state_size", "value", "training_loss", "parameter_count"]
+    rows, others = (
+        table[columns].sort_values(columns[:2]).to_numpy().tolist() for table in (found, expected)
+    )
+    for row, other in zip(rows, others, strict=True):
+        assert row[:2] == other[:2]
+        assert row[2:] == pytest.approx(other[2:], rel=1e-5)
+
+
+def test_text_is_one_of_several_tasks_with_settings_of_its_own(folder):
+    study = run(overrides=WITH_TEXT)
+    text = study.at_task("text")
+    alone = run(
+        name="alone",
+        overrides={"space.task": {}, "space.state_size": [3], **TEXT_SETTINGS},
+        lockstep=1,
+    )
+    require_same_results(text.results, alone.results)
+    assert text.results["validation_bits_per_byte"].notna().all()
+    assert "validation_bits_per_byte" not in study.at_task("adding:10").results
+    assert "validation_mae" not in text.results
+    assert "bits per byte" in study.report("mine.html").read_text()
+    place = {"storage": "sqlite:///studies.db"}
+    rnn_search.export_study("mine", folder / "mine.jsonl", **place)
+    rnn_search.import_study(folder / "mine.jsonl", name="imported", **place)
+    assert join(study="imported").tasks.keys() == {"adding:10", "text"}
+
+
+def test_extension_that_adds_a_text_learns_its_tokenizer(folder):
+    lengths = "training.sequence_length=1000", "evaluation.window_length=1000"
+    join("space.task=['adding:10']", *lengths)
+    added = "space.task=['adding:10', 'text']", "task.tokenizer='bpe:300'", "task.corpus='text.txt'"
+    for tasks in (added[0], "space.task=['adding:10', 'text', 'adding:5']"):
+        handle = join(tasks, *added[1:], *lengths, extend=True)
+        record = handle.record.config.task_records["text"]
+        assert record.text.tokenizer is not None
+        assert 256 < record.outputs <= 300
+        assert handle.task_of((("task", "text"),)).spec.outputs == record.outputs
 
 
 def test_weights_of_the_best_of_each_task_are_kept_and_exported(study, folder):
@@ -151,7 +174,7 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported(study, folder):
     assert invoke_command("export", "mine", "by-task", "--task", "Sum", *PLACE, cwd=folder)
     description = (folder / "by-task" / "README.md").read_text()
     assert re.search(rf"trial\W+{best['Sum'].number}\b", description)
-    names = "adding(length=10), Sum, text"
+    names = "adding(length=10), Sum"
     for task, expected in (("", f"at_task: {names}"), ("Som", "did you mean 'Sum'?")):
         done = invoke_command("export", "mine", "other", "--task", task, *PLACE, cwd=folder)
         require_refused(done, expected)
@@ -160,10 +183,10 @@ def test_weights_of_the_best_of_each_task_are_kept_and_exported(study, folder):
             what()
     with refused(UserError, "no effects in task 'Som': did you mean 'Sum'?"):
         study.effects().plot(task="Som")
-    loaded = rnn_search.load("mine", storage=study.storage, task="text")
+    loaded = rnn_search.load("mine", storage=study.storage, task="Sum")
     assert loaded.optuna.best_value == loaded.best.value
     assert set(loaded.optuna.best_params) == {"cell", "layers", "state_size"}
-    assert loaded.best.number == best["text"].number
+    assert loaded.best.number == best["Sum"].number
 
 
 def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
@@ -171,8 +194,10 @@ def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
     stated = {
         "length = 10 }": "length = 7 }",
         "steps = 40\nlog_every = 20": "updates = 3\nlog_every = 8",
-        "bptt_steps = 5\nupdate_every = 5": 'bptt_steps = "sequence"',
-        "sequence_length = 11": "sequence_length = 5",
+        "bptt_steps = 5\nupdate_every = 5": 'bptt_steps = "sequence"\nsequence_length = 5',
+        "windows = 8": "windows = 8\nwindow_length = 20",
+        '"my_tasks.py:Sum"]': '"my_tasks.py:Sum", "text"]',
+        "[space]": '[task]\ncorpus = "text.txt"\n\n[space]',
         "state_size = [3, 4]": "state_size = [3]",
     }
     text = STUDY
@@ -207,7 +232,7 @@ def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
             UserError,
             "corpus or tokenizer in [task]",
         ),
-        ("space.task=['adding:10', 'parity']", UserError, "because the task has its own data"),
+        ("task.corpus='text.txt'", UserError, "because the task has its own data"),
         ("space.training.sequence_length=[11, 21]", UserError, "the task decides its length"),
         ("space.task=['a/x.py:Sum', 'my_tasks.py:Sum']", TaskError, "expected a file"),
         ("space.task=['nothing:1']", TaskError, "task 'nothing:1' not found"),
@@ -251,10 +276,8 @@ def test_options_of_a_task_are_no_axes_next_to_several_tasks(folder):
 
 def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
     join()
-    with pytest.raises(
-        UserError, match=r"space\.task: \['adding\(length=10\)', 'Sum', 'text'\] in the"
-    ):
-        join("space.task=['adding:10', 'text']")
+    with pytest.raises(UserError, match=r"space\.task: \['adding\(length=10\)', 'Sum'\] in the"):
+        join("space.task=['adding:10', 'adding:20']")
     (folder / "my_tasks.py").write_text(f"{SUM}    # other\n")
     with pytest.raises(UserError, match="with another version of Sum"):
         join()
@@ -269,14 +292,13 @@ def test_tasks_are_part_of_what_makes_results_comparable(folder, monkeypatch):
 
 def test_extension_adds_a_task(study, folder):
     before = study.results
-    tasks = [{"source": "adding", "length": 10}, "my_tasks.py:Sum", "text", "adding:5"]
+    tasks = [{"source": "adding", "length": 10}, "my_tasks.py:Sum", "adding:5"]
     run(overrides={"space.task": tasks}, extend=True)
-    assert study.counts.complete == 16
+    assert study.counts.complete == 12
     assert study.results.loc[before.index, "value"].equals(before["value"])
     handle = join()  # with the file of before
     assert "was extended: using its stored trials" in handle.notice
-    assert set(handle.tasks) == {*before["task"], "adding:5"}
-    assert set(handle.record.task_floors) == {*handle.tasks} - {"text"}
+    assert set(handle.tasks) == set(handle.record.task_floors) == {*before["task"], "adding:5"}
 
 
 def test_study_of_several_tasks_is_exported_imported_and_continued(trained, folder):
@@ -326,7 +348,7 @@ def test_refinement_derives_from_the_best_of_each_task(study, folder):
         assert part.best.number in part.results.index
         margins.append(part.verdicts().findings.summary.judgement.margin)
         assert part.best.network() is not None
-    assert margins == [0.1, 0.2, 0.02]
+    assert margins == [0.1, 0.2]
     assert "next, task Sum" in derived.report("next.html", ["mine"]).read_text()
     run("next.toml", extend=True, overrides={"refinement.replicates": 3})
     assert set(derived.at_task("Sum").results["replicate"]) == {1, 2, 3}
@@ -350,4 +372,4 @@ def test_threshold_is_that_of_a_task(study):
     run(overrides={"report_threshold": {"Sum": 1e9}}, extend=True)
     solved = {task: study.at_task(task).effects().to_frame() for task in TASKS}
     assert set(solved["Sum"]["solved_before"]) == {1.0}
-    assert "solved_before" not in solved["text"]
+    assert set(solved["adding(length=10)"]["solved_before"]) == {0.0}
