@@ -53,13 +53,6 @@ class Method(StrEnum):
     ADDITIVE = "residuals of a least-squares fit"
 
 
-class Interval(NamedTuple):
-    """Ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
 class MeanError(NamedTuple):
     """A mean, its standard error, the degrees of freedom of that, and what it rests on."""
 
@@ -126,22 +119,22 @@ class PairedDifference(Estimate):
             **attributes,
         )
 
-    def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Compute Student's interval of the mean; NaN if the error is unknown."""
+    @property
+    def half_width(self) -> float:
+        """Half the width of Student's 95% interval of the mean; NaN if the error is unknown."""
         from scipy import stats
 
-        half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
-        return Interval(self.mean - half_width, self.mean + half_width)
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
 
     @property
     def low(self) -> float:
-        """Lower end of the 95% interval of the mean; NaN if the error is unknown."""
-        return self.compute_interval().low
+        """Lower end of the interval."""
+        return self.mean - self.half_width
 
     @property
     def high(self) -> float:
         """Upper end of the interval."""
-        return self.compute_interval().high
+        return self.mean + self.half_width
 
     @property
     def p(self) -> float:

@@ -9,6 +9,7 @@ from reports.stats.conditional_effects import compute_conditional_effects, rank_
 from reports.stats.design import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.estimate import adjust_estimates
+from reports.stats.power import find_smallest_effect
 from tests.simulations.grids import (
     SMALL_GRID,
     Gaps,
@@ -22,6 +23,12 @@ from tests.simulations.grids import (
     simulate_few_noisy,
     simulate_tuned,
     simulate_variants,
+)
+from tests.simulations.paired_differences import (
+    MODELS,
+    build_design,
+    draw_equal,
+    find_significant,
 )
 from tests.simulations.replicates import (
     MARGIN,
@@ -92,7 +99,20 @@ def cover_shares(name: str, pairs: int = 8) -> float:
     return measure_cover(simulate_shares(SCENARIOS[name], pairs, 3, EFFECT))
 
 
+def find_false(model: str, pairs: int, seeds: int, count: int = 1000, **options: float) -> float:
+    return float(
+        find_significant(build_design(pairs, seeds), MODELS[model], count, **options).mean()
+    )
+
+
 QUICK: dict[str, Rate] = {
+    "no effect of 8 pairs with noise ×4": (0, 0.07, lambda: find_false("noise ×4", 8, 1)),
+    "no effect of 8 pairs × 3 seeds": (0.02, 0.07, lambda: find_false("equal noise", 8, 3)),
+    "smallest effect of 4 pairs × 3 seeds": (
+        0.76,
+        0.84,
+        lambda: find_false("equal noise", 4, 3, effect=find_smallest_effect(4, 3)),
+    ),
     "interval covers": (0.90, 1, lambda: cover(simulate(Scenario(), 20))),
     "option rescues eight pairs": (
         0.64,
@@ -104,6 +124,19 @@ QUICK: dict[str, Rate] = {
 """Rates of single studies are correlated."""
 
 OTHERS: dict[str, Rate] = {
+    "no effect of 32 pairs": (0.03, 0.07, lambda: find_false("equal noise", 32, 1)),
+    "no effect of 32 pairs with lost runs": (
+        0.03,
+        0.07,
+        lambda: find_false("noise ×4", 32, 1, lost=0.1),
+    ),
+    "no effect of a mixture": (0.02, 0.07, lambda: find_false("mixture", 16, 3)),
+    "no mean of effects that differ": (0.02, 0.07, lambda: find_false("interactions", 16, 3)),
+    "no effect of a grid with exclusions": (
+        0.03,
+        0.07,
+        lambda: float(find_significant(build_design(32, 1, True), draw_equal, 1000).mean()),
+    ),
     "earlier test of shares": (0, 0.45, lambda: share_of_tests("equal architectures", EFFECT, 2)),
     "equal shares differ": (0.01, 0.08, lambda: share_of_tests("easy and hard ones", 0, 0)),
     "equal shares differ, some diverged": (
