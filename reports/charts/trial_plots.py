@@ -12,14 +12,12 @@ import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
-from optuna import visualization
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 
 from reports.charts.chart import FULL_WIDTH, NEUTRAL, Chart, find_range, sequential_colors
@@ -83,6 +81,9 @@ def _chart_evaluators(
     study: optuna.Study, parameters: Sequence[str], value_name: str, remark: str
 ) -> list[Chart]:
     """Chart the importances by PED-ANOVA and by fANOVA."""
+    from optuna import visualization  # slow: it imports scikit-learn, which few trials do not need
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
+
     count = len(study.get_trials(deepcopy=False))
     tenths = "Which parameters separate the best tenth of the trials from the rest?"
     if count < SMALL_SAMPLE:
@@ -110,6 +111,8 @@ def _plot_slices(study: optuna.Study, axis: str) -> go.Figure:
 
     def strip(values: Sequence[Any]) -> list[Any]:
         return [str(literal_eval(value)) if isinstance(value, str) else value for value in values]
+
+    from optuna import visualization  # as above
 
     figure = visualization.plot_slice(study, target_name=axis)
     figure.update_xaxes(title={"font": {"size": 11}}, nticks=4)  # else labels overlap
