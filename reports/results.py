@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -39,6 +39,9 @@ from studies.study_settings import (
     uses_setting,
 )
 
+POINT = ["number", "step"]
+"""Columns that identify a point of a curve."""
+
 BUDGET_PARAMS = ("batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that may change how much data, or how many updates, a number of steps has."""
 
@@ -61,6 +64,8 @@ class Results:
             the attributes that the trial recorded.
         curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token),
             of the trials whose curves were read.
+        metrics: one row per point of their held-out curves: ``number``, ``step``, and a column for
+            each curve, such as ``validation_loss`` and ``validation_accuracy``.
         curve_ends: length of each curve, indexed by trial: ``points`` and ``last_step``; empty if
             no curves were read.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
@@ -78,6 +83,7 @@ class Results:
     curves: pd.DataFrame
     curve_ends: pd.DataFrame
     sources: pd.DataFrame
+    metrics: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=POINT))
     floors: Floors | None = None
     task_floors: dict[str, Floors] = field(default_factory=dict)
     task: str = ""
@@ -118,12 +124,14 @@ class Results:
             for split in ("validation", "test")
         }
         ends = self.curve_ends
+        metrics = self.metrics[self.metrics["number"].isin(numbers)]
         return replace(
             self,
             config=config,
             task=name,
             table=table.drop(columns=others.intersection(table.columns)),
             curves=curves[curves["number"].isin(numbers)],
+            metrics=metrics.drop(columns=others.intersection(metrics.columns)),
             floors=self.task_floors.get(name),
             hypotheses=[record.at_task(name) for record in self.hypotheses],
             windows={number: self.windows[number] for number in numbers if number in self.windows},

@@ -1,6 +1,6 @@
 """Read the results of a stored study, and select what is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from optuna import Study
 
-from reports.results import Results
+from reports.results import POINT, Results
 from reports.trial_table import build_table, read_source_trials
 from rnn.errors import UserError
-from studies.attributes import EVAL_WINDOWS, StudyRecord
+from studies.attributes import CURVE, EVAL_WINDOWS, StudyRecord
+from studies.config import StudyConfig
 from studies.storage.open import load_study, read_record
 from studies.storage.reads import (
     read_attribute_of_all,
@@ -125,7 +126,25 @@ def _add_curves(
         parts = results.split_tasks()
         drawn = {number for part in parts for number in select_drawn_curves(part)}
         numbers = drawn if len(drawn) <= _MAX_NAMED else None
-    return replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
+    return replace(
+        results,
+        curves=_to_frame(read_curves(storage, study_id, numbers)),
+        metrics=_read_metrics(results.config, storage, study_id, numbers),
+    )
+
+
+def _read_metrics(
+    config: StudyConfig, storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None
+) -> pd.DataFrame:
+    """Read the held-out curves of all trials or of some."""
+    metrics = [name for task in config.list_tasks().values() for name in task.metrics]
+    columns = []
+    for name in dict.fromkeys(["validation_loss", *(f"validation_{name}" for name in metrics)]):
+        curves = read_attribute_of_all(storage, study_id, CURVE + name, numbers)
+        points = [(number, *point) for number, curve in curves.items() for point in curve]
+        columns.append(pd.DataFrame(points, columns=[*POINT, name]).set_index(POINT))
+    joined = pd.concat(columns, axis=1).dropna(axis=1, how="all")
+    return joined.astype(float).reset_index()
 
 
 def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:
@@ -133,7 +152,7 @@ def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:
 
 
 def _to_frame(points: Sequence[tuple[int, int, float]]) -> pd.DataFrame:
-    return pd.DataFrame(points, columns=["number", "step", "loss"])
+    return pd.DataFrame(points, columns=[*POINT, "loss"])
 
 
 # ------------------------------------------------------------------ trials that a page draws

@@ -148,11 +148,14 @@ class Study:
 
     @property
     def curves(self) -> "pd.DataFrame":
-        """Training curves, one row per log point: ``number``, ``step``, ``loss`` in nats.
+        """Curves of the training, one row per point: ``number``, ``step``, ``loss`` in nats.
 
-        Of another task ``loss`` is in its unit, of an imported study the intermediate value.
+        Of another task ``loss`` is in its unit, of an imported study the intermediate value. The
+        held-out curves have columns of their own, such as ``validation_loss`` and
+        ``validation_accuracy``. What was not measured at a step is missing.
         """
-        return self._read_results().curves
+        results = self._read_results()
+        return results.curves.merge(results.metrics, how="outer", on=["number", "step"])
 
     @property
     def status(self) -> "Status":

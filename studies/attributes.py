@@ -136,6 +136,10 @@ LONG_RESULTS = tuple(EVAL_WINDOWS.values())
 """Fields of :class:`TrialRecord` that are stored as system attributes. As user attributes they
 would be most of what a dashboard loads."""
 
+CURVE = "curve:"
+"""Beginning of the system attributes with the held-out curves, a list of steps and values each;
+what follows is the name, as in ``curve:validation_accuracy``."""
+
 CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
 """User attributes: the loss by the length of the context, a number for each bin."""
 
@@ -414,13 +418,20 @@ class _PastTrial(BaseModel):
     attributes: dict[str, Any]
 
 
+HeldOutCurve = list[Annotated[list[_Count | float | None], Field(min_length=2, max_length=2)]]
+"""A step and a value for each point; None for a value that is not finite."""
+
+
 class TrialResults(BaseModel):
     """System attributes of a trial that belong to the results of its study.
 
-    Others say who works on the trial, or what a dashboard shows.
+    Others say who works on the trial, or what a dashboard shows. Those that are no field are
+    held-out curves.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    __pydantic_extra__: dict[Annotated[str, Field(pattern=f"^{CURVE}")], HeldOutCurve]
 
     grid_trial: Literal[True]
     audit: AuditState | None = None
@@ -432,6 +443,7 @@ class TrialResults(BaseModel):
 
 _RESULTS_OF_TRIALS = _list_adapters(TrialResults)
 del _RESULTS_OF_TRIALS[IS_GRID_TRIAL]
+_CURVES: TypeAdapter[Any] = TypeAdapter(HeldOutCurve, config=_STORED)
 
 STUDY_SYSTEM_ATTRIBUTES = (GRID_SIZE, AUDIT_LOOKS)
 """System attributes of a study that belong to its results. Others say what a dashboard shows."""
@@ -442,7 +454,7 @@ def is_result(name: str) -> bool:
 
     Others say who works on the trial, or what a dashboard shows.
     """
-    return name in _RESULTS_OF_TRIALS
+    return name in _RESULTS_OF_TRIALS or name.startswith(CURVE)
 
 
 def parse_trial_system_attribute(name: str, stored: str) -> Any:
@@ -451,7 +463,7 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
     Raises:
         RowError: if this program cannot have stored it.
     """
-    return _parse(_RESULTS_OF_TRIALS[name], f"system attribute {name}", stored)
+    return _parse(_RESULTS_OF_TRIALS.get(name, _CURVES), f"system attribute {name}", stored)
 
 
 class StudyResults(BaseModel):

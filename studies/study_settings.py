@@ -52,6 +52,9 @@ class _StepSettings(StrictModel):
     """Tokens of text that a stream reads from a random start, where the states are zero."""
     log_every: PositiveInt = 50
     """Steps between two log points, the points of a training curve; rounded up as `steps` are."""
+    eval_every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Updates between two points of the [held-out curves](#held-out-curves). `"auto"`: a twentieth
+    of the training; fewer points if they would cost more than some 3%. 0: none."""
 
 
 if TYPE_CHECKING:
@@ -118,7 +121,7 @@ LENGTH_SETTINGS = ("steps", "updates", "log_every")
 """Training settings that say how long trials train, and where their log points are."""
 
 TRAINING_PARAMS = tuple(
-    name for name in TrainingSettings.model_fields if name not in LENGTH_SETTINGS
+    name for name in TrainingSettings.model_fields if name not in (*LENGTH_SETTINGS, "eval_every")
 )
 """Training settings that a grid can vary: trials are compared at the same log points."""
 

@@ -51,7 +51,9 @@ def create_with_everything(url, folder, name="made"):
     with closing(open_storage(url)) as storage:
         trial_ids = [storage.claim(study_id, "w/1/t") for _ in range(4)]
         for trial_id in trial_ids:
-            storage.flush([PendingWrite(trial_id, "w/1/t", {50: 2.5, 100: float("nan")})])
+            curve = {50: 2.5, 100: float("nan")}
+            metrics = {"curve:validation_loss": [[50, 2.75], [100, None]]}
+            storage.flush([PendingWrite(trial_id, "w/1/t", curve, metrics=metrics)])
         entry = {"artifact_id": "of-trial", "filename": "b.txt"}
         storage.set_trial_system_attr(trial_ids[0], "artifacts:of-trial", json.dumps(entry))
         storage.finish(trial_ids[0], "w/1/t", TrialState.COMPLETE, 1.0625, RECORDED)

@@ -227,6 +227,13 @@ CURVES = """
     ORDER BY number, step
 """
 
+METRICS = """
+    SELECT number, key, value_json
+    FROM trials t JOIN trial_system_attributes a ON a.trial_id = t.trial_id
+    WHERE key LIKE 'curve:%' ORDER BY number, key
+"""
+"""The held-out curves."""
+
 
 # ------------------------------------------------------------------ the server process
 

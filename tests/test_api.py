@@ -68,7 +68,10 @@ def test_study_shows_its_results(study, tmp_path):
     assert study.counts == study.status.counts
     assert study.counts.complete == 4
     assert study.config.training.steps == 4
-    assert len(study.curves) == 8
+    curves = study.curves
+    assert list(curves.columns) == ["number", "step", "loss", "validation_loss"]
+    assert len(curves) == 8
+    assert curves.loc[curves["step"] == 4, "validation_loss"].notna().all()
     best = study.best
     assert (best.number, best.value) == (table.index[0], table["value"].iloc[0])
     assert best.label == table["label"].iloc[0]

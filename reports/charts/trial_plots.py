@@ -6,6 +6,7 @@ Importances are of the parameters that all trials have: Optuna's fANOVA knows no
 import math
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from optuna.study import StudyDirection
 
 from reports.charts.chart import FULL_WIDTH, NEUTRAL, Chart, find_range, sequential_colors
 from reports.formatting import escape_html
-from reports.results import Results
+from reports.results import POINT, Results
 from reports.stats import Floats, Integers
 from reports.stats.additive_effects import is_logarithmic
 from reports.stats.design import order_values
 from reports.study_reader import describe_selection, select_drawn_curves
 from reports.trial_table import is_continuous, list_params
 from rnn.config import ParamValue
+from studies.measure import Measure
 from studies.messages import add_unit, format_count, format_param, format_value
 
 FANOVA_TREES = 32
@@ -214,22 +216,86 @@ def chart_curves(results: Results) -> Chart | None:
     drawn = select_drawn_curves(results)
     selection = describe_selection(len(drawn), len(results.curve_ends))
     name = results.measure.curve
+    choice = ""
+    if not results.metrics.empty:
+        choice = " Held-out curves are of a few sequences, with averaged weights where there are."
     return Chart(
         "Training curves" if results.cells else "Curves",
         _plot_curves(results, drawn),
-        caption=f"{name[:1].upper()}{name[1:]}, by the rank of the trial.{selection}",
+        caption=f"{name[:1].upper()}{name[1:]}, by the rank of the trial.{choice}{selection}",
         max_width=FULL_WIDTH,
     )
 
 
+def _list_curves(results: Results) -> list[tuple[Measure, pd.DataFrame]]:
+    """List what there are curves of, with the points (``number``, ``step``, ``loss``)."""
+    measure = results.measure
+    found = [(measure, results.curves)]
+    task = results.config.task_record
+    directions = task.metrics if task is not None else {}
+    for column in results.metrics.columns.difference(POINT, sort=False):
+        metric = column.removeprefix("validation_")
+        shown = replace(measure, curve=measure.name_loss("validation"))
+        if metric != "loss":
+            is_higher = directions.get(metric) == "maximize"
+            shown = Measure(metric, "", difference_unit="", higher_is_better=is_higher, spec=".4g")
+            shown = replace(shown, curve=f"validation {metric}")
+        points = results.metrics[[*POINT, column]].dropna().rename(columns={column: "loss"})
+        if len(points):
+            found.append((shown, points))
+    return found
+
+
 def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
-    """Plot training curves by rank, the best on top."""
-    points = results.curve_ends["points"].reindex(drawn).sum()
-    stride = math.ceil(points / MAX_POINTS)
-    curves = dict(iter(results.curves.groupby("number")))
+    """Plot the curves of each number, of which a reader chooses one."""
+    listed = _list_curves(results)
+    traces: list[dict[str, Any]] = []
+    owners: list[int] = []  # which number each trace is of
+    for place, (measure, points) in enumerate(listed):
+        bundle = _trace_curves(results, measure, points, drawn)
+        traces += [trace | {"visible": place == 0} for trace in bundle]
+        owners += [place] * len(bundle)
+    axes = [_describe_axis(measure, points) for measure, points in listed]
+    title, shown = axes[0].values()
+    figure = go.Figure(traces).update_layout(
+        xaxis_title="step",
+        yaxis={"title": title, "range": shown},
+        legend_traceorder="reversed",
+        showlegend=True,
+        height=320,
+    )
+    if len(listed) > 1:
+        buttons = [
+            {
+                "label": escape_html(measure.curve),
+                "method": "update",
+                "args": [{"visible": [owner == place for owner in owners]}, axes[place]],
+            }
+            for place, (measure, _) in enumerate(listed)
+        ]
+        menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+        figure.update_layout(updatemenus=[menu], margin={"t": 45})
+    return figure
+
+
+def _describe_axis(measure: Measure, points: pd.DataFrame) -> dict[str, Any]:
+    # The steep descent of the first steps, common to all, is outside of the initial range.
+    quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98]
+    ends = find_range(points["loss"].quantile(quantiles).tolist())
+    title = escape_html(add_unit(measure.curve, measure.unit))
+    return {"yaxis.title.text": title, "yaxis.range": ends}
+
+
+def _trace_curves(
+    results: Results, measure: Measure, points: pd.DataFrame, drawn: list[int]
+) -> list[dict[str, Any]]:
+    """Return the traces of the curves of one number by rank, the best on top."""
+    curves = dict(iter(points.groupby("number")))
+    known = [number for number in drawn if number in curves]
+    stride = math.ceil(sum(len(curves[number]) for number in known) / MAX_POINTS)
     colors = [*sequential_colors(len(_RANKS)), NEUTRAL]
     traces: list[dict[str, Any]] = []
-    for (name, numbers), color in zip(_group_by_rank(results, drawn).items(), colors, strict=True):
+    for (name, numbers), color in zip(_group_by_rank(results, known).items(), colors, strict=True):
         if numbers:
             is_best = not traces
             style = {
@@ -237,20 +303,9 @@ def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
                 "line": {"width": 2 if is_best else 1, "color": color},
                 "opacity": 1 if is_best else 0.6,
             }
-            traces.append(_bundle_curves(results, curves, numbers, stride) | style)
+            traces.append(_bundle_curves(results, measure, curves, numbers, stride) | style)
     # A line for each group: browsers redraw hundreds of lines for seconds, by WebGL as well.
-    figure = go.Figure(traces[::-1])
-    # The steep descent of the first steps, common to all, is outside of the initial range.
-    quantiles = [0.02, 1] if results.measure.higher_is_better else [0, 0.98]
-    ends = results.curves["loss"].quantile(quantiles)
-    title = add_unit(results.measure.curve, results.measure.unit)
-    return figure.update_layout(
-        xaxis_title="step",
-        yaxis={"title": title, "range": find_range(ends.tolist())},
-        legend_traceorder="reversed",
-        showlegend=True,
-        height=320,
-    )
+    return traces[::-1]
 
 
 def _group_by_rank(results: Results, drawn: Sequence[int]) -> dict[str, list[int]]:
@@ -266,7 +321,11 @@ def _group_by_rank(results: Results, drawn: Sequence[int]) -> dict[str, list[int
 
 
 def _bundle_curves(
-    results: Results, curves: Mapping[Any, pd.DataFrame], numbers: Sequence[int], stride: int
+    results: Results,
+    measure: Measure,
+    curves: Mapping[Any, pd.DataFrame],
+    numbers: Sequence[int],
+    stride: int,
 ) -> dict[str, Any]:
     """Return one trace of some curves, separated by gaps: Plotly's cost is that of each trace."""
     labels = results.table["label"]
@@ -276,14 +335,13 @@ def _bundle_curves(
     has_single_points = False
     for number in reversed(numbers):
         values = curves[number]["loss"].to_numpy()
-        places = _thin_curve(results.measure.to_loss(values), stride)
+        places = _thin_curve(measure.to_loss(values), stride)
         chosen = values[places]
         shown_steps = curves[number]["step"].to_numpy()[places]
         steps.append(np.append(shown_steps, shown_steps[-1]))
         losses.append(np.append(chosen, np.nan))
         names += [f"trial {number}: {escape_html(labels[number])}"] * (len(places) + 1)
         has_single_points |= np.isfinite(chosen).sum() == 1
-    measure = results.measure
     value = f"%{{y:{measure.spec}}} {measure.difference_unit}".rstrip()
     return {
         "type": "scatter",

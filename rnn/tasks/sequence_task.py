@@ -19,7 +19,13 @@ from rnn.network import Batch
 from rnn.own_code import describe_error
 from rnn.tasks.task import SPLITS, Array, Direction, FloatArray, SavedTask, Split, is_built_in
 from rnn.training.devices import is_out_of_memory
-from rnn.training.evaluation import HeldOutResult, evaluate_sequences, standard_error
+from rnn.training.evaluation import (
+    CurveData,
+    HeldOutResult,
+    evaluate_sequences,
+    select_curve_data,
+    standard_error,
+)
 
 _SCALING_COUNT = 1024
 """Training sequences from which means and standard deviations are measured."""
@@ -289,14 +295,26 @@ class SequenceTask:
         length: int | None,
         on_step: Callable[[], None],
     ) -> list[HeldOutResult]:
-        key = split, count, length
-        if key not in self._held_out:  # drawn once for all networks
-            self._held_out[key] = self.held_out(split, count, length)
-        metrics = {name: partial(self.measure, name) for name in self.metrics}
+        batch = self._draw_once(split, count, length)
         streams = 1 if self.is_consecutive else count
         return evaluate_sequences(
-            stack, self._held_out[key], metrics, streams, on_step, self.is_consecutive
+            stack, batch, self._measures, streams, on_step, self.is_consecutive
         )
+
+    def select_curve_data(self, windows: int, window_length: int, inputs: int) -> CurveData:
+        batch = self._draw_once("validation", windows, None)
+        return select_curve_data(batch, self._measures, inputs, self.is_consecutive)
+
+    def _draw_once(self, split: Split, count: int, length: int | None) -> Batch:
+        """Return held-out sequences, drawn once for all networks."""
+        key = split, count, length
+        if key not in self._held_out:
+            self._held_out[key] = self.held_out(split, count, length)
+        return self._held_out[key]
+
+    @property
+    def _measures(self) -> dict[str, Callable[[Any, Any], Any]]:
+        return {name: partial(self.measure, name) for name in self.metrics}
 
     def summarize_held_out(self, count: int) -> list[float]:
         sums = []

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from rnn.config import TaskSpec
 from rnn.engines import Engine
 from rnn.network import Batch
+from rnn.training.evaluation import CurveData
 
 Split = Literal["train", "validation", "test"]
 Direction = Literal["maximize", "minimize"]
@@ -139,6 +140,15 @@ class Task(TrainingData, Protocol):
         Returns:
             What a study records of each network, by the names of
             :class:`studies.attributes.TrialRecord`.
+        """
+
+    def select_curve_data(self, windows: int, window_length: int, inputs: int) -> CurveData:
+        """Return the data on which networks are measured during their training.
+
+        Args:
+            windows: maximum number of windows or sequences of :meth:`evaluate`.
+            window_length: tokens of its windows of text.
+            inputs: number of inputs of all sequences, if these are few otherwise.
         """
 
     def summarize_held_out(self, count: int) -> list[float]:

@@ -19,12 +19,17 @@ from rnn.tasks.tokenizer import TokenArray, Tokenizer
 from rnn.training.evaluation import (
     MIN_CONTEXT_LENGTH,
     ContextLosses,
+    CurveData,
     compute_eval_losses,
+    select_curve_data,
     standard_error,
 )
 
 _DIGITS = 5
 """Recorded digits of bits per byte, by window or bin: rounding is a thousandth of their spread."""
+
+_CURVE_LENGTH = 50
+"""Tokens of a window that is measured during the training: many short ones cost less."""
 
 
 def gather_windows(text: TokenArray, starts: npt.NDArray[np.int64], length: int) -> TokenArray:
@@ -160,6 +165,11 @@ class Text(TextData):
                 measured |= _describe_context(context.bins, long, excess)
             attributes.append(measured)
         return attributes
+
+    def select_curve_data(self, windows: int, window_length: int, inputs: int) -> CurveData:
+        length = min(window_length, _CURVE_LENGTH)
+        chosen = select_eval_windows(self.validation, windows, length).astype(np.int64)
+        return select_curve_data(Batch(chosen[:-1], chosen[1:]), {}, inputs, begins_anywhere=True)
 
     def summarize_held_out(self, count: int) -> list[float]:
         return []

@@ -44,6 +44,7 @@ class TrainState:
         torch_versions: versions of PyTorch that trained it, the latest last.
         updates: number of updates done.
         averaged: number of updates whose weights the average has.
+        metrics: held-out loss and metrics so far, each by step.
     """
 
     step: int
@@ -58,6 +59,7 @@ class TrainState:
     torch_versions: tuple[str, ...]
     updates: int
     averaged: int
+    metrics: dict[str, dict[int, float]]
 
 
 def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
@@ -80,6 +82,8 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
     tensors["ema_loss"] = train_state.ema_loss
     tensors["curve.steps"] = torch.tensor(list(train_state.curve), dtype=torch.int64)
     tensors["curve.losses"] = torch.tensor(list(train_state.curve.values()), dtype=torch.float64)
+    for name, points in train_state.metrics.items():
+        tensors[f"metrics.{name}"] = torch.tensor(list(points.items()), dtype=torch.float64)
     metadata = {
         "format_version": _FORMAT_VERSION,
         "identity": identity,
@@ -144,6 +148,10 @@ def _restore(identity: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
         torch_versions=tuple(metadata["torch_versions"].split()),
         updates=int(metadata["updates"]),
         averaged=int(metadata["averaged"]),
+        metrics={
+            name: {int(step): value for step, value in points.tolist()}
+            for name, points in read_group("metrics.").items()
+        },
     )
 
 

@@ -141,6 +141,49 @@ def evaluate_sequences(
     return results
 
 
+# ------------------------------------------------------------------ curves
+
+
+class CurveData(NamedTuple):
+    """Held-out data on which networks are measured again and again while they train.
+
+    Attributes:
+        batch: sequences (T, B), with targets.
+        metrics: metrics, as of :func:`evaluate_sequences`.
+    """
+
+    batch: Batch
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+
+
+def select_curve_data(
+    batch: Batch,
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    inputs: int,
+    begins_anywhere: bool,
+) -> CurveData:
+    """Select a few sequences, at least 8, spread evenly over those that have targets.
+
+    Args:
+        batch: held-out sequences.
+        metrics: metrics, as of :func:`evaluate_sequences`.
+        inputs: number of inputs of all that are selected.
+        begins_anywhere: whether sequences are pieces of longer ones. Then the targets of their
+            first quarter do not count: states that begin there are not warm yet.
+    """
+    weights = batch.weights.copy()
+    if begins_anywhere:
+        weights[: len(weights) // 4] = 0
+    known = np.flatnonzero(weights.any(0))
+    count = min(max(_MIN_CURVE_STREAMS, inputs // len(weights)), len(known))
+    chosen = known[np.linspace(0, len(known) - 1, count).round().astype(int)]
+    resets = None if batch.resets is None else batch.resets[:, chosen]
+    parts = batch.inputs[:, chosen], batch.targets[:, chosen], weights[:, chosen], resets
+    return CurveData(Batch(*parts), metrics)
+
+
+_MIN_CURVE_STREAMS = 8
+
 # ------------------------------------------------------------------ memory of networks
 
 

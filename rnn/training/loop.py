@@ -1,5 +1,6 @@
 """The training loop: a step is one time step of all streams; every U steps there is one update."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,17 @@ from rnn.network import Batch, Window
 from rnn.tasks.task import TrainingData
 from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
+from rnn.training.evaluation import CurveData, evaluate_sequences
 from rnn.training.step import TrainStep
+
+CURVE_POINTS = 20
+"""Points of the held-out curves of a training, unless it is short or sets ``eval_every``."""
+
+_STEPS_PER_CURVE_STEP = 10
+_MIN_CURVE_UPDATES = 30
+"""Training steps for each step that a point reads, and updates between two points, at least: a step
+without gradients, of few streams, takes up to a third of the time of a training step, and a few
+whole sequences one after another up to that of an update."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,8 @@ class TrainConfig:
         seed: seed of the order of the data.
         average_fraction: last fraction of the steps over which weights are averaged; see
             :meth:`TrainLoop.swap_in_averaged_weights`.
+        eval_every: number of updates between two points of the held-out curves; None to choose it,
+            0 for no curves. Another point is at the end.
     """
 
     steps: int
@@ -43,6 +56,7 @@ class TrainConfig:
     smoothing: float
     seed: int
     average_fraction: float = 0.0
+    eval_every: int | None = None
 
     @property
     def averaging_start_step(self) -> int:
@@ -72,6 +86,7 @@ class TrainLoop:
         train_config: settings of the run.
         train_states: state to resume each network from, all of the same step. The stack must
             already have their weights.
+        curve_data: held-out data that the networks are measured on meanwhile; None for none.
 
     Attributes:
         stack: the networks in training.
@@ -79,11 +94,14 @@ class TrainLoop:
         step: number of steps done.
         seconds: each network's share of the training time.
         curves: smoothed loss of each network at each log point so far, by step.
+        metrics: held-out loss and metrics of each network so far, each by step. Once weights are
+            averaged, they are those of the average, as at the end.
     """
 
     configs: tuple[TrialConfig, ...]
     seconds: list[float]
     curves: list[dict[int, float]]
+    metrics: list[dict[str, dict[int, float]]]
 
     def __init__(
         self,
@@ -91,6 +109,7 @@ class TrainLoop:
         data: TrainingData,
         train_config: TrainConfig,
         train_states: Mapping[TrialConfig, TrainState] | None = None,
+        curve_data: CurveData | None = None,
     ) -> None:
         self.data = data
         self.train_config = train_config
@@ -99,6 +118,8 @@ class TrainLoop:
         self._reach = max(stack.configs[0].bptt_steps, self._update_every)
         self._total_updates = self._count_updates(train_config.steps)
         self._averaging_start_step = train_config.averaging_start_step
+        self._curve_data = curve_data
+        self._eval_every = 0 if curve_data is None else self._choose_eval_every(curve_data)
         self._timed_until: float | None = None  # while training
         self._restore(stack, train_states or {})
 
@@ -128,6 +149,7 @@ class TrainLoop:
                 self.step += window.advance
                 if train_step.updates > updates:
                     self._average_weights()
+                    self._measure()
                 if self.step % self.train_config.log_every == 0 and train_step.has_loss:
                     yield self._log()
                     self._timed_until = time.monotonic()  # the caller's time is not training time
@@ -158,6 +180,7 @@ class TrainLoop:
             self.configs = ()
             self.seconds = []
             self.curves = []
+            self.metrics = []
             return
         weights = {config: train_state.weights for config, train_state in kept.items()}
         stack = self.stack
@@ -184,6 +207,7 @@ class TrainLoop:
             torch_versions=self._torch_versions[k],
             updates=self.updates,
             averaged=self._averaged,
+            metrics={name: dict(points) for name, points in self.metrics[k].items()},
         )
 
     @property
@@ -203,6 +227,7 @@ class TrainLoop:
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
+        self.metrics = [{} for _ in self.configs]
         code = checkpoint.source_hash()
         torch_version = checkpoint.torch_version()
         self._source_hashes: list[tuple[str, ...]] = [(code,) for _ in self.configs]
@@ -215,6 +240,7 @@ class TrainLoop:
             self._averaged = saved.averaged
             self.seconds[k] = saved.seconds
             self.curves[k] = dict(saved.curve)
+            self.metrics[k] = {name: dict(points) for name, points in saved.metrics.items()}
             self._source_hashes[k] = _append_latest(saved.source_hashes, code)
             self._torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
@@ -236,6 +262,37 @@ class TrainLoop:
             self._average = torch.zeros_like(values)
         self._averaged += 1
         self._average.lerp_(values, 1 / self._averaged)
+
+    def _choose_eval_every(self, data: CurveData) -> int:
+        """Return the number of updates between two measurements; 0 for none.
+
+        Unless it is set, there are :data:`CURVE_POINTS`, or as many as cost some 3% of the
+        training, at log points if these are at equal numbers of updates.
+        """
+        settings = self.train_config
+        if settings.eval_every is not None:
+            return settings.eval_every
+        of_steps = _STEPS_PER_CURVE_STEP * len(data.batch.inputs) / settings.steps
+        least = max(_MIN_CURVE_UPDATES, self._total_updates * max(1 / CURVE_POINTS, of_steps))
+        log_updates = max(1, self._count_updates(settings.log_every))
+        return math.ceil(least / log_updates) * log_updates
+
+    def _measure(self) -> None:
+        """Add a point to the held-out curves, if it is time for one."""
+        every = self._eval_every
+        is_last = self.step >= self.train_config.steps
+        if self._curve_data is None or not every or (self.updates % every and not is_last):
+            return
+        parameters = self.stack.parameters
+        weights = None if self._average is None else parameters.values.clone()
+        self.swap_in_averaged_weights()
+        batch, metrics = self._curve_data
+        results = evaluate_sequences(self.stack, batch, metrics, batch.inputs.shape[1])
+        if weights is not None:
+            parameters.load_flat(weights)
+        for curves, result in zip(self.metrics, results, strict=True):
+            for name, value in {"loss": float(result.losses.mean()), **result.metrics}.items():
+                curves.setdefault(f"validation_{name}", {})[self.step] = value
 
     def _log(self) -> LogPoint:
         point = LogPoint(self.step, tuple(self._train_step.ema_losses.tolist()))

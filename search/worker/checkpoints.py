@@ -68,6 +68,10 @@ class TrainingState(Protocol):
     def curve(self) -> dict[int, float]:
         """Values recorded up to it, by step."""
 
+    @property
+    def metrics(self) -> dict[str, dict[int, float]]:
+        """Held-out loss and metrics up to it, each by step."""
+
 
 State = TypeVar("State", bound=TrainingState)
 
@@ -92,8 +96,9 @@ class Checkpoints:
         for claim in claims:
             states[claim] = state = self._read(claim, decode, missing)
             curve = state.curve if state else {}
+            metrics = state.metrics if state else {}
             if claim.trial.intermediate_values != curve or claim.has_reported:
-                claim.replace_curve(curve)
+                claim.replace_curve(curve, metrics)
         for reason, trials in missing.items():
             self._report_missing(trials, reason)
         _report_resumed(states)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
-from studies.attributes import CHECKPOINTED, Failure
+from studies.attributes import CHECKPOINTED, CURVE, Failure, HeldOutCurve
 from studies.errors import LeaseLostError, StorageLostError, StorageUnavailableError
 from studies.messages import format_trials
 from studies.storage.database import error_message, is_transient
@@ -50,6 +51,8 @@ JOIN_TIMEOUT = 2.5
 
 NO_RESPONSE_TIMEOUT = 5.0
 """Seconds without an answer to a statement after which the storage counts as unavailable."""
+
+_NO_METRICS: Mapping[str, Mapping[int, float]] = MappingProxyType({})
 
 _MAX_IDLE_SECONDS = 1.0
 _MIN_RETRY_SECONDS = 0.1
@@ -78,6 +81,10 @@ class Claim:
         self._record_checkpoint = False
         self._curve: dict[int, float] = {}
         self._replace_all = False
+        # Held-out curves as reported last, and those that are not written yet.
+        stored = trial.system_attrs
+        self._metrics = {key: stored[key] for key in stored if key.startswith(CURVE)}
+        self._new_metrics: dict[str, HeldOutCurve] = {}
         self._lock = threading.Lock()
         self._heartbeat_interval = lease_seconds / HEARTBEATS_PER_LEASE
         self._heartbeat_at = time.monotonic() + self._heartbeat_interval
@@ -91,7 +98,9 @@ class Claim:
     @property
     def due_at(self) -> float:
         """Monotonic time at which the next write is due."""
-        has_values = self._curve or self._replace_all or self._record_checkpoint
+        has_values = (
+            self._curve or self._replace_all or self._record_checkpoint or self._new_metrics
+        )
         return min(self._heartbeat_at, self._flush_at if has_values else math.inf)
 
     def report(self, step: int, value: float) -> None:
@@ -100,8 +109,20 @@ class Claim:
             self._curve[step] = value
             self.has_reported = True
 
-    def replace_curve(self, curve: Mapping[int, float]) -> None:
-        """Have the next write replace all values written before by this curve."""
+    def report_metrics(self, metrics: Mapping[str, Mapping[int, float]]) -> None:
+        """Have the next write replace held-out curves, values by step, that have changed."""
+        with self._lock:
+            for name, points in metrics.items():
+                key = CURVE + name
+                curve = [[step, x if math.isfinite(x) else None] for step, x in points.items()]
+                if curve != self._metrics.get(key):
+                    self._metrics[key] = self._new_metrics[key] = curve
+
+    def replace_curve(
+        self, curve: Mapping[int, float], metrics: Mapping[str, Mapping[int, float]] = _NO_METRICS
+    ) -> None:
+        """Have the next write replace all values written before by this curve and these metrics."""
+        self.report_metrics({**{key.removeprefix(CURVE): {} for key in self._metrics}, **metrics})
         with self._lock:
             self._curve = dict(curve)
             self._replace_all = True
@@ -125,8 +146,10 @@ class Claim:
                 self._replace_all,
                 heartbeat,
                 self._record_checkpoint,
+                self._new_metrics,
             )
             self._curve = {}
+            self._new_metrics = {}
             self._replace_all = False
             self._record_checkpoint = False
         try:
@@ -134,6 +157,7 @@ class Claim:
         except BaseException:  # of any kind: the next write has what this one has not
             with self._lock:
                 self._record_checkpoint |= write.checkpointed
+                self._new_metrics = {**write.metrics, **self._new_metrics}
                 if not self._replace_all:  # else the values do not count any more
                     self._curve = {**write.curve, **self._curve}
                     self._replace_all = write.replace_all
@@ -485,7 +509,7 @@ class ClaimManager:
     ) -> None:
         try:
             with claim.pending_write() as pending:
-                if pending.replace_all or pending.checkpointed:
+                if pending.replace_all or pending.checkpointed or pending.metrics:
                     self._storage.flush([pending])
                 write({} if pending.replace_all else pending.curve)
         except LeaseLostError:

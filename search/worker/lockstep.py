@@ -250,4 +250,5 @@ def to_train_config(
         smoothing=training.smoothing,
         seed=config.seed,
         average_fraction=config.evaluation.average,
+        eval_every=None if training.eval_every == "auto" else training.eval_every,
     )

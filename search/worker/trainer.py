@@ -23,7 +23,7 @@ from rnn.network import count_parameters
 from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
-from rnn.training.loop import TrainLoop
+from rnn.training.loop import CURVE_POINTS, TrainLoop
 from search.create_or_join import StudyHandle
 from search.errors import format_error, is_bug
 from search.pruning.scheduler import compute_rungs
@@ -46,6 +46,10 @@ SAMPLE_LENGTH = 300
 """Tokens of the text sample that a network generates for the report."""
 
 SAMPLE_TEMPERATURE = 0.8
+
+CURVE_INPUTS = 20 * CURVE_POINTS
+"""Inputs that the training reads for each that a point of the held-out curves reads: all points
+together read a twentieth, without gradients."""
 
 _logger = logging.getLogger(__name__)
 
@@ -174,7 +178,14 @@ class Trainer:
                 rungs = compute_rungs(settings.steps, settings.log_every)
                 self._rungs = {rung.step for rung in rungs}
             self._task = self._handle.task_of(next(iter(claims)).task_options)
-            self._loop = loop = TrainLoop(network, self._task, settings, resumed)
+            evaluation = self.config.evaluation
+            # Not the batch size of the trial: all of a task are measured on the same data.
+            steps = self.config.length_of(params).steps
+            inputs = steps * self.config.training.batch_size // CURVE_INPUTS
+            curve_data = self._task.select_curve_data(
+                evaluation.windows, evaluation.window_length, inputs
+            )
+            self._loop = loop = TrainLoop(network, self._task, settings, resumed, curve_data)
             yield from self._train_and_evaluate(loop, poll, decide)
         except Exception as error:  # PyTorch has no class for a lack of memory
             if is_out_of_memory(error):
@@ -191,11 +202,17 @@ class Trainer:
         for point in loop.train(on_step):
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
                 self._claims[trial_config].report(point.step, loss)
+            self._report_metrics(loop)
             yield from self._remove_diverged(loop)
             if loop.step in self._rungs:
                 yield from self._pause_or_prune(loop, decide)
         if loop.configs:
+            self._report_metrics(loop)  # of a last step that is no log point
             yield from self._evaluate(loop, on_step)
+
+    def _report_metrics(self, loop: TrainLoop) -> None:
+        for trial_config, metrics in zip(loop.configs, loop.metrics, strict=True):
+            self._claims[trial_config].report_metrics(metrics)
 
     def _check(self, loop: TrainLoop, poll: Callable[[], bool]) -> None:
         """Do after a step what is due: share the cores, drop lost trials, write checkpoints."""

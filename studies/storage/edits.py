@@ -23,6 +23,7 @@ from studies.attributes import (
     AUDIT,
     CHECKPOINTED,
     CONFIG,
+    CURVE,
     EARLIER_FAILURES,
     FOLDER_NAME,
     GRID_SIZE,
@@ -268,6 +269,12 @@ def _reopen(connection: Connection, trials: Sequence[StoredTrial]) -> None:
     delete_attrs(connection, TRIAL_USER_ATTRS, stored)
     removed = (LEASE, CHECKPOINTED, *LONG_RESULTS)
     keys = [(trial_id, name) for trial_id in records for name in removed]
+    keys += [
+        (trial.trial_id, name)
+        for trial in trials
+        for name in trial.system_attributes
+        if name.startswith(CURVE)
+    ]
     delete_attrs(connection, TRIAL_SYSTEM_ATTRS, keys)
     write_attrs(connection, TRIAL_SYSTEM_ATTRS, records)
     waiting = {"state": TrialState.WAITING, "datetime_start": None, "datetime_complete": None}

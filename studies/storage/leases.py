@@ -23,6 +23,7 @@ from studies.attributes import (
     PAUSED,
     RETRY_COUNTS,
     Failure,
+    HeldOutCurve,
     parse_trial_attribute,
 )
 from studies.errors import RowError
@@ -247,6 +248,7 @@ class PendingWrite:
         replace_all: whether they replace all stored values.
         heartbeat: whether to send a heartbeat as well.
         checkpointed: whether to record that a checkpoint was written.
+        metrics: held-out curves by the keys of their attributes, which they replace.
     """
 
     trial_id: int
@@ -255,6 +257,7 @@ class PendingWrite:
     replace_all: bool = False
     heartbeat: bool = False
     checkpointed: bool = False
+    metrics: Mapping[str, HeldOutCurve] = field(default_factory=dict)
 
 
 def write_pending(
@@ -279,6 +282,7 @@ def write_pending(
     for trial_id, lease in alive.items():
         alive[trial_id] = replace(lease, heartbeats=lease.heartbeats + 1)
     write_leases(connection, alive)
+    write_attrs(connection, TRIAL_SYSTEM_ATTRS, {write.trial_id: write.metrics for write in valid})
     checkpointed = {write.trial_id: {CHECKPOINTED: True} for write in valid if write.checkpointed}
     write_attrs(connection, TRIAL_SYSTEM_ATTRS, checkpointed)
     replaced = {write.trial_id for write in valid if write.replace_all}

@@ -13,7 +13,6 @@ from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
     IS_GRID_TRIAL,
-    LONG_RESULTS,
     PAUSED,
     AuditLook,
     is_result,
@@ -495,20 +494,30 @@ def _read_all_trials(
 # ------------------------------------------------------------------ records of a study
 
 
-def read_attribute_of_all(storage: "LeasedRDBStorage", study_id: int, key: str) -> dict[int, Any]:
-    """Read one field of :class:`TrialRecord` of all trials that have it, by trial number."""
-    table = TRIAL_SYSTEM_ATTRS if key in LONG_RESULTS else TRIAL_USER_ATTRS
+def read_attribute_of_all(
+    storage: "LeasedRDBStorage",
+    study_id: int,
+    key: str,
+    numbers: Collection[int] | None = None,
+) -> dict[int, Any]:
+    """Read one attribute of all trials that have it, or of some, by trial number."""
+    is_system = is_result(key)
+    table = TRIAL_SYSTEM_ATTRS if is_system else TRIAL_USER_ATTRS
+    parse: Callable[[str, str], Any]
+    parse = parse_trial_system_attribute if is_system else parse_trial_attribute
     query = (
         sa.select(TRIALS.c.trial_id, TRIALS.c.number, table.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
         .where(TRIALS.c.study_id == study_id, table.c.key == key)
         .order_by(TRIALS.c.number)
     )
+    if numbers is not None:
+        query = query.where(TRIALS.c.number.in_(numbers))
     values = {}
     with storage.reading() as connection:
         for trial_id, number, stored in connection.execute(query):
             with locating(trial_id=trial_id):
-                values[number] = parse_trial_attribute(key, stored)
+                values[number] = parse(key, stored)
     return values
 
 

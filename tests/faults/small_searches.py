@@ -2,7 +2,7 @@
 
 import signal
 
-from process_runner import CURVES, FINISHED, query, wait_until_running
+from process_runner import CURVES, FINISHED, METRICS, query, wait_until_running
 
 STEP = 100
 """Step at which the gate holds trainings."""
@@ -10,6 +10,7 @@ STEP = 100
 ONE = {
     "training_steps": 200,
     "training_log_every": 20,
+    "training_eval_every": 15,
     "checkpoint_seconds": 0.3,
     "lease_seconds": 600,
     "space_layers": "[2]",
@@ -38,10 +39,13 @@ RETRIES = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
 
 
 def assert_all_trials_match(url, reference_curves, settings):
-    """Each trial is complete once, with the curve of a search without faults, bit for bit."""
+    """Each trial is complete once, with the curves of a search without faults, bit for bit."""
     trials = len({number for number, *_ in reference_curves(**settings)})
     assert_all_complete(url, trials)
     assert query(url, CURVES) == reference_curves(**settings)
+    metrics = reference_curves(METRICS, **settings)
+    assert len(metrics) == trials
+    assert query(url, METRICS) == metrics
 
 
 def assert_all_complete(url, trials):

@@ -121,6 +121,25 @@ def test_curves_are_grouped_by_rank_with_the_best_on_top(results):
     assert (steps, losses) == ([50, 100], [2.5, 1.5])
 
 
+def test_reader_chooses_the_curve_of_training_or_held_out_data(results):
+    assert not chart_curves(results).figure.layout.updatemenus, "there is nothing to choose"
+    metrics = results.curves[results.curves["number"] < 3].drop(columns="loss")
+    metrics = metrics.assign(validation_loss=[2.0, np.nan] * 3, validation_accuracy=0.5)
+    figure = chart_curves(replace(results, metrics=metrics)).figure
+    (menu,) = figure.layout.updatemenus
+    labels = ["smoothed training loss", "validation loss", "validation accuracy"]
+    assert [button.label for button in menu.buttons] == labels
+    shown = []
+    for button in menu.buttons:
+        visible, axis = button.args
+        assert axis["yaxis.title.text"].startswith(button.label)
+        traces = [t for t, on in zip(figure.data, visible["visible"], strict=True) if on]
+        shown.append([y for trace in traces for y in trace.y if np.isfinite(y)])
+    assert [len(found) for found in shown] == [16, 3, 6]
+    assert set(shown[1] + shown[2]) == {2.0, 0.5}
+    assert [trace.visible for trace in figure.data] == list(menu.buttons[0].args[0]["visible"])
+
+
 def test_curve_of_one_point_is_drawn_as_a_marker(results):
     single = results.curves.groupby("number").head(1)
     figure = chart_curves(replace(results, curves=single)).figure

@@ -190,7 +190,7 @@ def assert_evaluates_as_plain_modules(network, precision, windows, spec=SPEC):
         module, states, expected = plain_network(config, spec), None, []
         module.load_state_dict(extract(network, k))
         for tokens, targets in itertools.pairwise(torch.from_numpy(windows).long()):
-            logits, states = module(tokens[None], states)
+            (logits,), states = module(tokens[None], states)
             expected.append(nn.functional.cross_entropy(logits, targets, reduction="none"))
         assert_near(losses[k], torch.stack(expected).mean(0), TOLERANCE[precision], config.label)
 

@@ -33,18 +33,21 @@ from user_cells import cell_config
 from rnn.autograd import lockstep_obstacle
 from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network, stack_key
-from rnn.network import NamedTensors
+from rnn.network import Batch, NamedTensors
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState
-from rnn.training.evaluation import compute_eval_losses
+from rnn.training.evaluation import CurveData, compute_eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 
 RANDOM = np.random.default_rng(0)
 DATA = TextData(RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8), VOCAB_SIZE)
 WINDOWS = RANDOM.integers(0, VOCAB_SIZE, (9, 2 * STREAMS), dtype=np.uint8)
 
-SETTINGS = TrainConfig(20, STREAMS, 9, 2, smoothing=0.9, seed=3, average_fraction=0.6)
+SETTINGS = TrainConfig(20, STREAMS, 9, 2, 0.9, seed=3, average_fraction=0.6, eval_every=7)
 """Two and a half sequences of eight steps; weights are averaged from step 8 on."""
+
+TOKENS = WINDOWS.astype(np.int64)
+CURVE_DATA = CurveData(Batch(TOKENS[:-1], TOKENS[1:]), {})
 
 ALL = [*IMPLEMENTATIONS, *GPU_IMPLEMENTATIONS]
 STACKS = [
@@ -79,7 +82,7 @@ class StopError(Exception):
 
 def begin(case: Case, states: dict[TrialConfig, TrainState] | None = None) -> TrainLoop:
     weights = {config: state.weights for config, state in (states or {}).items()}
-    return TrainLoop(case.build(weights), DATA, SETTINGS, states)
+    return TrainLoop(case.build(weights), DATA, SETTINGS, states, CURVE_DATA)
 
 
 def train_until(run: TrainLoop, step: int) -> None:
@@ -136,6 +139,7 @@ def tensors_of(result: Result) -> NamedTensors:
         "eval_losses": result.eval_losses,
         "ema_loss": state.ema_loss,
         "curve": torch.tensor(list(state.curve.values()), dtype=torch.float64),
+        **{name: torch.tensor([*curve.items()]) for name, curve in state.metrics.items()},
         **{f"states.{number}": each for number, each in enumerate(state.states)},
         **{f"{name}.{key}": each for name, group in groups.items() for key, each in group.items()},
     }
@@ -199,6 +203,19 @@ def test_evaluation_equals_the_plain_modules_and_does_not_disturb_training(case)
 
     for config, result in finish(run, evaluate).items():
         assert_equal(result, train(case)[config])
+
+
+@each_case
+def test_held_out_curves_are_of_averaged_weights_and_do_not_disturb_training(case):
+    tolerance = max(TOLERANCE[case.precision], 1e-6)
+    without = finish(TrainLoop(case.build(), DATA, SETTINGS))
+    for config, expected in train(case).items():
+        curve = expected.state.metrics["validation_loss"]
+        assert [*curve] == [7, 14, 20]
+        assert curve[20] == pytest.approx(expected.eval_losses.mean().item(), rel=tolerance)
+        assert not without[config].state.metrics
+        state = replace(without[config].state, metrics=expected.state.metrics)
+        assert_equal(without[config]._replace(state=state), expected)
 
 
 BY_NAME = {f"{each.name} {each.place}": each for each in ALL}

@@ -19,6 +19,7 @@ from rnn.training.evaluation import (
     compute_eval_losses,
     evaluate_sequences,
     list_context_bins,
+    select_curve_data,
 )
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 20, np.uint8)
@@ -158,6 +159,17 @@ def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric)
             values = outputs.argmax(-1) == batch.targets
         expected = values[batch.weights > 0].mean()
         assert result.metrics[metric] == pytest.approx(expected, rel=1e-4)
+
+
+def test_curves_are_measured_on_few_sequences_with_targets_and_warm_states():
+    batch = SequenceTask(Signs(), "made").held_out("validation", 100)
+    batch.mask[:, ::2] = 0  # half of the sequences have no target
+    data = select_curve_data(batch, {}, inputs=9 * 20, begins_anywhere=False).batch
+    assert data.inputs.shape == (9, 20)
+    assert data.weights.any(0).all()
+    data = select_curve_data(batch, {}, inputs=0, begins_anywhere=True).batch
+    assert data.inputs.shape == (9, 8)
+    assert not data.weights[:2].any()
 
 
 def test_consecutive_sequences_are_read_on_with_their_states():

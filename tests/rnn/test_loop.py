@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import GatedOptions, OptimizerConfig, TrialConfig
-from rnn.network import draw_initial_weights, network_shapes
+from rnn.network import Batch, draw_initial_weights, network_shapes
 from rnn.stacked.engine import NetworkStack
 from rnn.tasks.text import TextData
+from rnn.training.evaluation import CurveData
 from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
@@ -56,6 +57,25 @@ def test_log_points_are_the_multiples_of_log_every():
     before = run.stack.parameters.values.clone()
     run.swap_in_averaged_weights()
     assert torch.equal(run.stack.parameters.values, before), "there are none"
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, [*range(32, 641, 32)]),  # 20 points
+        ({"log_every": 20}, [*range(40, 641, 40)]),  # at log points
+        ({"eval_every": 0}, []),
+        ({"eval_every": 300}, [300, 600, 640]),
+        ({"steps": 70}, [30, 60, 70]),  # as many as are cheap
+    ],
+)
+def test_points_of_held_out_curves(settings, steps):
+    given = {"steps": 640, "log_every": 2, "eval_every": None} | settings
+    tokens = np.arange(6).reshape(3, 2)
+    data = CurveData(Batch(tokens[:-1], tokens[1:]), {})  # of two steps
+    run = TrainLoop(NetworkStack(MIXED[:1], 1), DATA, replace(TRAIN_CONFIG, **given), None, data)
+    list(run.train())
+    assert [*run.metrics[0].get("validation_loss", {})] == steps
 
 
 def test_batch_depends_on_seed_sequence_and_replicate_alone():

@@ -62,8 +62,9 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
         '"data_sha256": null, "eval_lengths": [], "loss": "next token", "metrics": {}, '
         '"name": "text", "predicts_classes": true, "reads_tokens": true, "sha256": null, '
         '"steps": null, "values": {"tokenizer": "bytes"}, "version": 0}, '
-        '"training": {"average_fraction": 0.5, "batch_size": 6, "log_every": 2, "seed": 3, '
-        '"sequence_length": 9, "smoothing": 0.95, "steps": 20}, "update_every": 1}'
+        '"training": {"average_fraction": 0.5, "batch_size": 6, "eval_every": null, '
+        '"log_every": 2, "seed": 3, "sequence_length": 9, "smoothing": 0.95, "steps": 20}, '
+        '"update_every": 1}'
     )
 
 

@@ -1,5 +1,6 @@
 """Claims of a worker: outages, silent and locked storages, and other workers."""
 
+import math
 import signal
 import time
 from types import SimpleNamespace
@@ -129,15 +130,19 @@ def test_what_is_reported_during_a_write_is_written_by_the_next_one(study, monke
         def interrupted(trials):
             lost = flush(list(trials))
             if outages:
-                claim.replace_curve({5: 5.0})
+                claim.replace_curve({5: 5.0}, {"validation_loss": {5: 2.5}})
                 claim.record_checkpoint()
                 raise outages.pop()
             return lost
 
         monkeypatch.setattr(manager._storage, "flush", interrupted)
+        claim.report_metrics({"validation_loss": {4: 3.0}, "validation_accuracy": {4: math.nan}})
         claim.report(1, 2.0)
         wait_until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
-        assert CHECKPOINTED in study.trial(claim).system_attrs
+        found = study.trial(claim).system_attrs
+        assert CHECKPOINTED in found
+        assert found["curve:validation_loss"] == [[5, 2.5]]
+        assert found["curve:validation_accuracy"] == []
 
 
 def test_slow_statements_that_are_answered_are_no_outage(study, clock):

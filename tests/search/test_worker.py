@@ -232,14 +232,23 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
 
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
     """Its last worker left no checkpoint to resume from, and that of another one no value."""
-    joined = create_study(sqlite_url, text)
+    overrides = ["training.eval_every=3"]
+    joined = create_study(sqlite_url, text, *overrides)
     trial_ids = [joined.storage.claim(joined.study_id, "gone") for _ in range(2)]
-    joined.storage.flush([PendingWrite(trial_ids[0], "gone", {3: 9.0, 12: 9.0})])
+    metrics = {
+        "curve:validation_loss": [[2, 9.0], [12, None]],
+        "curve:validation_accuracy": [[2, 0.5]],
+    }
+    written = PendingWrite(trial_ids[0], "gone", {3: 9.0, 12: 9.0}, metrics=metrics)
+    joined.storage.flush([written])
     for trial_id in trial_ids:
         joined.storage.requeue_all([PendingWrite(trial_id, "gone")], Failure.LEASE_EXPIRED)
-    work(sqlite_url, text)
+    work(sqlite_url, text, overrides)
     for trial_id in trial_ids:
-        assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+        trial = joined.storage.get_trial(trial_id)
+        assert list(trial.intermediate_values) == [4, 8]
+        assert [step for step, _ in trial.system_attrs["curve:validation_loss"]] == [3, 6, 9, 10]
+        assert not trial.system_attrs.get("curve:validation_accuracy")
 
 
 def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):

@@ -337,6 +337,8 @@ def test_imported_study_has_the_results_and_the_export_of_the_study(make, sqlite
             pd.testing.assert_frame_equal(found, expected, check_dtype=False)
         curves = old.curves[old.curves["number"].isin(finished)].reset_index(drop=True)
         pd.testing.assert_frame_equal(new.curves, curves)
+        metrics = old.metrics[old.metrics["number"].isin(finished)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(new.metrics, metrics)
         for field in ("windows", "hypotheses", "audit_looks"):
             assert getattr(new, field) == getattr(old, field), field
         assert new.counts == replace(old.counts, paused=0), "paused trials wait"
