@@ -178,7 +178,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the values in nested dictionaries and lists by their paths; short lists as JSON."""
-    if isinstance(value, list) and any(isinstance(each, dict | float) for each in value):
+    if isinstance(value, list) and any(isinstance(each, dict | list | float) for each in value):
         value = dict(enumerate(value))
     elif isinstance(value, list):
         value = json.dumps(value)
