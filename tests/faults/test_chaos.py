@@ -83,22 +83,15 @@ class ChaosMonkey:
 PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
 """Arguments for a search that pauses trials, to be resumed by any worker."""
 
-REPEATED = {
-    "space_replicates": 2,
-    "space_state_source": "['both']",
-    "space_state_size": str([4 + index for index in range(TRIALS // 6)]),
-}
-"""Two runs of each architecture, which are pruned together: eight for each twelve trials."""
-
 
 @pytest.mark.parametrize(
-    ("url", "lockstep", "options", "space"),
-    [("sqlite", "5", (), {}), ("postgresql", "1", (), {}), ("sqlite", "1", PRUNED, REPEATED)],
+    ("url", "lockstep", "options"),
+    [("sqlite", "5", ()), ("postgresql", "1", ()), ("sqlite", "1", PRUNED)],
     ids=["sqlite", "postgresql", "pruned"],
     indirect=["url"],
 )
 def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
-    search, new_gate, artifacts, reference_curves, url, lockstep, options, space
+    search, new_gate, artifacts, reference_curves, url, lockstep, options
 ):
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
@@ -106,7 +99,7 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     gate = new_gate(STEPS // 2)
 
     def start():
-        return search(*options, url=url, lockstep=lockstep, gate=gate, **SPACE | space)
+        return search(*options, url=url, lockstep=lockstep, gate=gate, **SPACE)
 
     monkey = ChaosMonkey(start, random.Random(seed))
     wait_until(lambda: gate.held)
@@ -124,14 +117,13 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     assert codes.keys() <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, codes
 
     finished = query(url, FINISHED)
-    curves, expected = query(url, CURVES), reference_curves(**SPACE | space)
-    trials = {number for number, *_ in expected}
-    assert [number for number, *_ in finished] == sorted(trials), "each trial ended once"
+    curves, expected = query(url, CURVES), reference_curves(**SPACE)
+    assert [number for number, *_ in finished] == list(range(TRIALS)), "each trial ended once"
     pruned = {number for number, *end in finished if end == ["PRUNED", 0]}
     assert all(end == ["COMPLETE", 1] for number, *end in finished if number not in pruned)
     assert bool(pruned) == bool(options)
-    # The runs of an architecture are as far apart as there are architectures.
-    assert not space or pruned == {(number + len(trials) // 2) % len(trials) for number in pruned}
+    # Both runs of an architecture; the second ones come after all first ones.
+    assert pruned == {(number + TRIALS // 2) % TRIALS for number in pruned}
 
     # Every curve equals that of a search without faults: bit for bit for networks trained alone,
     # up to rounding in lockstep, since resumed networks join other stacks.
