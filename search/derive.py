@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from rnn.config import GATED_CELL
 from rnn.errors import UserError
 from search.run_options import MAX_UNCONFIRMED
-from studies.attributes import COPIED_FROM, LONG_RESULTS, SOURCE_TRIALS
+from studies.attributes import COPIED_FROM, CURVE, LONG_RESULTS, SOURCE_TRIALS
 from studies.best import architecture_key, rank_trials, split_by_task
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
@@ -212,7 +212,8 @@ def _identify_run(params: Params, config: StudyConfig) -> Hashable:
 def copy_results(derived: StoredTrial, run: StoredTrial) -> StoredTrial:
     """Return a derived trial with the results of the run of its source that it would repeat."""
     of_derived = {**derived.attributes, COPIED_FROM: run.number}
-    results = run.system_attributes.items()
+    recorded = run.system_attributes.items()
+    results = {k: v for k, v in recorded if k in LONG_RESULTS or k.startswith(CURVE)}
     return replace(
         derived,
         state=run.state,
@@ -220,7 +221,7 @@ def copy_results(derived: StoredTrial, run: StoredTrial) -> StoredTrial:
         started=run.started,
         completed=run.completed,
         attributes=run.attributes | of_derived,
-        system_attributes={name: value for name, value in results if name in LONG_RESULTS},
+        system_attributes=results,
         curve=run.curve,
     )
 
