@@ -109,7 +109,7 @@ class StudyHandle(OpenStudy):
 
     Attributes:
         tasks: tasks of the study by name, as :func:`search.cells_tasks.load_tasks` returns them.
-        notice: message for the user about how the study was created or joined, or "".
+        notice: lines for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or "".
     """
 
@@ -439,7 +439,7 @@ def _create(
     if copied:
         created += f"; {describe_copied(copied, config)}"
     weakest = describe_weakest(effects, config)
-    return "; ".join(filter(None, [created, weakest, planned.notice]))
+    return "\n".join(filter(None, [created, weakest, planned.notice]))
 
 
 def _copy_weights(wanted: _Wanted, record: StudyRecord, trials: Sequence[StoredTrial]) -> int:
@@ -498,7 +498,7 @@ def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions
     config = with_records(config, learned).model_copy(update={"precision": precision})
     if storage is not None and config.refinement is not None and config.refinement.trial is None:
         trials = _copy_repeats(storage, config, trials)
-    notices = "; ".join(filter(None, [describe_lengths(config), notice]))
+    notices = "\n".join(filter(None, [describe_lengths(config), notice]))
     return PlannedStudy(wanted.name, config, tasks, trials, space, notices)
 
 
@@ -618,7 +618,7 @@ def _join(
         notices.append(_describe_kept(wanted, record))
     wanted = _add_tasks(wanted, record)
     _keep_sources(wanted, record)
-    return _open(study, storage, wanted, record, "; ".join(filter(None, notices)))
+    return _open(study, storage, wanted, record, "\n".join(filter(None, notices)))
 
 
 def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:

@@ -317,8 +317,8 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
     _logger.info(
         f"study {handle.name}: {data}; {steps} per trial, {config.precision} on {device}",
     )
-    if handle.notice:
-        _logger.info(handle.notice)
+    for line in handle.notice.splitlines():
+        _logger.info(line)
     if handle.warning:
         _logger.warning(handle.warning)
 

@@ -146,7 +146,7 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     assert extended.config == joined.config.model_copy(update=described)
     assert read_study_record(extended.study).config == extended.config
     assert extended.study.trials == before
-    assert "; changed report_threshold from 2.33 to 2.0; " in extended.notice
+    assert "changed report_threshold from 2.33 to 2.0" in extended.notice.splitlines()
     # In one transaction with new trials: both or neither.
     with pytest.raises(UserError):
         join(sqlite_url, text, WIDER, extend=True)
@@ -160,7 +160,7 @@ def test_descriptive_settings_change_with_the_values_and_from_an_earlier_file(sq
     assert (stored.grid.count(), stored.nuisance) == (8, ["state_size"])
     earlier = join(sqlite_url, text)
     assert earlier.notice.startswith(
-        "study 'quick' was extended: using its stored trials; study 'quick' keeps "
+        "study 'quick' was extended: using its stored trials\nstudy 'quick' keeps "
         "question = 'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: only --extend "
         "changes them"
     )
