@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
@@ -29,7 +30,11 @@ from reports.analysis.refinement import (
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.solved import SolvedChange, compare_solved, count_solved
+from reports.analysis.solved import (
+    compare_by_threshold,
+    count_solved,
+    find_threshold_outcomes,
+)
 from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects
@@ -39,8 +44,9 @@ from reports.stats.differences import Method
 from reports.stats.effects import Effect
 from reports.stats.estimate import adjust_estimates
 from reports.stats.judged import Edge
+from reports.stats.shares import Mixture, SolvedRuns, find_mixture
 from reports.trial_table import is_continuous, to_python
-from studies.measure import Measure
+from studies.measure import SOLVED, Measure
 from studies.messages import format_value, is_missing
 from studies.space import CELL
 from studies.storage.trials import TrialStatus
@@ -243,6 +249,8 @@ class StudyFindings:
         if not (is_swept or has_too_few):
             return []
         rows = results.judge(results.complete)
+        if results.outcomes is not None:
+            rows = results.judge().assign(value=results.outcomes).dropna(subset="value")
         settings = results.number_settings(rows)
         means = rows["value"].groupby(settings).mean()  # in the order of the rows
         firsts = rows[~settings.duplicated()]
@@ -251,9 +259,7 @@ class StudyFindings:
             if is_continuous(results.table[name]) or name not in results.uncontrasted:
                 column = firsts[name]
                 columns[name] = [None if is_missing(v) else to_python(v) for v in column]
-        effects = estimate_additive_effects(
-            columns, means.tolist(), results.measure.higher_is_better
-        )
+        effects = estimate_additive_effects(columns, means.tolist(), self.measure.higher_is_better)
         return [effect for effect in effects if effect.contrast.parameter not in decided]
 
     @property
@@ -267,7 +273,8 @@ class StudyFindings:
         """Architectures within the noise of the best; None if the noise of runs is unknown."""
         results = self.results
         is_value = results.metric.is_value
-        if results.has_replicates or results.is_pruned or not is_value:
+        is_single = not (results.has_replicates or results.is_pruned)
+        if not is_single or not is_value or results.outcomes is not None:
             return None
         noise = measure_noise(results)
         if noise is None:
@@ -279,18 +286,45 @@ class StudyFindings:
         count = 0
         for entry in self.summary.entries[1:]:
             width = QUANTILE * math.hypot(of_best, deviations[entry.number])
-            count += to_loss(entry.mean) - to_loss(best.mean) < width
+            count += to_loss(entry.loss) - to_loss(best.loss) < width
         return None if math.isnan(of_best) else Rivals(count, QUANTILE * math.sqrt(2) * of_best)
 
-    @cached_property
-    def solved(self) -> tuple[int, int] | None:
-        """How many architectures are solved, and of how many that is known; None if of none."""
-        return count_solved(self.results)
+    @property
+    def measure(self) -> Measure:
+        """What effects are differences of: the study's value, or the share of solved runs."""
+        return self.results.measure if self.results.outcomes is None else SOLVED
 
     @cached_property
-    def solved_effects(self) -> dict[Contrast, SolvedChange]:
-        """Shares of solved architectures before and after each change; none without a threshold."""
-        return compare_solved(self.results)
+    def solved(self) -> SolvedRuns | None:
+        """How many runs are solved, at the best nuisance values; None if the task does not say."""
+        return self._count(self.results.outcomes)
+
+    @cached_property
+    def reached(self) -> SolvedRuns | None:
+        """How many runs are better than the ``report_threshold``; None without one."""
+        return self._count(find_threshold_outcomes(self.results))
+
+    def _count(self, outcomes: "pd.Series[float] | None") -> SolvedRuns | None:
+        return None if outcomes is None else count_solved(outcomes[self.results.judge().index])
+
+    @cached_property
+    def threshold_effects(self) -> dict[Contrast, Effect]:
+        """Effects on the share of runs better than the ``report_threshold``; none without one."""
+        return compare_by_threshold(self.results)
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """The gap of losses that are a mixture, although the task does not say when it is solved.
+
+        None without one, and for values of which a higher one is better.
+        """
+        results = self.results
+        is_compared = results.has_replicates and not results.is_pruned
+        if not is_compared or results.outcomes is not None or results.measure.higher_is_better:
+            return None
+        rows = results.judge(results.complete)
+        architectures = np.array(results.number_architectures(rows), dtype=np.int64)
+        return find_mixture(np.array(rows["value"], dtype=float), architectures)
 
     @cached_property
     def pruning(self) -> PruningSummary | None:
@@ -341,12 +375,13 @@ class StudyFindings:
 
         They are further than :data:`MAX_DISTANCE` times the median distance from the median, which
         half of all values do not move (Hampel, *The Influence Curve and its Role in Robust
-        Estimation*, 1974). Where half of the values are equal, none is.
+        Estimation*, 1974). Where half of the values are equal, none is, and none of a task that is
+        solved or not, whose values have no mean.
         """
         values = self.results.complete["value"].astype(float)
         distances = (values - values.median()).abs().sort_values(ascending=False)
         typical = float(distances.median())
-        if len(values) < MIN_VALUES or not typical:
+        if len(values) < MIN_VALUES or not typical or self.results.outcomes is not None:
             return values[:0]
         return values[distances.index[distances > MAX_DISTANCE * typical]]
 
@@ -471,7 +506,7 @@ def compare_across_tasks(tasks: Sequence[StudyFindings]) -> TaskComparison | Non
     if not tasks[0].results.task:
         return None
     effects = {findings.results.task: findings.effects for findings in tasks}
-    measures = {findings.results.task: findings.results.measure for findings in tasks}
+    measures = {findings.results.task: findings.measure for findings in tasks}
     return TaskComparison(tasks[0].results.name, measures, _compare_tasks(effects))
 
 

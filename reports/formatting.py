@@ -13,6 +13,7 @@ import markupsafe
 from reports.stats.design import Contrast
 from reports.stats.differences import PairedDifference
 from reports.stats.effects import Effect
+from reports.stats.shares import SolvedRuns
 from studies.measure import Measure
 from studies.messages import format_param, format_value
 
@@ -82,6 +83,18 @@ def format_estimate(difference: PairedDifference, measure: Measure) -> str:
         return "no pair"
     interval = measure.format_interval(difference.low, difference.high)
     return f"{measure.format_difference(difference.mean)}{interval}"
+
+
+def format_shares(effect: Effect) -> str:
+    """Format the shares of runs that are solved before and after a change: ``17% → 75%``."""
+    after = effect.solved_before + effect.mean
+    return f"{effect.solved_before:.0%} → {after:.0%}"
+
+
+def format_solved(solved: SolvedRuns) -> str:
+    """Format how many runs are solved, with the interval of their share: ``2 of 3 [21%, 94%]``."""
+    low, high = solved.interval
+    return f"{solved.solved} of {solved.runs} [{low:.0%}, {high:.0%}]"
 
 
 def shorten_labels(labels: Sequence[str]) -> dict[str, str]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.stats.design import has_levels, number_groups, order_values
 from reports.stats.run_means import average_runs
+from reports.stats.shares import place_groups
 from reports.trial_table import (
     absent_columns,
     list_nuisance,
@@ -349,25 +351,52 @@ class Results:
         """Parameters that distinguish any two rows of :meth:`judge`."""
         return [name for name in self.axes if name not in self.nuisance]
 
-    def judge(
-        self, table: pd.DataFrame | None = None, higher_is_better: bool | None = None
-    ) -> pd.DataFrame:
+    @cached_property
+    def outcomes(self) -> "pd.Series[float] | None":
+        """1 for a trial that solved its task, 0 for one that did not or diverged, NaN for others.
+
+        None if the task does not declare when it is solved, and if trials were pruned: these have
+        no outcome.
+        """
+        task = self.config.task_record
+        columns = {metric_column("validation", name): name for name in task.solved} if task else {}
+        if task is None or not columns or not columns.keys() <= set(self.table) or self.is_pruned:
+            return None
+        rows: list[Any] = self.table[list(columns)].rename(columns=columns).to_dict("records")
+        found: Any = [task.has_solved(row) for row in rows]
+        return self.code_outcomes(pd.Series(found, self.table.index, dtype=bool))
+
+    def code_outcomes(self, is_solved: "pd.Series[bool]") -> "pd.Series[float]":
+        """Return 1 for a complete trial that is solved, 0 if not or diverged, NaN for others."""
+        states = self.table["state"]
+        is_complete = states == TrialStatus.COMPLETE
+        outcomes = is_solved.astype(float).where(is_complete)
+        return outcomes.mask(states == TrialStatus.DIVERGED, 0.0)
+
+    @cached_property
+    def losses(self) -> "pd.Series[float]":
+        """Value of each trial of which the least is the best; infinite for one that diverged."""
+        losses: pd.Series[float] = self.measure.to_loss(self.table["value"]).astype(float)
+        return losses.mask(self.table["state"] == TrialStatus.DIVERGED, math.inf)
+
+    def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return the row of each architecture at its best values of the nuisance parameters.
 
-        Of replicates these are all runs at the values of the best mean. Without nuisance parameters
-        these are all rows. The best comes first.
+        Of replicates these are all runs at the values of the best mean; of a task that is solved
+        or not, those at which most are solved, and of these those of the lowest median. Without
+        nuisance parameters these are all rows. The best comes first.
 
         Args:
             table: rows to choose from; by default all trials.
-            higher_is_better: whether a higher ``value`` of theirs is better; None for the study's.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
             return rows
-        is_higher = self.measure.higher_is_better if higher_is_better is None else higher_is_better
-        losses = -rows["value"] if is_higher else rows["value"]
+        losses = self.measure.to_loss(rows["value"])
         settings = self.number_settings(rows)
-        if self.has_replicates:
+        if self.outcomes is not None:
+            losses = self._places[rows.index]
+        elif self.has_replicates:
             known = losses.notna()
             runs = zip(settings[known], rows[REPLICATE][known], losses[known], strict=True)
             losses = settings.map(average_runs(runs)).astype(float)
@@ -377,6 +406,14 @@ class Results:
             is_best = settings[rows.index].isin(settings[rows.index[is_best]])
         judged: pd.DataFrame = rows[is_best]
         return judged
+
+    @cached_property
+    def _places(self) -> "pd.Series[float]":
+        """Place of the setting of each trial, of a task that is solved or not."""
+        assert self.outcomes is not None
+        settings = np.array(self.number_settings(self.table), dtype=np.int64)
+        places = place_groups(settings, np.array(self.outcomes), np.array(self.losses))
+        return pd.Series(places, self.table.index, dtype=float)
 
     def number_settings(self, rows: pd.DataFrame) -> "pd.Series[int]":
         """Number the rows by their parameters, replicates alike."""

@@ -10,9 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.pruning import PruningAudit
 from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskComparison, UnequalBudget
-from reports.formatting import join, join_params, label_change, strong, to_plain, to_sentence
+from reports.formatting import (
+    format_shares,
+    format_solved,
+    join,
+    join_params,
+    label_change,
+    strong,
+    to_plain,
+    to_sentence,
+)
 from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.differences import Method
@@ -37,12 +47,12 @@ TELLING_RECALL = 0.5
 
 def list_answer(findings: StudyFindings) -> list[str]:
     """Answer the question of a study, a clause for each line; the best network comes last."""
-    lines = _list_scope(findings)
+    lines = [*_list_scope(findings), *_list_solved(findings)]
     if findings.summary.has_verdicts:
         lines += [count_verdicts(findings), describe_smallest(findings)]
     elif findings.ranked:
         lines += _list_effects(findings)
-    else:
+    elif findings.summary.worse is None:
         lines.append(explain_missing_effects(findings))
     lines += _list_uncompared(findings)
     return [*lines, describe_best(findings)]
@@ -99,9 +109,46 @@ def list_additive(findings: StudyFindings) -> list[str]:
     return [clause] if names else []
 
 
+def _list_solved(findings: StudyFindings) -> list[str]:
+    """Say how many runs are solved, and what that says of architectures; nothing without a bound.
+
+    ``31 of 72 runs are solved, of 8 of 24 architectures all``
+    """
+    if findings.solved is None:
+        return []
+    summary = findings.summary
+    solved, runs = findings.solved
+    line = f"{strong(f'{solved:,} of {runs:,} runs')} are solved"
+    if not findings.results.has_replicates:
+        return [line]
+    counts = summary.solved_runs
+    always = sum(found.solved == found.runs for found in counts.values())
+    noun = f"{findings.results.noun}s"
+    lines = [f"{line}, of {always:,} of {len(counts):,} {noun} all"]
+    if findings.results.config.refinement is not None and summary.worse is not None:
+        lines.append(describe_solved_verdicts(findings))
+    return lines
+
+
+def describe_solved_verdicts(findings: StudyFindings) -> str:
+    """Say how many architectures solve fewer runs than another, or that no test can show it."""
+    summary = findings.summary
+    assert summary.worse is not None
+    noun = f"{findings.results.noun}s"
+    if not summary.can_differ:
+        return (
+            f"{noun} cannot be tested against each other: {summary.needed_runs} seeds of each are "
+            f"needed for {summary.comparisons:,} comparisons"
+        )
+    worse = len(summary.worse)
+    return (
+        f"{worse:,} of {len(summary.solved_runs):,} {noun} solve significantly fewer than another"
+    )
+
+
 def _list_effects(findings: StudyFindings) -> list[str]:
     answer = findings.answer
-    measure = findings.results.measure
+    measure = findings.measure
     lines = [describe_effect(effect, measure) for effect in answer.largest]
     if not answer.largest:
         lines.append(describe_insignificance(findings.effects))
@@ -126,6 +173,8 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
     ``new state lowers the validation loss by 0.399 nats [0.393, 0.404]``
     """
     main = effect.main
+    if main.shares is not None:
+        return _describe_share(effect, measure)
     verb = "lowers" if main.mean < 0 else "raises"
     size = measure.format_size(abs(main.mean))
     interval = ""
@@ -135,6 +184,27 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
         interval = f" [{low:{spec}}, {high:{spec}}]"
     label = strong(label_change(main.contrast))
     line = f"{label} {verb} the {measure.name} by {size}{interval}"
+    if effect.condition is None:
+        return line
+    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
+
+
+def _describe_share(effect: RankedEffect, measure: Measure) -> str:
+    """State an effect on the share of runs that are solved.
+
+    ``residual rescues 8 of 12 pairs and ruins 1: solved 17% → 75%, +58% [+21%, +79%]``
+    """
+    main = effect.main
+    shares = main.shares
+    assert shares is not None
+    pairs = format_count(shares.pairs, "pair of runs", "pairs of runs")
+    changes = [(shares.rescued, "rescues"), (shares.ruined, "ruins")]
+    (first, does), (second, also) = changes if main.is_improvement else changes[::-1]
+    size = measure.format_difference(main.mean) + measure.format_interval(main.low, main.high)
+    line = (
+        f"{strong(label_change(main.contrast))} {does} {first:,} of {pairs} and {also} {second:,}: "
+        f"{format_shares(main)}, {size}"
+    )
     if effect.condition is None:
         return line
     return f"{line}, depending on {describe_condition(effect.condition, measure)}"
@@ -218,7 +288,9 @@ def describe_best(findings: StudyFindings) -> str:
     best = findings.summary.best
     metric = findings.results.metric
     name = f"{strong(best.full_label)} (trial {best.number})"
-    line = f"best: {name}, {metric.name} {metric.format(best.mean)}"
+    if best.solved is not None and best.runs > 1:
+        return f"best: {name}, {describe_runs(best, metric)}"
+    line = f"best: {name}, {metric.name} {metric.format(best.loss)}"
     if best.runs > 1:
         mean = "adjusted mean" if best.is_adjusted else "mean"
         interval = f"[{metric.format_number(best.low)}, {metric.format_number(best.high)}]"
@@ -231,6 +303,19 @@ def describe_best(findings: StudyFindings) -> str:
     are = "is" if rivals.count < 2 else "are"
     width = metric.format_size(rivals.width)
     return f"{line}; {others} {are} within the noise of two runs ({width})"
+
+
+def describe_runs(entry: LeaderboardEntry, metric: Measure) -> str:
+    """Describe runs that are solved or not.
+
+    ``solved 2 of 3 [21%, 94%], validation cross-entropy 0.003, from 0.0006 to 0.675``
+    """
+    assert entry.solved is not None
+    ends = [metric.format_number(end) for end in (entry.low, entry.high)]
+    return (
+        f"solved {format_solved(entry.solved)}, median {metric.name} {metric.format(entry.loss)}, "
+        f"from {ends[0]} to {ends[1]}"
+    )
 
 
 def count_verdicts(findings: StudyFindings) -> str:
@@ -295,6 +380,8 @@ def list_warnings(findings: StudyFindings) -> list[str]:
         warnings.append(f"{count} diverged in most trials")
     if len(findings.outliers):
         warnings.append(_describe_outliers(findings))
+    if findings.mixture is not None:
+        warnings.append(_describe_mixture(findings))
     warnings += [_describe_budget(budget) for budget in findings.budgets]
     warnings += _list_doubts(findings.effects)
     for name, column in (("the training code", "code"), ("PyTorch", "torch")):
@@ -357,6 +444,18 @@ def _list_doubts(effects: Sequence[Effect]) -> list[str]:
     return lines
 
 
+def _describe_mixture(findings: StudyFindings) -> str:
+    """Say that losses are a mixture, so that means say little."""
+    mixture = findings.mixture
+    assert mixture is not None
+    ends = " to ".join(f"{end:.3g}" for end in (mixture.below, mixture.above))
+    return (
+        f"the losses look like a mixture: runs of {mixture.split:,} of {mixture.architectures:,} "
+        f"{findings.results.noun}s lie on both sides of a gap from {ends}, so means say little; "
+        "a task that says when it is solved has its runs compared by that"
+    )
+
+
 def _describe_budget(budget: UnequalBudget) -> str:
     """Say that the values of a parameter get unequal budgets in the same number of steps."""
     values = f"{format_param(budget.parameter)} {format_value(budget.most)} has"
@@ -370,9 +469,14 @@ def _describe_budget(budget: UnequalBudget) -> str:
 def describe_pairs(findings: StudyFindings) -> str:
     """Say in sentences what the effects are means over."""
     results = findings.results
-    better = f"a {results.measure.better_sign} difference is better"
+    better = f"a {findings.measure.better_sign} difference is better"
     if findings.is_additive:
         return to_sentence(better)
+    if findings.solved is not None:
+        return (
+            "Shares of runs that are solved, over all pairs that differ in this alone: a pair is "
+            "rescued if only its second run is solved, ruined if only its first is."
+        )
     if findings.audited:
         return (
             "Mean difference over all pairs of values or, of pruned trials, of predictions; the "
@@ -394,6 +498,12 @@ def list_noise(findings: StudyFindings) -> list[str]:
         return []
     if Method.AUDIT in methods:
         return ["The interval is that of drawing other audited trials, without the noise of runs."]
+    if Method.SHARES in methods:
+        return [
+            "Significance is that of McNemar’s mid-p test, the interval that of Bonett and Price.",
+            "Second, a test of its own: in how many pairs the loss is lower, by Wilcoxon’s signed "
+            "ranks; the loss of a run that diverged is the highest.",
+        ]
     lines = [f"Intervals rest on the {join(sorted(methods))}."]
     if Method.SEEDS in methods:
         lines.append("They hold for the orders of the data that the seeds had.")

@@ -14,6 +14,8 @@ from reports.findings import StudyFindings, TaskComparison, TaskContrast
 from reports.formatting import (
     describe_change,
     format_number,
+    format_shares,
+    format_solved,
     format_stderr,
     label_change,
     shorten_labels,
@@ -22,6 +24,7 @@ from reports.results import Results
 from reports.stats.conditional_effects import ConditionalEffect, LevelEffect
 from reports.stats.differences import PairedDifference
 from reports.stats.effects import Effect
+from reports.stats.estimate import CONFIDENCE
 from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure
@@ -33,8 +36,9 @@ from studies.records import of_task
 
 def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
     """Tabulate the main effects, ranked as the answer ranks them."""
-    measure = findings.results.measure
-    solved = findings.solved_effects
+    measure = findings.measure
+    threshold = findings.threshold_effects
+    is_solved = findings.solved is not None
     effects = [ranked.main for ranked in findings.ranked]
     conditions = {
         ranked.main.contrast: format_param(ranked.condition.parameter)
@@ -42,29 +46,37 @@ def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
         if ranked.condition
     }
 
-    def find_solved(effect: Effect) -> str:
-        found = solved.get(effect.contrast)
+    def find_reached(effect: Effect) -> str:
+        found = threshold.get(effect.contrast)
         if found is None:
             return ""
-        mark = MARK if found.is_significant else ""
-        return f"{found.before:.0%} → {found.after:.0%}{mark}"
+        return format_shares(found) + (MARK if found.is_significant else "")
 
     def describe_p(effect: Effect) -> str:
-        found = solved.get(effect.contrast)
-        return f"exact test, corrected: p = {found.p:.2g}" if found else ""
+        found = threshold.get(effect.contrast)
+        return f"McNemar’s mid-p test, corrected: p = {found.p_adjusted:.2g}" if found else ""
+
+    def count_lower(effect: Effect) -> str:
+        ranks = effect.ranks
+        if ranks is None:
+            return ""
+        return f"{ranks.lower} of {ranks.pairs}{MARK if ranks.p < 1 - CONFIDENCE else ''}"
 
     return Table(
         name,
         effects,
         [
             _change_column(lambda effect: effect),
+            Column("solved", format_shares, TEXT, unit="before → after", condition=is_solved),
             estimate_column(
-                "mean difference", lambda effect: effect, measure.difference_unit,
-                f"+{measure.difference_spec}",
+                "difference" if is_solved else "mean difference", lambda effect: effect,
+                measure.difference_unit, f"+{measure.difference_spec}",
             ),
             Column("depends on", lambda effect: conditions.get(effect.contrast, ""),
                    condition=conditions),
-            Column("improved", improved_share, ".0f", unit="%"),
+            Column("rescued", lambda effect: effect.shares.rescued, ",d", condition=is_solved),
+            Column("ruined", lambda effect: effect.shares.ruined, ",d", condition=is_solved),
+            Column("improved", improved_share, ".0f", unit="%", condition=not is_solved),
             Column("pairs", lambda effect: effect.pairs, ",d"),
             Column("seeds", lambda effect: effect.seeds, "d",
                    condition=any(effect.seeds > 1 for effect in effects)),
@@ -72,8 +84,9 @@ def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
                    condition=any(effect.missing_pairs for effect in effects)),
             Column("not tested", lambda effect: effect.reason,
                    condition=any(effect.reason for effect in effects)),
-            Column("solved", find_solved, TEXT, unit="before → after", condition=solved,
-                   hint=describe_p),
+            Column("lower loss", count_lower, TEXT, unit="pairs of runs", condition=is_solved),
+            Column("better than the threshold" if is_solved else "solved", find_reached, TEXT,
+                   unit="before → after", condition=threshold, hint=describe_p),
         ],
     )  # fmt: skip
 
@@ -108,7 +121,7 @@ def tabulate_conditional(
 
 def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisTest]:
     """Tabulate the hypotheses of a study with their verdicts."""
-    measure = findings.results.measure
+    measure = findings.measure
 
     def describe_verdict(test: HypothesisTest) -> str:
         return ": ".join(filter(None, [test.verdict, test.problem]))
@@ -130,13 +143,14 @@ def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisT
     )  # fmt: skip
 
 
-def tabulate_variants(
-    variants: Sequence[VariantEffect], measure: Measure, name: str
-) -> Table[VariantEffect]:
+def tabulate_variants(findings: StudyFindings, name: str) -> Table[VariantEffect]:
     """Tabulate the variants of a derived study."""
+    variants = findings.variants
+    measure = findings.results.measure
     has_pairs = any(variant.pairs for variant in variants)
     unit = measure.difference_unit
     spec = f"+{measure.difference_spec}"
+    versus = findings.measure
     return Table(
         name,
         variants,
@@ -145,8 +159,11 @@ def tabulate_variants(
             Column("trials", lambda variant: variant.count, ",d"),
             Column("best", lambda variant: variant.best, measure.spec, unit=measure.unit),
             Column("vs. source", lambda variant: variant.source_difference, spec, unit=unit),
-            estimate_column("vs. unchanged", lambda variant: variant, unit, spec,
-                            condition=has_pairs),
+            estimate_column(
+                "solved vs. unchanged" if findings.solved else "vs. unchanged",
+                lambda variant: variant, versus.difference_unit, f"+{versus.difference_spec}",
+                condition=has_pairs,
+            ),
             Column("improved", improved_share, ".0f", unit="%", condition=has_pairs),
             Column("pairs", lambda variant: variant.pairs or None, ",d", condition=has_pairs),
         ],
@@ -203,12 +220,17 @@ def tabulate_leaderboard(
     is_replicated = results.has_replicates
     has_networks = summary.best.architecture is not None
     margin = f"margin {summary.judgement.margin:g}" if summary.judgement else ""
-    unit = ", ".join(filter(None, ["mean" if is_replicated else "", metric.unit]))
+    center = "median, from least to largest" if summary.solved_runs else "mean"
+    unit = ", ".join(filter(None, [center if is_replicated else "", metric.unit]))
     validation_spec = results.measure.held_out_spec
     labels = shorten_labels([entry.label for entry in summary.entries])
 
-    def describe_verdict(entry: LeaderboardEntry) -> str:
-        return "best mean" if entry is summary.best else str(entry.verdict or "")
+    def describe_solved(entry: LeaderboardEntry) -> str:
+        if entry.solved is None:
+            return ""
+        if is_replicated:
+            return format_solved(entry.solved)
+        return "yes" if entry.solved.solved else "no"
 
     return Table(
         name,
@@ -218,10 +240,12 @@ def tabulate_leaderboard(
             Column("trial", lambda entry: entry.number, "d"),
             *_best_values(entries, "best " if results.nuisance else ""),
             Column("runs", lambda entry: entry.runs, "d", condition=is_replicated),
-            Column(metric.name, lambda entry: entry.mean, metric.spec, unit=unit,
+            Column("solved", describe_solved, TEXT, condition=summary.solved_runs),
+            Column(metric.name, lambda entry: entry.loss, metric.spec, unit=unit,
                    ends=(lambda entry: (entry.low, entry.high)) if is_replicated else None),
             *metric_columns(results.metric_columns, results, lambda entry: entry.metrics),
-            Column("verdict", describe_verdict, unit=margin, condition=summary.has_verdicts),
+            Column("verdict", summary.name_verdict, unit=margin,
+                   condition=summary.has_verdicts or summary.worse),
             Column("at most", lambda entry: entry.bound, f"+{metric.spec}", unit="vs. best",
                    condition=summary.has_verdicts),
             Column(measure.name_loss("validation"), lambda entry: entry.validation_loss,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from reports.analysis.leaderboard import LeaderboardEntry
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
 from reports.formatting import to_plain
 from reports.results import Results
 from reports.sentences import list_agreement, list_answer, list_noise, list_warnings
 from reports.stats.design import Contrast
 from reports.stats.differences import PairedDifference
+from reports.stats.effects import Effect
 from rnn.errors import UserError
 from studies.messages import expect_one_of
 from studies.records import of_task
@@ -126,8 +128,17 @@ class Effects(_Shown):
         - ``significant``: whether it is below 5%; ``reason`` says why an effect is not tested
         - ``method``: what the interval rests on
         - ``depends_on``: parameter on which the effect depends
-        - ``solved_before``, ``solved_after``, ``solved_p``: shares of solved networks, if there is
-          a threshold, and the corrected p-value of their difference
+
+        If the task says when it is solved, effects are differences of the share of solved runs, so
+        that positive is better:
+
+        - ``solved_before``, ``solved_after``: shares of the runs that are solved
+        - ``rescued``, ``ruined``: number of pairs of runs of which only the second or the first is
+        - ``lower``, ``lower_of``, ``lower_p``: in how many pairs of runs the loss is lower, and the
+          p-value of Wilcoxon's test, corrected for the number of effects
+
+        If the study has a ``report_threshold``, ``threshold_before``, ``threshold_after`` and
+        ``threshold_p`` are the shares of runs better than it, and their corrected p-value.
         """
         rows = []
         for ranked in self.findings.ranked:
@@ -139,9 +150,14 @@ class Effects(_Shown):
                 "method": str(effect.method),
                 "depends_on": condition.parameter if condition else "",
             }
-            solved = self.findings.solved_effects.get(effect.contrast)
-            if solved is not None:
-                row |= {f"solved_{name}": value for name, value in solved._asdict().items()}
+            row |= _describe_shares(effect)
+            reached = self.findings.threshold_effects.get(effect.contrast)
+            if reached is not None:
+                row |= {
+                    "threshold_before": reached.solved_before,
+                    "threshold_after": reached.solved_before + reached.mean,
+                    "threshold_p": reached.p_adjusted,
+                }
             rows.append(row)
         return pd.DataFrame(rows, columns=None if rows else [*_CONTRAST, "effect", "low", "high"])
 
@@ -182,6 +198,28 @@ class Effects(_Shown):
 
 def _describe_contrast(contrast: Contrast) -> dict[str, Any]:
     return {name: getattr(contrast, name) for name in _CONTRAST}
+
+
+def _describe_solved(entry: LeaderboardEntry) -> dict[str, Any]:
+    if entry.solved is None:
+        return {}
+    low, high = entry.solved.interval
+    counts = {"solved": entry.solved.solved, "ended": entry.solved.runs}
+    return counts | {"share_low": low, "share_high": high}
+
+
+def _describe_shares(effect: Effect) -> dict[str, Any]:
+    if effect.shares is None or effect.ranks is None:
+        return {}
+    return {
+        "solved_before": effect.solved_before,
+        "solved_after": effect.solved_before + effect.mean,
+        "rescued": effect.shares.rescued,
+        "ruined": effect.shares.ruined,
+        "lower": effect.ranks.lower,
+        "lower_of": effect.ranks.pairs,
+        "lower_p": effect.ranks.p,
+    }
 
 
 def _describe_difference(difference: PairedDifference) -> dict[str, Any]:
@@ -280,18 +318,24 @@ class Verdicts(_Shown):
         - ``verdict``: ``best mean``, ``as good``, ``undecided`` or ``worse``
         - ``at_most``: upper confidence bound of the difference to the best architecture; below the
           margin, the verdict is ``as good``
+
+        If the task says when it is solved, ``loss`` is the median, ``low`` and ``high`` are the
+        least and the largest loss; ``solved`` of ``ended`` runs are solved, with the ends
+        ``share_low`` and ``share_high`` of the 95% interval of their share; the verdict is ``fewer
+        solved`` if that is significant.
         """
         summary = self.findings.summary
         rows = [
             {
                 "architecture": entry.label,
                 "runs": entry.runs,
-                "loss": entry.mean,
+                "loss": entry.loss,
                 "low": entry.low,
                 "high": entry.high,
-                "difference": entry.mean - summary.best.mean,
-                "verdict": "best mean" if entry is summary.best else str(entry.verdict or ""),
+                "difference": entry.loss - summary.best.loss,
+                "verdict": summary.name_verdict(entry),
                 "at_most": entry.bound,
+                **_describe_solved(entry),
                 "parameters": entry.parameter_count,
             }
             for entry in summary.entries

@@ -219,7 +219,8 @@ class Study:
         from rnn_search.printed_results import Verdicts
 
         findings = StudyFindings(self._read_one_task(with_windows=True))
-        if findings.summary.judgement is None:
+        summary = findings.summary
+        if summary.judgement is None and summary.worse is None:
             raise UserError(
                 f"study {self.name!r} is no refinement with replicates: expected one, which "
                 "compares new runs of the best architectures"

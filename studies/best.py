@@ -1,11 +1,12 @@
 """The best of a study: one definition for status, report, exports and refinements.
 
 Without replicates it is the trial of the best value. Of replicates it is the architecture of the
-best mean over its complete runs, because the best single run is partly luck. The mean is that of
-the loss on unseen text, on the test split if all runs have it, else on the validation split, else
-of the value; it is adjusted for the replicates that each architecture has
-(:mod:`reports.stats.run_means`). The run that stands for an architecture is that of the best
-value, which is independent of the test text.
+best mean over its complete runs, because the best single run is partly luck. If the task says when
+it is solved, it is that of which most runs are, and of these that of the least median. The mean is
+that of the loss on unseen text, on the test split if all runs have it, else on the validation
+split, else of the value; it is adjusted for the replicates that each architecture has
+(:mod:`reports.stats.run_means`). The run that stands for an architecture is that of the best value,
+which is independent of the test text.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from optuna.trial import TrialState
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import TEXT, Measure, find_measure
+from studies.records import TaskRecord
 from studies.space import REPLICATE, TASK, param_order, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
@@ -53,6 +55,8 @@ def rank_trials(
     """
     value_measure = find_measure(config) if config else TEXT
     measure = _find_metric(trials, value_measure)
+    is_repeated = len({replicate_of(trial.params) for trial in trials}) > 1
+    task = config.task_record if config and is_repeated else None
     runs = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or trial.value is None:
@@ -61,8 +65,17 @@ def rank_trials(
         loss = value if measure.is_value else trial.attributes[measure.column]
         replicate = replicate_of(trial.params)
         key = architecture_key(trial.params)
-        runs.append(Run(key, trial.number, replicate, value, loss))
+        is_solved = _has_solved(trial, task) if task is not None and task.solved else None
+        runs.append(Run(key, trial.number, replicate, value, loss, is_solved))
     return rank_runs(runs)
+
+
+def _has_solved(trial: StoredTrial, task: TaskRecord) -> bool | None:
+    """Return whether a complete trial solved a task that says when; None if that is not known."""
+    measured = {"loss": trial.attributes.get("validation_loss")}
+    measured |= trial.attributes.get("metrics") or {}
+    known = {name: value for name, value in measured.items() if value is not None}
+    return task.has_solved(known) if task.solved.keys() <= known.keys() else None
 
 
 def _find_metric(trials: Sequence[StoredTrial], measure: Measure) -> Measure:
@@ -80,10 +93,12 @@ class Best:
     Attributes:
         trial: the best trial; of replicates the run of the best value of the best architecture.
         architecture: label of the trial; of replicates without their number.
-        value: the trial's value; of replicates the mean over the runs of the architecture.
+        value: the trial's value; of replicates the mean over the runs of the architecture, or the
+            median if they are solved or not.
         metric: name, unit and format of the value.
         runs: number of runs of which the value is the mean; None without replicates.
         is_adjusted: whether the mean is adjusted for runs that are missing.
+        solved: number of the runs that are solved; None if the mean ranks the architectures.
     """
 
     trial: StoredTrial
@@ -92,6 +107,7 @@ class Best:
     metric: Measure
     runs: int | None = None
     is_adjusted: bool = False
+    solved: int | None = None
 
     @property
     def number(self) -> int:
@@ -103,6 +119,8 @@ class Best:
         """What the value is the mean of: ``mean of 3 runs``; "" without replicates."""
         if self.runs is None:
             return ""
+        if self.solved is not None:
+            return f"solved {self.solved} of {self.runs}, median"
         adjusted = "adjusted " if self.is_adjusted else ""
         return f"{adjusted}mean of {self.runs} run{'s' * (self.runs != 1)}"
 
@@ -163,9 +181,10 @@ class BestReader:
         (trial,) = (trial for trial in trials if trial.number == best.runs[0].number)
         metric = _find_metric(trials, find_measure(config))
         params = {name: value for name, value in trial.params.items() if name != REPLICATE}
-        mean = metric.to_loss(best.mean)
+        loss = metric.to_loss(best.loss)
         label = label_trial(params, config)
-        return Best(trial, label, mean, metric, len(best.runs), best.is_adjusted)
+        runs = len(best.runs)
+        return Best(trial, label, loss, metric, runs, best.is_adjusted, best.solved)
 
     def _read_trial(self, task: str) -> Best | None:
         place = self._config.task_names.index(task) if task else None

@@ -169,6 +169,17 @@ class Measure:
 TEXT = Measure("loss", "")
 """Measure of the losses of a text, whatever the objective."""
 
+SOLVED = Measure(
+    "share solved",
+    "",
+    loss="share solved",
+    difference_unit="",
+    higher_is_better=True,
+    spec=".0%",
+    difference_spec=".0%",
+)
+"""Measure of effects on tasks that say when they are solved: the share of the runs that are."""
+
 _SEQUENCES = Measure(
     "loss",
     "",

@@ -132,7 +132,7 @@ def test_figure_of_a_paper_is_written_in_each_format(study, browser, tmp_path):
 
 
 def test_solved_shares_and_hypotheses_are_tables(study, place):
-    assert "solved_p" not in study.effects().to_frame()  # it has no threshold
+    assert "threshold_p" not in study.effects().to_frame()  # it has no threshold
     assert study.hypotheses().empty
     hypotheses = [
         {"statement": name, "parameter": name, "before": False, "after": True, "expect": "lower"}
@@ -142,7 +142,7 @@ def test_solved_shares_and_hypotheses_are_tables(study, place):
     settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
     stated = rnn_search.run(settings, name="stated", **place)
     solved = stated.effects().to_frame().set_index("parameter").loc["residual"]
-    shares = solved["solved_before"] + solved["solved_after"]
+    shares = solved["threshold_before"] + solved["threshold_after"]
     assert 2 * shares == (stated.results["value"] < threshold).sum() == 2
     table = stated.hypotheses().set_index("statement")
     assert table["registered"].str.startswith("before the first result, ").all()

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from reports.analysis.solved import arrange_outcomes
 from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
@@ -30,10 +31,14 @@ from studies.traits import find_traits
 def build_judged_table(results: Results) -> FactorialTable:
     """Arrange the values of the architectures, each at its best and corrected for selection.
 
+    Of a task that says when it is solved, they are whether its runs are.
+
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
     """
     key = "judged table"
+    if key not in results.computed and results.outcomes is not None:
+        results.computed[key] = arrange_outcomes(results, results.outcomes)
     if key not in results.computed:
         rows, slopes = _judge_unbiased(results)
         axes = results.judged_axes

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from reports.analysis.solved import count_by_architecture
 from reports.results import Results
 from reports.stats import Floats, Integers
 from reports.stats.estimate import CONFIDENCE
@@ -24,6 +25,7 @@ from reports.stats.replicates import (
     judge,
 )
 from reports.stats.run_means import RankedArchitecture, Run, average_runs, rank_runs
+from reports.stats.shares import SolvedRuns, compare_architectures, count_needed_runs
 from reports.trial_table import (
     ContextProfile,
     average_profiles,
@@ -55,7 +57,9 @@ class LeaderboardEntry:
         number: number of its trial; with several runs, of the run with the least value, which is
             independent of the test text.
         losses: metric of each run, :attr:`Results.metric`.
-        mean: mean of the losses, adjusted for the replicates that the architecture has.
+        loss: mean of the losses, adjusted for the replicates that the architecture has; of several
+            runs that are solved or not, the median.
+        solved: how many of all its runs are solved; None if the task does not say when.
         value: mean objective value, adjusted.
         validation_loss: mean loss on the validation split, adjusted: of text in bits per byte.
         validation_stderr: standard error of that over the evaluation windows; NaN for a mean.
@@ -84,7 +88,8 @@ class LeaderboardEntry:
     bptt_steps: int
     number: int
     losses: list[float]
-    mean: float
+    loss: float
+    solved: SolvedRuns | None
     value: float
     validation_loss: float
     validation_stderr: float
@@ -116,14 +121,19 @@ class LeaderboardEntry:
 
     @property
     def low(self) -> float:
-        """Lower end of Student's 95% interval of the mean over the runs; NaN for a single run."""
-        low = self.mean - self._half_width
+        """Lower end of Student's 95% interval of the mean over the runs; NaN for a single run.
+
+        The least loss of runs that are solved or not.
+        """
+        if self.solved is not None:
+            return min(self.losses)
+        low = self.loss - self._half_width
         return low if math.isnan(low) else max(low, self.least_loss)
 
     @property
     def high(self) -> float:
-        """Upper end of the interval."""
-        return self.mean + self._half_width
+        """Upper end of the interval; the largest loss."""
+        return self.loss + self._half_width if self.solved is None else max(self.losses)
 
     @property
     def _half_width(self) -> float:
@@ -133,7 +143,8 @@ class LeaderboardEntry:
     @property
     def is_adjusted(self) -> bool:
         """Whether the mean is another than that of its runs, because some are missing."""
-        return not math.isclose(self.mean, fmean(self.losses), rel_tol=1e-9)
+        is_mean = math.isclose(self.loss, fmean(self.losses), rel_tol=1e-9)
+        return self.solved is None and not is_mean
 
     @property
     def full_label(self) -> str:
@@ -150,11 +161,41 @@ class StudySummary:
         judgement: verdicts on replicated architectures; None for single runs.
         smallest: of replicated architectures, the smallest that is as good as the best; None if
             none that is smaller than the best is shown to be.
+        worse: of several runs that are solved or not, the names of the architectures of which
+            significantly fewer are than of another one; None for other runs.
     """
 
     entries: list[LeaderboardEntry]
     judgement: Judgement | None = None
     smallest: LeaderboardEntry | None = None
+    worse: frozenset[str] | None = None
+
+    @property
+    def solved_runs(self) -> dict[str, SolvedRuns]:
+        """How many runs of each architecture are solved, by its name; none if that is not known."""
+        return {entry.label: entry.solved for entry in self.entries if entry.solved is not None}
+
+    @property
+    def comparisons(self) -> int:
+        """Number of pairs of architectures."""
+        return math.comb(len(self.entries), 2)
+
+    @property
+    def needed_runs(self) -> int:
+        """Least number of runs of each architecture with which two can differ significantly."""
+        return count_needed_runs(max(1, self.comparisons))
+
+    @property
+    def can_differ(self) -> bool:
+        """Whether there are as many runs as are needed."""
+        runs = max((found.runs for found in self.solved_runs.values()), default=0)
+        return runs >= self.needed_runs
+
+    def name_verdict(self, entry: LeaderboardEntry) -> str:
+        """Return the verdict on an architecture, for a reader; "" without one."""
+        if self.worse is not None:
+            return "fewer solved" if entry.label in self.worse else ""
+        return "best mean" if entry is self.best else str(entry.verdict or "")
 
     @property
     def best(self) -> LeaderboardEntry:
@@ -182,12 +223,16 @@ def _rank(results: Results) -> list[RankedArchitecture]:
     rows = results.judge(results.complete)
     metric = results.metric
     replicates = rows[REPLICATE].astype(int) if REPLICATE in rows else pd.Series(0, rows.index)
+    is_solved: list[bool | None] = [None] * len(rows)
+    if results.outcomes is not None and results.has_replicates:
+        is_solved = [outcome == 1 for outcome in results.outcomes[rows.index]]
     runs = zip(
         rows["architecture"].tolist(),
         rows.index.tolist(),
         replicates.tolist(),
         metric.to_loss(rows["value"]).tolist(),
         metric.to_loss(rows[metric.column]).tolist(),
+        is_solved,
         strict=True,
     )
     return rank_runs(Run(*run) for run in runs)
@@ -205,12 +250,14 @@ def rank_architectures(results: Results) -> list[LeaderboardEntry]:
     validation = results.measure.held_out_column("validation")
     means = average_columns(rows, ["value", validation]).to_dict("index")
     records = {row["number"]: row for row in rows.reset_index().to_dict("records")}
+    solved = count_by_architecture(results)
     entries = []
     for architecture in ranked:
         label = str(architecture.architecture)
         runs = [records[run.number] for run in architecture.runs]
-        mean = {metric.column: metric.to_loss(architecture.mean)}
-        entries.append(_make_entry(results, label, runs, means[label] | mean))
+        loss = {metric.column: metric.to_loss(architecture.loss)}
+        entry = _make_entry(results, label, runs, means[label] | loss)
+        entries.append(replace(entry, solved=solved.get(label)))
     return entries
 
 
@@ -254,7 +301,8 @@ def _make_entry(
         bptt_steps=reach,
         number=int(best["number"]),
         losses=losses,
-        mean=means[column],
+        loss=means[column],
+        solved=None,
         value=means["value"],
         validation_loss=means[results.measure.held_out_column("validation")],
         validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
@@ -297,6 +345,9 @@ def summarize_study(results: Results) -> StudySummary:
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
         return StudySummary([replace(entry, gap=gaps.get(entry.label)) for entry in entries])
+    if results.outcomes is not None:
+        summary = StudySummary(entries, worse=frozenset())
+        return replace(summary, worse=_find_worse(entries)) if summary.can_differ else summary
     if refinement is None:  # without a margin below which a difference makes none
         return StudySummary(entries)
     losses = list_losses(results)
@@ -304,6 +355,17 @@ def summarize_study(results: Results) -> StudySummary:
     judgement = judge(compare_pairwise(losses), of_task(refinement.margin))
     without_run = results.table["architecture"].nunique() - len(losses)
     return _add_verdicts(entries, replace(judgement, without_run=without_run))
+
+
+def _find_worse(entries: Sequence[LeaderboardEntry]) -> frozenset[str]:
+    """Return the names of the architectures that solve significantly fewer runs than another."""
+    solved = {entry.label: entry.solved for entry in entries if entry.solved is not None}
+    worse = set()
+    for (first, second), p in compare_architectures(solved).items():
+        if p < 1 - CONFIDENCE:
+            shares = [solved[name].solved / solved[name].runs for name in (first, second)]
+            worse.add(first if shares[0] < shares[1] else second)
+    return frozenset(worse)
 
 
 def _add_verdicts(entries: Sequence[LeaderboardEntry], judgement: Judgement) -> StudySummary:
@@ -403,7 +465,7 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.Data
             "trial": entry.number,
             "parameters": entry.parameter_count,
             "seconds": entry.seconds if common and conditions[entry.label] == common else np.nan,
-            "loss": entry.validation_loss if results.metric.is_value else entry.mean,
+            "loss": entry.validation_loss if results.metric.is_value else entry.loss,
         }
         for entry in entries
     ]

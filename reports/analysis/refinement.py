@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from reports.results import Results
 from reports.stats.differences import PairedDifference
 from reports.stats.estimate import adjust_estimates
 from reports.stats.run_means import average_runs
+from reports.stats.shares import ShareChange
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
@@ -33,8 +35,10 @@ class SourceComparison:
             the lowest of its replicates), ``source_value`` and ``value`` (adjusted means over
             replicates; of the source the best over its nuisance values), ``variant`` (name of the
             change) and ``label`` (name of the new architecture).
-        runs: the runs of all architectures: ``label``, ``replicate`` and ``value``.
-        higher_is_better: whether a higher value is better.
+        runs: the runs of all architectures: ``label``, ``replicate`` and ``value``; of a task that
+            says when it is solved 1 for one that is, 0 for another.
+        higher_is_better: whether a higher value of these is better.
+        is_solved: whether the task says so; the values of the rows are then medians.
     """
 
     source: str
@@ -42,6 +46,7 @@ class SourceComparison:
     rows: pd.DataFrame
     runs: pd.DataFrame
     higher_is_better: bool = False
+    is_solved: bool = False
 
     def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each variant, the unchanged one first."""
@@ -80,9 +85,14 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     if refinement is None or results.sources.empty:
         return None
     names = results.all_parameters
-    runs = results.complete.reindex(columns=["architecture", REPLICATE, "value"])
+    known = results.complete
+    means = average_columns(known, ["value"])["value"]
+    is_solved = results.outcomes is not None
+    if is_solved:
+        means = known.groupby("architecture")["value"].median()
+        known = results.table.assign(value=results.outcomes).dropna(subset="value")
+    runs = known.reindex(columns=["architecture", REPLICATE, "value"])
     runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
-    means = average_columns(results.complete, ["value"])["value"]
     sources = _read_sources(results)
     rows = []
     for row in results.complete.drop_duplicates("architecture").to_dict("records"):
@@ -101,16 +111,15 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
-    return SourceComparison(
-        refinement.source, results.name, table, runs, results.measure.higher_is_better
-    )
+    is_higher = is_solved or results.measure.higher_is_better
+    return SourceComparison(refinement.source, results.name, table, runs, is_higher, is_solved)
 
 
 def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
     """Return parameters and ``value`` of each source trial.
 
-    It is the mean of all of its replicates, but of replicate 0 alone if the refinement trains that
-    one, with the same data.
+    It is the mean of all of its replicates, or their median if the task says when it is solved, but
+    of replicate 0 alone if the refinement trains that one, with the same data.
     """
     rows = results.sources
     params = {
@@ -127,6 +136,11 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
     means = average_runs(
         (settings[n], replicate_of(row), row["value"]) for n, row in params.items()
     )
+    if results.outcomes is not None:
+        groups: dict[Any, list[float]] = {}
+        for number, row in params.items():
+            groups.setdefault(settings[number], []).append(row["value"])
+        means = {setting: median(values) for setting, values in groups.items()}
     if not results.has_replicates:
         means |= {settings[n]: row["value"] for n, row in params.items() if not replicate_of(row)}
     return {number: row | {"value": means[settings[number]]} for number, row in params.items()}
@@ -169,12 +183,15 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
         if variant == UNCHANGED:
             differences = differences[:0]
         contexts, runs = np.nonzero(~np.isnan(differences))
+        known = differences[contexts, runs]
+        shares = ShareChange.from_differences(known) if comparison.is_solved else None
         effects.append(
             VariantEffect.from_differences(
-                differences[contexts, runs],
+                known,
                 contexts,
                 seeds,
                 higher_is_better=comparison.higher_is_better,
+                shares=shares,
                 variant=variant,
                 count=len(group),
                 best=float(group["value"].min()),

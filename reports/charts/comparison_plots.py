@@ -153,6 +153,7 @@ def _finish_effects(figure: go.Figure, measure: Measure, height: int) -> go.Figu
         height=height,
         margin=MARGIN,
         showlegend=False,
+        xaxis_tickformat=measure.difference_spec if "%" in measure.difference_spec else None,
     )
 
 
@@ -166,7 +167,7 @@ def _label_ranked(ranked: RankedEffect) -> str:
 
 def chart_effects(findings: StudyFindings) -> Chart:
     """Chart the effects in the order of the answer, each as a marker with its interval."""
-    measure = findings.results.measure
+    measure = findings.measure
     rows = [_label_ranked(ranked) for ranked in findings.ranked]
     effects = [ranked.main for ranked in findings.ranked]
     texts = [_describe_effect(effect, measure) for effect in effects]
@@ -191,7 +192,7 @@ def plot_tasks(tasks: Mapping[str, StudyFindings]) -> go.Figure:
     figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=list(tasks))
     count = 0
     for column, findings in enumerate(tasks.values(), 1):
-        measure = findings.results.measure
+        measure = findings.measure
         rows = [escape_html(label_change(effect.contrast)) for effect in findings.effects]
         texts = [_describe_effect(effect, measure) for effect in findings.effects]
         figure.add_trace(_trace_effects(findings.effects, rows, texts), 1, column)
@@ -265,7 +266,7 @@ def chart_interactions(findings: StudyFindings) -> Chart | None:
     interactions = table.compute_interactions()
     if not interactions:
         return None
-    measure = findings.results.measure
+    measure = findings.measure
     contrasts: dict[Contrast, int] = {}
     for found in interactions:
         for contrast in (found.first, found.second):
@@ -316,7 +317,8 @@ def chart_replicates(findings: StudyFindings) -> Chart:
     entries = findings.summary.entries[:MAX_IN_CHART]
     short = shorten_labels([entry.label for entry in findings.summary.entries])
     labels = [wrap_label(short[entry.label]) for entry in entries]
-    means = [entry.mean for entry in entries]
+    is_solved = bool(findings.summary.solved_runs)
+    means = [entry.loss for entry in entries]
     lows = [entry.low for entry in entries]
     highs = [entry.high for entry in entries]
     runs = go.Scatter(
@@ -333,8 +335,8 @@ def chart_replicates(findings: StudyFindings) -> Chart:
         error_x=interval_bars(means, lows, highs, IMPROVES),
         mode="markers",
         marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
-        name="mean, 95% interval",
-        hovertemplate=f"%{{y}}: mean %{{x:{metric.spec}}}<extra></extra>",
+        name="median, least and largest" if is_solved else "mean, 95% interval",
+        hovertemplate=f"%{{y}}: %{{x:{metric.spec}}}<extra></extra>",
     )
     figure = go.Figure([runs, averages])
     figure.update_layout(
@@ -349,6 +351,9 @@ def chart_replicates(findings: StudyFindings) -> Chart:
             f"Verdicts are of runs in pairs: two {results.noun}s may differ significantly although "
             "their intervals overlap."
         )
+    if is_solved:
+        caption = "Solved runs and others differ by more than runs of either kind."
+        figure.update_xaxes(type="log" if min(lows) > 0 else "linear")
     if len(entries) < len(findings.summary.entries):
         caption += f" The best {len(entries)} of {len(findings.summary.entries)} are drawn."
     return Chart(f"Runs of each {results.noun}", figure, caption=caption, width=360)

@@ -8,7 +8,7 @@ from statistics import fmean, median
 import numpy as np
 
 from reports.analysis.judged_effects import measure_noise
-from reports.analysis.solved import describe_solved
+from reports.analysis.solved import describe_threshold
 from reports.charts.chart import Chart
 from reports.charts.comparison_plots import chart_effects, chart_replicates, chart_variants
 from reports.findings import StudyFindings
@@ -16,6 +16,7 @@ from reports.page.setup import RECURRENT, list_floors
 from reports.results import Results
 from reports.sentences import describe_pruning
 from studies.messages import format_count
+from studies.records import of_task
 
 _VARYING = 1.5
 """Ratio of two standard deviations from which they are given as a range."""
@@ -47,6 +48,7 @@ def list_facts(findings: StudyFindings) -> list[Fact]:
         _measure_noise,
         _count_replicates,
         _count_solved,
+        _count_reached,
         _describe_training,
         _state_floor,
     ]
@@ -82,11 +84,11 @@ def _describe_pruning(findings: StudyFindings) -> Fact | None:
 
 def _measure_intervals(findings: StudyFindings) -> Fact | None:
     """Return the typical half-width of an effect's interval."""
-    widths = [effect.high - effect.mean for effect in findings.effects]
+    widths = [(effect.high - effect.low) / 2 for effect in findings.effects]
     widths = [width for width in widths if not math.isnan(width)]
     if not widths:
         return None
-    measure = findings.results.measure
+    measure = findings.measure
     spec = measure.difference_spec
     least = f"{min(widths):{spec}}"
     most = f"{max(widths):{spec}}"
@@ -95,10 +97,15 @@ def _measure_intervals(findings: StudyFindings) -> Fact | None:
     return Fact("95% interval of an effect", value, measure.unit, detail)
 
 
-def _measure_noise(findings: StudyFindings) -> Fact:
-    """Return the standard deviation between runs of one architecture, and how it is known."""
+def _measure_noise(findings: StudyFindings) -> Fact | None:
+    """Return the standard deviation between runs of one architecture, and how it is known.
+
+    Runs that are solved or not have no common one.
+    """
     name = "Noise between runs"
     results = findings.results
+    if findings.solved is not None:
+        return None
     if results.has_replicates:
         entries = findings.summary.entries
         deviations = [entry.std for entry in entries if not math.isnan(entry.std)]
@@ -141,11 +148,23 @@ def _count_replicates(findings: StudyFindings) -> Fact:
 
 
 def _count_solved(findings: StudyFindings) -> Fact | None:
-    """Return how many architectures are better than the threshold."""
-    if findings.solved is None:
+    """Return how many runs are solved, by the task."""
+    task = findings.results.config.task_record
+    if findings.solved is None or task is None:
         return None
-    solved, known = findings.solved
-    return Fact("Solved", f"{solved:,} of {known:,}", detail=describe_solved(findings.results))
+    solved, runs = findings.solved
+    return Fact("Solved", f"{solved:,} of {runs:,}", "runs", task.solved_text)
+
+
+def _count_reached(findings: StudyFindings) -> Fact | None:
+    """Return how many runs are better than the threshold of the study."""
+    threshold = of_task(findings.results.config.report_threshold)
+    if findings.reached is None or threshold is None:
+        return None
+    solved, runs = findings.reached
+    name = "Solved" if findings.solved is None else "Better than the threshold"
+    detail = describe_threshold(threshold, findings.results.measure)
+    return Fact(name, f"{solved:,} of {runs:,}", detail=detail)
 
 
 def _describe_training(findings: StudyFindings) -> Fact | None:

@@ -72,11 +72,11 @@ def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | Non
 
 def _show_dependence(findings: StudyFindings) -> Section | None:
     conditional = sorted(findings.conditional, key=lambda found: -found.difference.mean)
-    chart = comparison_plots.chart_conditional_effects(conditional, findings.results.measure)
+    chart = comparison_plots.chart_conditional_effects(conditional, findings.measure)
     if chart is None:
         return None
     name = f"{findings.results.title} conditional effects"
-    table = study_tables.tabulate_conditional(conditional, findings.results.measure, name)
+    table = study_tables.tabulate_conditional(conditional, findings.measure, name)
     return Section("conditional", chart.title, [chart, Folded("All conditional effects", [table])])
 
 
@@ -119,7 +119,7 @@ def _show_refinement(findings: StudyFindings, shown: Chart | None) -> Section | 
         text = f"{trials} would repeat runs of {comparison.source} exactly: these runs count here."
         blocks.insert(0, Text([text], is_note=True))
     name = f"{results.title} variants"
-    blocks.append(study_tables.tabulate_variants(findings.variants, results.measure, name))
+    blocks.append(study_tables.tabulate_variants(findings, name))
     return Section("refinement", f"Against {comparison.source}", blocks)
 
 
@@ -189,7 +189,10 @@ def _list_ranking_rules(findings: StudyFindings) -> list[str]:
     texts = []
     if results.nuisance:
         texts.append(f"Each {results.noun} is ranked at its best {join_params(results.nuisance)}.")
-    if results.has_replicates:
+    if findings.summary.worse is not None:
+        texts.append("The interval of the share is Wilson’s 95% interval.")
+        texts.append(to_sentence(sentences.describe_solved_verdicts(findings)))
+    elif results.has_replicates:
         texts.append("The interval is Student’s 95% interval of the mean over the runs.")
         if any(entry.is_adjusted for entry in findings.summary.entries):
             texts.append("Means are adjusted for the replicates that are missing.")

@@ -24,7 +24,7 @@ models, unpaired Welch, Games-Howell and the sign test.
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ from reports.stats import Floats, Integers
 from reports.stats.design import build_contrasts, count_contrasts, orthonormalize
 from reports.stats.estimate import CONFIDENCE, Estimate
 from reports.stats.power import MIN_DIFFERENCES, MIN_SEEDS_PER_CONTEXT
+from reports.stats.shares import ShareChange
 
 MIN_MAIN = 32
 """Differences from which the other parameters are removed from them."""
@@ -49,6 +50,7 @@ class Method(StrEnum):
 
     PAIRS = "differences between the pairs"
     SEEDS = "differences between the seeds of each pair"
+    SHARES = "numbers of rescued and ruined pairs"
     AUDIT = "audited trials"
     ADDITIVE = "residuals of a least-squares fit"
 
@@ -75,6 +77,7 @@ class PairedDifference(Estimate):
         method: what the error rests on.
         improved_count: number of pairs of architectures whose mean difference is an improvement.
         higher_is_better: whether a higher value is better.
+        shares: change of the share of runs that are solved; None where losses are compared.
     """
 
     pairs: int
@@ -85,6 +88,7 @@ class PairedDifference(Estimate):
     method: Method
     improved_count: int
     higher_is_better: bool = False
+    shares: ShareChange | None = None
 
     @classmethod
     def from_differences(
@@ -94,6 +98,7 @@ class PairedDifference(Estimate):
         seeds: int = 1,
         factors: Integers | None = None,
         higher_is_better: bool = False,
+        shares: ShareChange | None = None,
         **attributes: Any,
     ) -> Self:
         """Estimate the mean of some differences.
@@ -104,37 +109,45 @@ class PairedDifference(Estimate):
             seeds: planned number of runs of each architecture.
             factors: (N, parameters), codes of the other parameters of each pair.
             higher_is_better: whether a higher value is better.
+            shares: the change that they are, of runs that are solved or not; None for losses.
             attributes: other attributes, of a subclass.
         """
         contexts, counts = np.unique(contexts, return_inverse=True, return_counts=True)[1:]
         means = np.bincount(contexts, differences, len(counts)) / counts
-        found = estimate_mean(differences, contexts, seeds, factors)
+        if shares is None:
+            found = estimate_mean(differences, contexts, seeds, factors)
+        else:
+            found = MeanError(shares.mean, shares.error, math.inf, Method.SHARES)
         return cls(
             pairs=len(counts),
             seeds=seeds,
             differences=len(differences),
             improved_count=int(((means > 0) if higher_is_better else (means < 0)).sum()),
             higher_is_better=higher_is_better,
+            shares=shares,
             **found._asdict(),
             **attributes,
         )
 
-    @property
-    def half_width(self) -> float:
-        """Half the width of Student's 95% interval of the mean; NaN if the error is unknown."""
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the mean; NaN if the error is unknown."""
         from scipy import stats
 
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
+        if self.shares is not None:
+            return self.shares.interval
+        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
+        return self.mean - half_width, self.mean + half_width
 
     @property
     def low(self) -> float:
         """Lower end of the interval."""
-        return self.mean - self.half_width
+        return self.interval[0]
 
     @property
     def high(self) -> float:
         """Upper end of the interval."""
-        return self.mean + self.half_width
+        return self.interval[1]
 
     @property
     def p(self) -> float:
@@ -143,6 +156,8 @@ class PairedDifference(Estimate):
 
         if not self.is_decidable:
             return 1.0
+        if self.shares is not None:
+            return self.shares.p
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
@@ -156,14 +171,16 @@ class PairedDifference(Estimate):
     def reason(self) -> str:
         """Why the interval supports no decision: ``too few pairs to test: 3 of 4``; "" if it does.
 
-        The scatter of fewer than :data:`MIN_DIFFERENCES` differences says too little.
+        The scatter of fewer than :data:`MIN_DIFFERENCES` differences says too little, and so few
+        shares as not to be significant whatever they are say nothing.
         """
-        uses_scatter = self.method in (Method.PAIRS, Method.SEEDS)
-        is_enough = not uses_scatter or self.differences >= MIN_DIFFERENCES
-        if is_enough and not math.isnan(self.error):
+        needed = MIN_DIFFERENCES if self.method in (Method.PAIRS, Method.SEEDS) else 0
+        if self.shares is not None:
+            needed = self.shares.needed
+        if self.differences >= needed and not math.isnan(self.error):
             return ""
         noun = "pairs" if self.seeds == 1 else "pairs of runs"
-        return f"too few {noun} to test: {self.differences} of {MIN_DIFFERENCES}"
+        return f"too few {noun} to test: {self.differences} of {needed}"
 
     @property
     def is_decidable(self) -> bool:

@@ -23,8 +23,10 @@ from reports.stats.differences import (
     compute_rank_p_value,
     compute_seed_p_value,
 )
+from reports.stats.estimate import adjust_by_holm
 from reports.stats.power import MIN_DIFFERENCES, MIN_SEEDS_PER_CONTEXT
 from reports.stats.run_means import RunMeans
+from reports.stats.shares import ShareChange, SignedRanks, place_groups, rank_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +76,9 @@ class Effect(PairedDifference):
             these are too few.
         seed_p: p-value that the effect does not differ between the orders of the data; 1 where
             there are too few runs to tell.
+        solved_before: share of the runs that are solved before the change; NaN for losses.
+        ranks: the losses of runs that are solved or not, with a p-value that is corrected for the
+            number of effects; None where losses are compared by their mean.
         obstacle: why it cannot be estimated by least squares, in one clause; "" if it can.
     """
 
@@ -82,6 +87,8 @@ class Effect(PairedDifference):
     variants: tuple[int, ...] = (1, 1)
     rank_p: float = math.nan
     seed_p: float = 1.0
+    solved_before: float = math.nan
+    ranks: SignedRanks | None = None
     obstacle: str = ""
 
     @property
@@ -114,11 +121,14 @@ class FactorialTable:
             there are several, is one of them.
         codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
         traits: what else is known of the parameters.
-        values: (trials,), their values; NaN where there is none.
+        values: (trials,), their values; NaN where there is none. Of trials that are solved or not,
+            1 or 0.
         slopes: how the values depend on estimated standard deviations; None if they do not.
         higher_is_better: whether a higher value is better.
         uncontrasted: parameters of which no two values are compared; trials of a pair have the same
             value of them.
+        losses: (trials,), losses of trials that are solved or not, infinite for one that diverged;
+            None if the values are losses.
     """
 
     axes: Mapping[str, Sequence[Any]]
@@ -128,6 +138,7 @@ class FactorialTable:
     slopes: Slopes | None = None
     higher_is_better: bool = False
     uncontrasted: frozenset[str] = frozenset()
+    losses: Floats | None = None
 
     @classmethod
     def from_frame(
@@ -159,7 +170,9 @@ class FactorialTable:
         slopes = self.slopes
         if slopes is not None:
             slopes = slopes._replace(slopes=slopes.slopes[is_kept], groups=slopes.groups[is_kept])
-        return replace(self, codes=self.codes[is_kept], values=self.values[is_kept], slopes=slopes)
+        losses = None if self.losses is None else self.losses[is_kept]
+        codes, values = self.codes[is_kept], self.values[is_kept]
+        return replace(self, codes=codes, values=values, slopes=slopes, losses=losses)
 
     def list_contrasts(self) -> list[Contrast]:
         """List the contrasts to estimate, see :meth:`ParameterTraits.list_contrasts`."""
@@ -217,7 +230,13 @@ class FactorialTable:
 
     @cached_property
     def _merits(self) -> Floats:
-        """(trials,), the mean loss of the runs of each trial's architecture; NaN without any."""
+        """(trials,), the mean loss of the runs of each trial's architecture; NaN without any.
+
+        Of runs that are solved or not, the place of the architecture.
+        """
+        if self.losses is not None:
+            architectures = self.number_contexts(frozenset([REPLICATE]))
+            return place_groups(architectures, self.values, self.losses).astype(float)
         losses = -self.values if self.higher_is_better else self.values
         if REPLICATE not in self.axes:
             return losses
@@ -262,6 +281,9 @@ class FactorialTable:
             missing_pairs=matches.trials.shape[1] - known.shape[1],
             variants=variants,
         )
+        if self.losses is not None and effect.pairs:
+            ranks = rank_pairs(*self.losses[known])
+            effect = replace(effect, solved_before=float(self.values[known[0]].mean()), ranks=ranks)
         if effect.pairs < MIN_DIFFERENCES:
             return effect
         differences = self.values[known[1]] - self.values[known[0]]
@@ -270,7 +292,8 @@ class FactorialTable:
         if effect.seeds >= MIN_SEEDS_PER_CONTEXT:
             replicates = self.codes[known[0], list(self.axes).index(REPLICATE)]
             seed_p = compute_seed_p_value(differences, contexts, replicates)
-        return replace(effect, rank_p=compute_rank_p_value(differences, contexts), seed_p=seed_p)
+        rank_p = math.nan if effect.shares else compute_rank_p_value(differences, contexts)
+        return replace(effect, rank_p=rank_p, seed_p=seed_p)
 
     def estimate(
         self,
@@ -291,12 +314,17 @@ class FactorialTable:
         """
         used = _select_known(self.values, matches.trials)
         names = [i for i, name in enumerate(self.axes) if name not in matches.varied | {REPLICATE}]
+        differences = np.array(signs) @ self.values[used]
+        shares = None
+        if self.losses is not None:
+            shares = ShareChange.from_differences(differences, limit=len(signs) / 2)
         found = kind.from_differences(
-            np.array(signs) @ self.values[used],
+            differences,
             self._number_pairs(used, matches.varied),
             self.count_seeds(matches) if seeds is None else seeds,
             self.codes[used[0]][:, names],
             higher_is_better=self.higher_is_better,
+            shares=shares,
             **attributes,
         )
         if self.slopes is None or not found.pairs:
@@ -365,8 +393,11 @@ class FactorialTable:
 
     def compute_effects(self) -> list[Effect]:
         """Estimate the main effect of each contrast that has a pair."""
-        effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
-        return [effect for effect in effects if effect.pairs]
+        found = (self.compute_effect(contrast) for contrast in self.list_contrasts())
+        effects = [effect for effect in found if effect.pairs]
+        if self.losses is None:
+            return effects
+        return _correct_shares(effects)
 
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
@@ -411,6 +442,20 @@ class FactorialTable:
             rows = rows[np.argsort(-merits[rows], kind="stable")]
             side[contexts[rows]] = rows
         return Matches(trials[:, (trials >= 0).all(axis=0)], varied)
+
+
+def _correct_shares(effects: Sequence[Effect]) -> list[Effect]:
+    """Tell shares how many they are, and correct the tests of ranks for that, their own family."""
+    ranks = [effect.ranks for effect in effects if effect.ranks is not None]
+    adjusted = adjust_by_holm(np.array([found.p for found in ranks])).tolist()
+    return [
+        replace(
+            effect,
+            shares=effect.shares and replace(effect.shares, options=len(effects)),
+            ranks=found._replace(p=p),
+        )
+        for effect, found, p in zip(effects, ranks, adjusted, strict=True)
+    ]
 
 
 def _select_known(values: Floats, trials: Integers) -> Integers:

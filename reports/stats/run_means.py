@@ -10,8 +10,8 @@ Statistician 34, 1980). Where each architecture has each replicate it is the pla
 
 import math
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import Self, TypeVar
 
 import numpy as np
@@ -101,6 +101,7 @@ class Run:
         replicate: number of the replicate.
         value: objective value; negated if a higher one is better.
         loss: number by which architectures are ranked, likewise.
+        is_solved: whether it solved its task; None if the mean loss ranks them.
     """
 
     architecture: Hashable
@@ -108,6 +109,7 @@ class Run:
     replicate: int
     value: float
     loss: float
+    is_solved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -116,26 +118,41 @@ class RankedArchitecture:
 
     Attributes:
         architecture: what stands for the architecture.
-        mean: mean loss of its runs, adjusted.
+        loss: mean loss of its runs, adjusted; the median if they are solved or not.
         runs: the runs, that of the best value first.
     """
 
     architecture: Hashable
-    mean: float
+    loss: float
     runs: list[Run]
 
     @property
+    def solved(self) -> int | None:
+        """Number of runs that are solved; None if they are not ranked by it."""
+        known = [run.is_solved for run in self.runs if run.is_solved is not None]
+        return sum(known) if known else None
+
+    @property
     def is_adjusted(self) -> bool:
-        """Whether the mean is another than that of its runs, because some are missing."""
-        return not math.isclose(self.mean, fmean(run.loss for run in self.runs), rel_tol=1e-9)
+        """Whether the loss is another mean than that of its runs, because some are missing."""
+        mean = fmean(run.loss for run in self.runs)
+        return self.solved is None and not math.isclose(self.loss, mean, rel_tol=1e-9)
 
 
 def rank_runs(runs: Iterable[Run]) -> list[RankedArchitecture]:
-    """Rank architectures by the adjusted means of their runs; ties by the best run's number."""
+    """Rank architectures by the adjusted means of their runs; ties by the best run's number.
+
+    Where runs are solved or not, those of which most are solved come first, then the least medians.
+    """
     runs = sorted(runs, key=lambda run: (run.value, run.number))
     means = average_runs((run.architecture, run.replicate, run.loss) for run in runs)
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.architecture, []).append(run)
-    ranked = [RankedArchitecture(name, means[name], group) for name, group in groups.items()]
-    return sorted(ranked, key=lambda architecture: (architecture.mean, architecture.runs[0].number))
+    ranked = []
+    for name, group in groups.items():
+        found = RankedArchitecture(name, means[name], group)
+        if found.solved is not None:
+            found = replace(found, loss=median(run.loss for run in group))
+        ranked.append(found)
+    return sorted(ranked, key=lambda one: (-(one.solved or 0), one.loss, one.runs[0].number))

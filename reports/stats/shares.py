@@ -51,6 +51,7 @@ class ShareChange:
         error: standard error of the difference of the shares; NaN without pairs.
         center: difference of the shares with two pairs added, one rescued and one ruined.
         limit: largest difference there can be.
+        options: number of changes that are tested together.
     """
 
     pairs: int
@@ -59,6 +60,7 @@ class ShareChange:
     error: float
     center: float
     limit: float = 1.0
+    options: int = 1
 
     @classmethod
     def from_differences(cls, differences: Floats, limit: float = 1.0) -> Self:
@@ -80,6 +82,16 @@ class ShareChange:
             center=center,
             limit=limit,
         )
+
+    @property
+    def mean(self) -> float:
+        """Difference of the shares; NaN without pairs."""
+        return self.center * (self.pairs + 2) / self.pairs if self.pairs else math.nan
+
+    @property
+    def needed(self) -> int:
+        """Least number of pairs, all rescued or all ruined, that are significant."""
+        return count_needed_pairs(self.options)
 
     @property
     def p(self) -> float:
@@ -107,14 +119,13 @@ def count_needed_pairs(options: int) -> int:
     return math.floor(math.log2(options / (1 - CONFIDENCE))) + 1
 
 
-@dataclass(frozen=True)
-class SignedRanks:
+class SignedRanks(NamedTuple):
     """Losses of pairs of runs, compared by Wilcoxon's signed-rank test.
 
     Attributes:
         lower: number of pairs in which the second loss is lower.
         pairs: number of pairs with two losses.
-        p: p-value of losses that are lower and higher alike.
+        p: p-value of losses that are lower as often as higher.
     """
 
     lower: int
@@ -159,6 +170,23 @@ def _test_signed_ranks(differences: Floats) -> float:
 
 
 # ------------------------------------------------------------------ architectures
+
+
+def place_groups(groups: Integers, outcomes: Floats, losses: Floats) -> Integers:
+    """Return the place of the group of each run (runs,): most solved first, then lowest median.
+
+    Args:
+        groups: (runs,), index of the group of each run.
+        outcomes: (runs,), 1 for a run that is solved, 0 for another, NaN if that is not known.
+        losses: (runs,), infinite for one that diverged, NaN if it is not known.
+    """
+    import pandas as pd
+
+    solved = pd.Series(outcomes).groupby(groups).sum()
+    medians = pd.Series(losses).groupby(groups).median()
+    order = np.lexsort((medians, -solved))  # NaN is last
+    places = pd.Series(np.arange(len(order)), solved.index[order])
+    return places[groups].to_numpy()
 
 
 class SolvedRuns(NamedTuple):

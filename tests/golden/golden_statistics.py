@@ -25,7 +25,7 @@ from reports.analysis.hypotheses import HypothesisTest, run_tests
 from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.leaderboard import COSTS, summarize_study
 from reports.analysis.pruning import audit_pruning
-from reports.analysis.solved import compare_solved
+from reports.analysis.solved import compare_by_threshold
 from reports.charts.trial_plots import chart_importances
 from reports.findings import StudyFindings
 from reports.study_reader import read_results
@@ -80,8 +80,11 @@ class StoredStudy:
         return run_tests(replace(self.results, hypotheses=records))
 
     def list_solved(self) -> dict[str, Any]:
-        changes = compare_solved(self.results)
-        return {_name(each): list(change) for each, change in changes.items()}
+        changes = compare_by_threshold(self.results)
+        return {
+            _name(each): _pick(found, ("solved_before", "mean", "p_adjusted"))
+            for each, found in changes.items()
+        }
 
     def audit(self) -> Any:
         return audit_pruning(self.results) if self.results.is_pruned else None
@@ -180,10 +183,10 @@ def _describe_test(test: HypothesisTest) -> dict[str, Any]:
 
 
 def _compare_with_best(stored: StoredStudy) -> list[Any]:
-    numbers = ("number", "runs", "mean", "low", "high", "verdict", "bound")
+    numbers = ("number", "runs", "low", "high", "verdict", "bound")
     gap = ("mean", "low", "high", "p_adjusted", "is_significant")
     return [
-        {**_pick(entry, numbers), "gap": _pick(entry.gap, gap)}
+        {**_pick(entry, numbers), "mean": entry.loss, "gap": _pick(entry.gap, gap)}
         for entry in stored.summary.entries[:12]
     ]
 

@@ -106,7 +106,7 @@ def test_negated_study_that_is_maximized_has_mirrored_findings(results_of):
     assert effects[numbers].to_numpy() == pytest.approx(-mirrored[numbers].to_numpy())
     norm = effects.set_index("parameter").loc["norm", "effect"]
     assert norm == pytest.approx(-0.5, abs=0.03), "the mean over depths, at the best rates"
-    solved = ["solved_before", "solved_after", "solved_p"]
+    solved = ["threshold_before", "threshold_after", "threshold_p"]
     assert effects[solved].equals(mirrored[solved])
     assert effects.set_index("parameter").loc["norm", solved[:2]].nunique() == 2
     for findings in (first, second):
@@ -130,7 +130,7 @@ def text_of(page: BuiltPage) -> str:
 def test_higher_accuracy_is_better_everywhere(grid):
     page = build_from(grid)
     best = page.findings.summary.best
-    assert best.mean == max(row["accuracy"] for row in grid_rows())
+    assert best.loss == max(row["accuracy"] for row in grid_rows())
     assert grid.table["value"].is_monotonic_decreasing
     (drawn,) = page.parts[0].chart.figure.data
     colors = dict(zip(drawn.y, drawn.marker.color, strict=True))
@@ -138,7 +138,7 @@ def test_higher_accuracy_is_better_everywhere(grid):
     assert colors["optimizer adam → sgd"] == WORSENS
     shares = page.read_column(" effects", "improved")
     assert float(shares[list(drawn.y).index("batch norm")]) > 90
-    assert f", accuracy {best.mean:.4f}; " in read_answer(page.findings)[-1]
+    assert f", accuracy {best.loss:.4f}; " in read_answer(page.findings)[-1]
 
 
 def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):

@@ -128,7 +128,7 @@ def test_leaderboard_judges_each_architecture_at_its_best(sqlite_url):
     assert len(entries) == 21
     assert {entry.runs for entry in entries} == {1}
     assert entries[0].best_values == {"learning_rate": 0.001}
-    assert entries[0].mean == pytest.approx(
+    assert entries[0].loss == pytest.approx(
         min(union_value(params) for params in StudyConfig.model_validate(UNION).grid.combinations())
     )
 

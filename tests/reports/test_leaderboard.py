@@ -39,7 +39,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split):
     entries = rank_architectures(results)
     assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
-    assert entries[0].mean == pytest.approx(means[BEST])
+    assert entries[0].loss == pytest.approx(means[BEST])
     # Everything else names the same one: status, list, Python and the verdicts.
     study = load("replicates", storage=sqlite_url)
     assert study.best.number == entries[0].number == 0
@@ -56,7 +56,7 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
     findings = StudyFindings(results_of(sqlite_url, "replicates"))
     assert findings.results.metric.is_value
-    assert [entry.mean for entry in findings.summary.entries] == pytest.approx([1.01, 2.01])
+    assert [entry.loss for entry in findings.summary.entries] == pytest.approx([1.01, 2.01])
     comparison = findings.summary.comparison
     assert comparison.generalizes_over_runs
 

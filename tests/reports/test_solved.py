@@ -1,80 +1,230 @@
-"""Which architectures are solved, and which changes solve more of them."""
+"""Runs that are solved, by the task or by a threshold of the study, and what changes that."""
 
 import math
+from contextlib import closing
 
 import pytest
-from factories import gated_params, make_pruned, make_runs, make_study, results_of
-from pages import build_from
-from scipy.stats import binom
+from factories import created_once, gated_params, make_pruned, make_runs, make_study, results_of
+from pages import build_from, read_answer
 
-from reports.analysis.solved import compare_solved, count_solved
+from reports.analysis.solved import compare_by_threshold
+from reports.findings import StudyFindings
+from reports.sentences import list_warnings
 from rnn_search import load
+from studies.best import BestReader
+from studies.storage.open import load_study, read_storage
 
-LAYERS = list(range(1, 13))
-
-
-SPACE = {"layers": LAYERS, "state_size": [4], "residual": [False, True]}
-
-
-def make_grid(url, solved_by, runs=1, **raw):
-    """Store networks of twelve depths with and without a residual; below 1.5 they are solved."""
-    trials = []
-    for layers in LAYERS:
-        for residual in (False, True):
-            for run in range(1, runs + 1):
-                params = gated_params(layers, residual=residual)
-                if runs > 1:
-                    params["replicate"] = run
-                trials.append((params, 1.0 if solved_by(layers, residual, run) else 2.0, {}))
-    make_runs(url, "made", {"report_threshold": 1.5} | (raw or {"space": SPACE}), trials)
+TASK = {"source": "copy:10", "steps": 30, "inputs": 10, "outputs": 8, "reads_tokens": True,
+        "predicts_classes": True, "loss": "cross-entropy", "metrics": {"accuracy": "maximize"},
+        "solved": {"accuracy": 0.9}}  # fmt: skip
 
 
-def by_parameter(changes):
-    return {contrast.parameter: change for contrast, change in changes.items()}
+@created_once
+def make_solved(url, losses, replicates=1, space=(), task=TASK, **raw):
+    """Store a study of a task, of networks that are solved if their loss is below 0.1.
+
+    Args:
+        url: URL of the storage.
+        losses: loss of each trial of the grid, in its order; NaN for one that diverged.
+        replicates: number of runs of each network.
+        space: further parameters of the grid.
+        task: record of the task.
+        raw: further settings.
+    """
+    grid = {"state_size": [4], "residual": [False, True], "replicates": replicates, **dict(space)}
+    config = {"space": grid, "task": {"source": "copy:10"}, "task_record": task} | raw
+    trials = grid_of(config, len(losses))
+    runs = []
+    for params, loss in zip(trials, losses, strict=True):
+        metrics = {"accuracy": 0.95 if loss < 0.1 else 0.4}
+        runs.append((params, loss, {"validation_loss": loss, "metrics": metrics}))
+    make_runs(url, "made", config, runs)
 
 
-def test_change_solves_pairs_by_an_exact_test_corrected_for_all_changes(sqlite_url):
-    # Of twelve pairs the residual solves eight and loses one; one is solved on both sides.
-    make_grid(sqlite_url, lambda layers, residual, _: (1 < layers < 11) if residual else layers < 3)
-    results = results_of(sqlite_url)
-    changes = compare_solved(results)
-    residual = by_parameter(changes)["residual"]
-    assert (residual.before, residual.after) == (2 / 12, 9 / 12)
-    assert len(changes) == 12  # the others are of one depth and the next
-    assert residual.p == pytest.approx(12 * 2 * binom.cdf(1, 9, 0.5))
-    assert count_solved(results) == (11, 24)
-    table = load("made", storage=sqlite_url).effects().to_frame().set_index("parameter")
-    row = table.loc["residual"]
-    assert (row["solved_before"], row["solved_after"]) == (2 / 12, 9 / 12)
-    assert row["solved_p"] == residual.p
+def grid_of(config, count):
+    """Return the parameters of the grid: by depth, then residual, then replicate."""
+    space = config["space"]
+    trials = [
+        gated_params(layers, residual=residual) | {"replicate": run}
+        for layers in space.get("layers", [1])
+        for residual in space["residual"]
+        for run in range(space["replicates"])
+    ]
+    assert len(trials) == count
+    return trials
+
+
+def effect_of(url, parameter="residual"):
+    frame = load("made", storage=url).effects().to_frame()
+    return frame.set_index("parameter").loc[parameter]
+
+
+DEPTHS = list(range(1, 9))
+FAILS, SOLVES = 0.6, 0.01
+
+
+# ------------------------------------------------------------------ a task that says when
+
+
+def test_option_that_helps_in_eight_of_eight_pairs_is_significant(sqlite_url):
+    """Losses of failed runs scatter so that their mean difference has a wide interval."""
+    losses = [loss for depth in DEPTHS for loss in (0.11 + 3.0 * (depth == 8), SOLVES / depth)]
+    make_solved(sqlite_url, losses, space={"layers": DEPTHS})
+    effect = effect_of(sqlite_url)
+    assert (effect["solved_before"], effect["solved_after"], effect["effect"]) == (0, 1, 1)
+    assert (effect["rescued"], effect["ruined"], effect["pairs"]) == (8, 0, 8)
+    assert effect["p"] == pytest.approx(8 * 2**-8)  # of eight changes: seven are of the depth
+    assert effect["significant"]
+    assert (effect["lower"], effect["lower_of"]) == (8, 8)
+    assert effect["lower_p"] == pytest.approx(8 * 2 * 2**-8)
+    answer = read_answer(StudyFindings(results_of(sqlite_url)))
+    assert answer[:2] == [
+        "8 of 16 runs are solved",
+        "residual rescues 8 of 8 pairs of runs and ruins 0: solved 0% → 100%, "
+        "+100% [+43%, +100%]",
+    ]
+
+
+def test_runs_of_one_architecture_have_no_mean(sqlite_url):
+    runs = [0.0006, 0.003, 0.675]
+    make_solved(sqlite_url, [0.7, 0.8, 0.9, *runs], replicates=3)
+    findings = StudyFindings(results_of(sqlite_url))
+    best, other = findings.summary.entries
+    assert (best.loss, best.low, best.high) == (0.003, 0.0006, 0.675)
+    assert (best.solved, other.solved) == ((2, 3), (0, 3))
+    described = "solved 2 of 3 [21%, 94%], median validation cross-entropy 0.003 nats per target"
+    assert f"{described}, from 0.0006 to 0.675" in read_answer(findings)[-1]
+    with closing(read_storage(sqlite_url)) as storage:
+        stored = BestReader(storage, load_study(storage, "made")).read()
+    assert stored.text == "solved 2 of 3, median 0.003 nats per target, validation cross-entropy"
+
+
+def test_noise_of_an_architecture_that_failed_is_not_that_of_others(sqlite_url):
+    losses = [0.0003, 0.0009, 0.675, 0.005, 0.015, 0.010]
+    make_solved(sqlite_url, losses, replicates=3, refinement={"source": "none", "replicates": 3})
+    findings = StudyFindings(results_of(sqlite_url))
+    assert not findings.summary.has_verdicts
+    answer = read_answer(findings)
+    assert answer[0] == "5 of 6 runs are solved, of 1 of 2 architectures all"
+    assert answer[1].startswith("architectures cannot be tested against each other: 4 seeds")
+
+
+def test_architecture_that_solves_significantly_fewer_runs_is_named(sqlite_url):
+    refinement = {"source": "none", "replicates": 4}
+    make_solved(sqlite_url, [FAILS] * 4 + [SOLVES] * 4, replicates=4, refinement=refinement)
+    verdicts = load("made", storage=sqlite_url).verdicts()
+    frame = verdicts.to_frame().set_index("architecture")
+    assert frame["verdict"].tolist() == ["", "fewer solved"]
+    assert frame[["solved", "ended"]].to_numpy().tolist() == [[4, 4], [0, 4]]
+    assert "1 of 2 architectures solve significantly fewer than another" in repr(verdicts)
+
+
+def test_diverged_run_is_not_solved_and_its_loss_is_the_highest(sqlite_url):
+    losses = [FAILS, math.nan, FAILS, math.nan, SOLVES, math.nan]
+    make_solved(sqlite_url, losses, replicates=3)
+    effect = effect_of(sqlite_url)
+    assert (effect["rescued"], effect["ruined"], effect["lower"]) == (1, 0, 1)
+    assert effect["solved_after"] == pytest.approx(1 / 3)
+    # A run that waits has no outcome.
+    make_solved(sqlite_url.replace("studies", "other"), [FAILS, FAILS, SOLVES, SOLVES], 2)
+
+
+def test_nuisance_value_is_that_at_which_most_runs_are_solved(sqlite_url):
+    """At the other rate the mean is lower, since its failed run is less bad."""
+    rates = {"training": {"learning_rate": [0.001, 0.003]}}
+    grid = {"state_size": [4], "residual": [False], "replicates": 3} | rates
+    task = {"task": {"source": "copy:10"}, "task_record": TASK}
+    config = {"space": grid, "nuisance": ["learning_rate"]} | task
+    runs = []
+    for rate, losses in ((0.001, [0.09, 0.09, 5.0]), (0.003, [0.001, 0.2, 0.2])):
+        for run, loss in enumerate(losses):
+            params = gated_params(1) | {"replicate": run, "learning_rate": rate}
+            metrics = {"accuracy": 0.95 if loss < 0.1 else 0.4}
+            runs.append((params, loss, {"validation_loss": loss, "metrics": metrics}))
+    make_runs(sqlite_url, "made", config, runs)
+    (entry,) = StudyFindings(results_of(sqlite_url)).summary.entries
+    assert entry.best_values == {"learning_rate": 0.001}
+    assert entry.solved == (2, 3)
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
-def test_page_says_the_share_once_and_has_a_column_of_changes(sqlite_url):
-    make_grid(sqlite_url, lambda _, residual, __: residual)
+def test_page_leads_with_what_is_solved_and_tests_hypotheses_by_it(sqlite_url):
+    hypothesis = {"statement": "It helps.", "parameter": "residual", "before": False,
+                  "after": True, "expect": "lower"}  # fmt: skip
+    losses = [loss for depth in DEPTHS for loss in ([FAILS] * 3 + [SOLVES, SOLVES, 2 * FAILS])]
+    make_solved(
+        sqlite_url,
+        losses,
+        replicates=3,
+        space={"layers": DEPTHS},
+        hypothesis=[hypothesis],
+        report_threshold=0.7,
+    )
+    page = build_from(results_of(sqlite_url))
+    assert page.words.count("Solved 16 of 48 runs accuracy of at least 0.9") == 1
+    assert "Better than the threshold 40 of 48 validation cross-entropy below 0.7" in page.words
+    assert "Noise between runs" not in page.words
+    assert "0% → 67% +67% * [+41%, +83%] 16 0" in page.words
+    assert "100% → 67%" in page.words  # of the threshold
+    assert "It helps. holds +67% [+41%, +83%]" in page.words
+    assert "2 of 3 [21%, 94%]" in page.words
+    assert "seeds of each are needed for 120 comparisons" in page.words
+
+
+def test_effect_on_shares_depends_on_another_parameter(sqlite_url):
+    losses = [FAILS] * 12 + [SOLVES] * 12 + [FAILS] * 24
+    make_solved(sqlite_url, losses, replicates=12, space={"layers": [1, 2]})
+    findings = StudyFindings(results_of(sqlite_url))
+    condition = next(found for found in findings.conditional if found.contrast.after is True)
+    assert [level.mean for level in condition.levels] == [1, 0]
+    assert condition.is_significant
+    (interaction,) = findings_table(findings).compute_interactions()
+    assert (interaction.mean, interaction.shares.limit) == (-1, 2)
+
+
+def findings_table(findings):
+    from reports.analysis.judged_effects import build_judged_table
+
+    return build_judged_table(findings.results)
+
+
+def test_threshold_of_the_study_changes_nothing_else(sqlite_url):
+    make_solved(sqlite_url, [0.3, 0.2] * 8, space={"layers": DEPTHS}, report_threshold=0.25,
+                task=TASK | {"solved": {}})  # fmt: skip
+    effect = effect_of(sqlite_url)
+    assert effect["effect"] == pytest.approx(-0.1)
+    assert (effect["threshold_before"], effect["threshold_after"]) == (0, 1)
+    assert "solved_before" not in effect
+
+
+def test_pruned_study_has_no_shares(sqlite_url):
+    make_pruned(sqlite_url, report_threshold=2.0)
+    results = results_of(sqlite_url)
+    assert compare_by_threshold(results) == {}
+    assert StudyFindings(results).reached is None
+
+
+# ------------------------------------------------------------------ a threshold of the study
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_says_how_many_reach_the_threshold_and_has_a_column_of_changes(sqlite_url):
+    space = {"layers": DEPTHS, "state_size": [4], "residual": [False, True]}
+    trials = [
+        (gated_params(layers, residual=residual), 1.0 if residual else 2.0, {})
+        for layers in DEPTHS
+        for residual in (False, True)
+    ]
+    make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, trials)
     make_study(sqlite_url, "without", report_threshold=None)
     page, without = (build_from(results_of(sqlite_url, name)) for name in ("made", "without"))
-    assert page.words.count("Solved 12 of 24 validation loss below 1.5 nats per byte") == 1
+    assert page.words.count("Solved 8 of 16 validation loss below 1.5 nats per byte") == 1
     assert "0% → 100% *" in page.words
     assert "solved" not in without.words.lower()
-    assert "solved_p" not in load("without", storage=sqlite_url).effects().to_frame()
+    assert "threshold_p" not in load("without", storage=sqlite_url).effects().to_frame()
 
 
-def test_diverged_trial_is_not_solved_and_an_unfinished_one_is_unknown(sqlite_url):
-    space = {"layers": [1, 2, 3], "state_size": [4], "residual": [False, True]}
-    values = [1.0, math.nan, 2.0, 1.0, 1.0, None]
-    grid = [(layers, residual) for layers in (1, 2, 3) for residual in (False, True)]
-    runs = [
-        (gated_params(layers, residual=residual), value, {})
-        for (layers, residual), value in zip(grid, values, strict=True)
-    ]
-    make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, runs)
-    results = results_of(sqlite_url)
-    assert count_solved(results) == (3, 5)
-    assert by_parameter(compare_solved(results))["residual"] == (0.5, 0.5, 1)
-
-
-def test_best_of_several_trials_is_unknown_while_it_may_become_solved(sqlite_url):
+def test_best_of_several_architectures_is_that_with_most_solved_runs(sqlite_url):
     """Of a cell with a switch the best is compared."""
     space = [
         {"cell": ["gated"], "layers": [1], "state_size": [4, 8], "residual": [False, True]},
@@ -90,24 +240,25 @@ def test_best_of_several_trials_is_unknown_while_it_may_become_solved(sqlite_url
         (gated_params(1, 4, residual=True, cell="gated"), None, {}),
     ]
     make_runs(sqlite_url, "made", {"space": space, "report_threshold": 1.5}, runs)
-    changes = by_parameter(compare_solved(results_of(sqlite_url)))
-    assert changes["cell"] == (1, 0, 1)  # the pair of size 4 is unknown
+    changes = {found.parameter: effect
+               for found, effect in compare_by_threshold(results_of(sqlite_url)).items()}  # fmt: skip
+    cell = changes["cell"]
+    assert (cell.solved_before, cell.mean, cell.pairs) == (0.5, -0.5, 2)
 
 
-def test_replicated_architecture_is_solved_if_all_of_its_runs_are(sqlite_url):
-    raw = {"refinement": {"source": "none", "replicates": 3}}
-    # Without a residual none is solved, and with it one run of one depth fails.
-    make_grid(
-        sqlite_url,
-        lambda layers, residual, run: residual and (layers > 1 or run < 3),
-        runs=3,
-        **raw,
+# ------------------------------------------------------------------ mixtures
+
+
+def test_losses_that_are_a_mixture_are_warned_of(sqlite_url):
+    depths = list(range(1, 10))
+    losses = [loss for depth in depths for loss in (1.0, 1.1 + depth / 99, 0.001) * 2]
+    task = TASK | {"solved": {}}
+    make_solved(sqlite_url, losses, replicates=3, space={"layers": depths}, task=task)
+    (warning,) = list_warnings(StudyFindings(results_of(sqlite_url)))
+    assert warning.startswith(
+        "the losses look like a mixture: runs of 18 of 18 architectures lie on both sides of a gap "
+        "from 0.001 to 1"
     )
-    assert count_solved(results_of(sqlite_url)) == (11, 24)
-
-
-def test_pruned_study_has_none(sqlite_url):
-    make_pruned(sqlite_url, report_threshold=2.0)
-    results = results_of(sqlite_url)
-    assert compare_solved(results) == {}
-    assert count_solved(results) is None
+    other = sqlite_url.replace("studies", "declared")
+    make_solved(other, losses, replicates=3, space={"layers": depths})
+    assert list_warnings(StudyFindings(results_of(other))) == []

@@ -8,7 +8,6 @@ from contextlib import closing
 import pytest
 from factories import SMALL_GRID, created_once, make_runs, make_study
 
-from reports.analysis.solved import compare_solved, count_solved
 from reports.final_report import write_csv
 from reports.formatting import label_change
 from reports.page.page import find_all, write_report
@@ -75,14 +74,12 @@ def test_signs_of_significant_effects_are_compared_and_shares_of_solved_networks
     least = min(effects, key=lambda effect: effect.p)
     assert len(effects) == 2 * 5
     assert least.p_adjusted == pytest.approx(10 * least.p, abs=0)
-    copy, numbers = (part.results for part in findings)
-    assert count_solved(copy) == (6, 16)
-    solved = {label_change(contrast): change for contrast, change in compare_solved(copy).items()}
-    # Of five changes in one task, each with its exact p-value.
-    residual = solved["residual"]
-    shares = (residual.before, residual.after, residual.p)
-    assert shares == (0, 6 / 8, pytest.approx(5 * 2 / 2**6))
-    assert count_solved(numbers) is None  # its task does not say
+    copy, numbers = findings
+    assert copy.solved == (6, 16)
+    residual = found["residual"].by_task["copy:10"]
+    assert (residual.solved_before, residual.mean, residual.p) == (0, 6 / 8, 2**-6)
+    assert numbers.solved is None  # its task does not say
+    assert found["residual"].by_task["Sum"].shares is None
 
 
 def test_report_has_a_section_for_each_task_after_one_that_compares_them(url, tmp_path):
