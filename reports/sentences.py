@@ -47,7 +47,7 @@ TELLING_RECALL = 0.5
 
 def list_answer(findings: StudyFindings) -> list[str]:
     """Answer the question of a study, a clause for each line; the best network comes last."""
-    lines = [*_list_scope(findings), *_list_solved(findings)]
+    lines = [*_list_solved(findings), *_list_scope(findings)]
     if findings.summary.has_verdicts:
         lines += [count_verdicts(findings), describe_smallest(findings)]
     elif findings.ranked:
@@ -112,7 +112,7 @@ def list_additive(findings: StudyFindings) -> list[str]:
 def _list_solved(findings: StudyFindings) -> list[str]:
     """Say how many runs are solved, and what that says of architectures; nothing without a bound.
 
-    ``31 of 72 runs are solved, of 8 of 24 architectures all``
+    ``31 of 72 runs are solved, all runs of 8 of 24 architectures``
     """
     if findings.solved is None:
         return []
@@ -124,7 +124,7 @@ def _list_solved(findings: StudyFindings) -> list[str]:
     counts = summary.solved_runs
     always = sum(found.solved == found.runs for found in counts.values())
     noun = f"{findings.results.noun}s"
-    lines = [f"{line}, of {always:,} of {len(counts):,} {noun} all"]
+    lines = [f"{line}, all runs of {always:,} of {len(counts):,} {noun}"]
     if findings.results.config.refinement is not None and summary.worse is not None:
         lines.append(describe_solved_verdicts(findings))
     return lines
@@ -203,7 +203,7 @@ def _describe_share(effect: RankedEffect, measure: Measure) -> str:
     size = measure.format_difference(main.mean) + measure.format_interval(main.low, main.high)
     line = (
         f"{strong(label_change(main.contrast))} {does} {first:,} of {pairs} and {also} {second:,}: "
-        f"{format_shares(main)}, {size}"
+        f"solved {format_shares(main)}, {size}"
     )
     if effect.condition is None:
         return line

@@ -259,7 +259,7 @@ def tabulate_leaderboard(
                    TEXT, unit=f"{results.config.token_name}s",
                    condition=any(entry.context for entry in entries)),
             Column(measure.name, lambda entry: entry.value, measure.spec, unit=measure.unit,
-                   condition=not metric.is_value),
+                   condition=not metric.is_value and not summary.solved_runs),
             Column("parameters", lambda entry: entry.parameter_count, ",.0f",
                    condition=has_networks),
             Column("time", lambda entry: entry.seconds, ",.1f", unit="s", condition=has_networks),

@@ -1,9 +1,9 @@
 """Architectures of a study: ranked by the mean of their runs, compared on the same text."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, mode
+from statistics import fmean, median, mode
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +41,9 @@ from studies.attributes import SOURCE_TRIALS
 from studies.config import training_settings
 from studies.records import of_task
 from studies.space import BPTT_STEPS, REPLICATE
+
+Center = Callable[[Sequence[float]], float]
+"""Mean, or median of runs that are solved or not."""
 
 LEADERBOARD_SIZE = 10
 """Number of architectures on the report's leaderboard, each with its code."""
@@ -248,7 +251,10 @@ def rank_architectures(results: Results) -> list[LeaderboardEntry]:
     numbers = [run.number for architecture in ranked for run in architecture.runs]
     rows = results.complete.loc[numbers]
     validation = results.measure.held_out_column("validation")
-    means = average_columns(rows, ["value", validation]).to_dict("index")
+    columns = average_columns(rows, ["value", validation])
+    if results.outcomes is not None:
+        columns = rows.groupby("architecture")[["value", validation]].median()
+    means: Any = columns.to_dict("index")
     records = {row["number"]: row for row in rows.reset_index().to_dict("records")}
     solved = count_by_architecture(results)
     entries = []
@@ -284,8 +290,10 @@ def _make_entry(
     samples = [run for run in runs if isinstance(run.get("sample"), str)]
     profiles = [profile for run in runs if (profile := read_profile(run))]
 
+    center = fmean if results.outcomes is None else median
+
     def average(name: str) -> float:
-        return _mean(run.get(name, math.nan) for run in runs)
+        return _average_known((run.get(name, math.nan) for run in runs), center)
 
     architecture = None
     reach = 1
@@ -317,25 +325,25 @@ def _make_entry(
         validation_metrics={
             name: average(metric_column("validation", name)) for name in results.metric_columns
         },
-        lengths=_average([run.get("lengths") for run in runs]),
-        slices=_average([run.get("slices") for run in runs]),
+        lengths=_average([run.get("lengths") for run in runs], center),
+        slices=_average([run.get("slices") for run in runs], center),
     )
 
 
-def _average(recorded: Sequence[Any]) -> Any:
-    """Return the means of numbers in equal, nested dicts; {} if a run has recorded none."""
+def _average(recorded: Sequence[Any], center: Center) -> Any:
+    """Return the centers of numbers in equal, nested dicts; {} if a run has recorded none."""
     if all(isinstance(value, float) for value in recorded):
-        return _mean(recorded)
+        return _average_known(recorded, center)
     if not all(isinstance(value, dict) for value in recorded):
         return {}
     common = [key for key in recorded[0] if all(key in values for values in recorded)]
-    return {key: _average([values[key] for values in recorded]) for key in common}
+    return {key: _average([values[key] for values in recorded], center) for key in common}
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean of the values that are known; NaN without any."""
+def _average_known(values: Iterable[float], center: Center) -> float:
+    """Return the center of the values that are known; NaN without any."""
     known = [float(value) for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
+    return center(known) if known else math.nan
 
 
 def summarize_study(results: Results) -> StudySummary:
