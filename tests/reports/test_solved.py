@@ -163,7 +163,7 @@ def test_page_leads_with_what_is_solved_and_tests_hypotheses_by_it(sqlite_url):
     assert page.words.count("Solved 16 of 48 runs accuracy of at least 0.9") == 1
     assert "Better than the threshold 40 of 48 validation cross-entropy below 0.7" in page.words
     assert "Noise between runs" not in page.words
-    assert "0% → 67% +67% * [+40%, +83%] 16 0 8 16 of 24 *" in page.words
+    assert "0% → 67% +67% * [+40%, +83%] 16 0 8 3 16 of 24 *" in page.words
     assert "100% → 67%" in page.words  # of the threshold
     assert "It helps. holds +67% [+40%, +83%]" in page.words
     assert "2 of 3 [21%, 94%]" in page.words
