@@ -82,7 +82,7 @@ class StoredStudy:
     def list_solved(self) -> dict[str, Any]:
         changes = compare_by_threshold(self.results)
         return {
-            _name(each): _pick(found, ("solved_before", "mean", "p_adjusted"))
+            _name(each): [found.solved_before, found.solved_before + found.mean, found.p_adjusted]
             for each, found in changes.items()
         }
 
@@ -183,10 +183,15 @@ def _describe_test(test: HypothesisTest) -> dict[str, Any]:
 
 
 def _compare_with_best(stored: StoredStudy) -> list[Any]:
-    numbers = ("number", "runs", "low", "high", "verdict", "bound")
+    numbers = ("low", "high", "verdict", "bound")
     gap = ("mean", "low", "high", "p_adjusted", "is_significant")
     return [
-        {**_pick(entry, numbers), "mean": entry.loss, "gap": _pick(entry.gap, gap)}
+        {
+            **_pick(entry, ("number", "runs")),
+            "mean": entry.loss,
+            **_pick(entry, numbers),
+            "gap": _pick(entry.gap, gap),
+        }
         for entry in stored.summary.entries[:12]
     ]
 
