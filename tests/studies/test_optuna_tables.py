@@ -23,13 +23,13 @@ from optuna.storages._rdb import models
 tables = models.BaseModel.metadata.tables
 {change}
 from rnn_search.commands import main
-main({command!r})
+main(*{command!r})
 """
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_tables_or_classes_of_optuna_are_named_with_the_versions_that_work(change, tmp_path):
-    for command in ("list", "report"):
+    for command in (["list"], ["report", "quick"]):
         program = PROGRAM.format(change=change, command=command)
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
