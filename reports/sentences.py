@@ -119,7 +119,7 @@ def _list_solved(findings: StudyFindings) -> list[str]:
     summary = findings.summary
     solved, runs = findings.solved
     line = f"{strong(f'{solved:,} of {runs:,} runs')} are solved"
-    if not findings.results.has_replicates:
+    if not findings.results.has_replicates or not solved:
         return [line]
     counts = summary.solved_runs
     always = sum(found.solved == found.runs for found in counts.values())

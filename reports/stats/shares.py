@@ -22,7 +22,7 @@ from reports.stats import Floats, Integers
 from reports.stats.estimate import CONFIDENCE, adjust_by_holm
 
 MAX_EXACT = 50
-"""Pairs up to which a test of ranks is exact."""
+"""Pairs up to which a test of ranks is exact; with ties it is slightly cautious."""
 
 MIN_RUNS = 3
 """Runs of each architecture from which losses can show that they are a mixture."""
@@ -145,28 +145,11 @@ def rank_pairs(before: Floats, after: Floats) -> SignedRanks:
     with np.errstate(invalid="ignore"):
         differences = np.where(before == after, 0.0, after - before)
     changed = differences[differences != 0]
-    if not len(changed):
-        p = 1.0
-    elif len(changed) > MAX_EXACT:
-        p = float(stats.wilcoxon(changed, method="asymptotic").pvalue)
-    else:
-        p = _test_signed_ranks(changed)
+    p = 1.0
+    if len(changed):
+        method = "exact" if len(changed) <= MAX_EXACT else "asymptotic"
+        p = float(stats.wilcoxon(changed, method=method).pvalue)
     return SignedRanks(int((changed < 0).sum()), len(differences), p)
-
-
-def _test_signed_ranks(differences: Floats) -> float:
-    """Return the exact p-value of Wilcoxon's test; SciPy's for ties draws samples, for 0.4 s."""
-    from scipy import stats
-
-    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(np.int64)  # ties have halves
-    chances = np.ones(1)  # of each sum of the ranks that are positive
-    for rank in ranks.tolist():
-        is_negative = np.pad(chances, (0, rank))
-        is_positive = np.pad(chances, (rank, 0))
-        chances = (is_negative + is_positive) / 2
-    positive = int(ranks[differences > 0].sum())
-    least = min(positive, int(ranks.sum()) - positive)
-    return min(1.0, 2 * float(chances[: least + 1].sum()))
 
 
 # ------------------------------------------------------------------ architectures
@@ -218,15 +201,9 @@ def compare_architectures(solved: Mapping[str, SolvedRuns]) -> dict[tuple[str, s
     from scipy import stats
 
     pairs = list(itertools.combinations(solved, 2))
-    known: dict[tuple[SolvedRuns, ...], float] = {}
-    p_values = []
-    for pair in pairs:
-        counts = tuple(solved[name] for name in pair)
-        if counts not in known:
-            table = [[solved, runs - solved] for solved, runs in counts]
-            known[counts] = float(stats.fisher_exact(table).pvalue)
-        p_values.append(known[counts])
-    return dict(zip(pairs, adjust_by_holm(np.array(p_values)).tolist(), strict=True))
+    tables = [[[n, runs - n] for n, runs in (solved[name] for name in pair)] for pair in pairs]
+    p = np.array([stats.fisher_exact(table).pvalue for table in tables])
+    return dict(zip(pairs, adjust_by_holm(p).tolist(), strict=True))
 
 
 def count_needed_runs(comparisons: int) -> int:
