@@ -31,7 +31,7 @@ from studies.config import StudyConfig
 from studies.storage.counts import ActiveWorker, TrialCounts
 
 END = r"trial \d+  \d×\S.*  complete \d\.\d{4} nats  [\d.]+ s"
-FOUR_TRIALS = (*ONE_TRIAL, "--set=space.layers=[1, 2, 3, 4]")
+FOUR_TRIALS = (*ONE_TRIAL, "--set=space.layers=[1, 2, 3, 4]", '--set=precision="fp32"')
 EIGHT_TRIALS = [f"space.{gate}_gate=[false, true]" for gate in ("input", "forget", "output")]
 BAR = r"━+ \d+ of \d+ finished.*"
 
@@ -125,7 +125,7 @@ def test_terminal_shows_one_bar_below_whole_lines(start_in, terminal, workers):
     *lines, _ = terminal.screen
     assert sum(bool(re.fullmatch(END, line)) for line in lines) == 4
     others = [line for line in lines if not re.fullmatch(END, line)]
-    assert len(others) == 2 + (workers == 2), others
+    assert len(others) == 3 + (workers == 2), others
     assert not any("━" in line for line in lines)
     assert any(bar.startswith("━" * 20 + " 0 of 4 finished") for bar in terminal.bars)
 

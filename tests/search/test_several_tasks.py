@@ -338,17 +338,21 @@ def test_refinement_derives_from_the_best_of_each_task(study, folder):
     assert sorted(zip(table["task"], table["replicate"], strict=True)) == sorted(
         (task, replicate) for task in TASKS for replicate in (1, 2)
     )
-    margins = []
     for task in TASKS:
         part = derived.at_task(task)
         best = study.at_task(task).best
         assert set(part.results["cell"]) == {best.params["cell"]}
         assert part.results["source_trials"].tolist() == [[best.number]] * 2
-        assert derived.status.best_by_task[task].mean_of == "mean of 2 runs"
+        # The task adding says when it is solved.
+        mean_of = "mean of 2 runs" if task == "Sum" else "solved 0 of 2, median"
+        assert derived.status.best_by_task[task].mean_of == mean_of
         assert part.best.number in part.results.index
-        margins.append(part.verdicts().findings.summary.judgement.margin)
+        judgement = part.verdicts().findings.summary.judgement
+        if task == "Sum":
+            assert judgement.margin == 0.2
+        else:  # it is judged by the runs that are solved
+            assert judgement is None
         assert part.best.network() is not None
-    assert margins == [0.1, 0.2]
     assert "next, task Sum" in derived.report("next.html", ["mine"]).read_text()
     run("next.toml", extend=True, overrides={"refinement.replicates": 3})
     assert set(derived.at_task("Sum").results["replicate"]) == {1, 2, 3}
@@ -371,5 +375,7 @@ def test_refinement_can_derive_in_all_tasks_from_the_best_mean_rank(study, folde
 def test_threshold_is_that_of_a_task(study):
     run(overrides={"report_threshold": {"Sum": 1e9}}, extend=True)
     solved = {task: study.at_task(task).effects().to_frame() for task in TASKS}
-    assert set(solved["Sum"]["solved_before"]) == {1.0}
-    assert set(solved["adding(length=10)"]["solved_before"]) == {0.0}
+    assert set(solved["Sum"]["threshold_before"]) == {1.0}
+    own = solved["adding(length=10)"]  # which has a threshold of its own
+    assert "threshold_before" not in own
+    assert set(own["solved_before"]) == {0.0}
