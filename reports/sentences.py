@@ -164,7 +164,17 @@ def _list_effects(findings: StudyFindings) -> list[str]:
     is_known = any(effect.main.is_decidable for effect in findings.ranked)
     if answer.undecided and is_known:
         lines.append(_describe_undecided(answer.undecided))
-    return lines
+    return [*lines, *_list_ranks(findings.effects)]
+
+
+def _list_ranks(effects: Sequence[Effect]) -> list[str]:
+    """Name the changes that move the losses of solved and failed runs, by the second test."""
+    return [
+        f"{strong(label_change(effect.contrast))} has the lower loss in {effect.ranks.lower} of "
+        f"{effect.ranks.pairs} pairs of runs"
+        for effect in effects
+        if effect.ranks is not None and effect.ranks.p < 1 - CONFIDENCE
+    ]
 
 
 def describe_effect(effect: RankedEffect, measure: Measure) -> str:
