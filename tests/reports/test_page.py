@@ -218,7 +218,7 @@ def test_page_begins_with_the_answer_and_draws_every_chart_offline(
         assert page.title() == "stated, made, derived, " + MARKUP
         assert page.locator("img").count() == 0
         first = page.get_by_role("table", name=f"{MARKUP} effects").locator("tbody tr").first
-        assert first.locator("td").first.inner_text().startswith("−0.050 * [")
+        assert first.locator("td").first.inner_text().startswith("−0.225 * [")
         if width == 1200:
             assert page.evaluate("document.documentElement.scrollHeight") < MAX_HEIGHT
         page.evaluate(
