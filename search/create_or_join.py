@@ -5,7 +5,7 @@ works on the stored study. Further workers do the second step only, by the name 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,61 +13,51 @@ from pathlib import Path
 import optuna
 import torch
 
-from rnn.config import Precision, TaskSpec
-from rnn.engines import find_engine
+from rnn.config import TaskSpec
 from rnn.errors import UserError
 from rnn.export import deserialize_model, serialize_model
-from rnn.precision import EngineShape, choose_precision
 from rnn.tasks.task import Task
-from rnn.training.devices import check_precision, find_bf16_hardware
 from search.cell_check import check_cells
 from search.cells_tasks import (
     ONLY,
-    CodeStore,
     StudyTask,
     TaskOptions,
     build_task,
     check_sources,
-    learn_tokenizer,
     load_cells,
     load_recorded,
-    load_tasks,
     locate_task,
     spec_of,
-    with_held_out,
-    with_records,
 )
 from search.derive import (
     check_count,
-    copy_results,
-    derive_trials,
-    find_repeats,
-    find_space,
-    list_combinations,
 )
 from search.extend import (
-    describe_copied,
-    describe_lengths,
-    describe_trials,
     extend,
     format_setting,
     has_earlier_grid,
     no_space_error,
-    with_lengths,
 )
 from search.open_study import OpenStudy, require_stored
 from search.planned_effects import describe_weakest, plan_effects
+from search.planned_study import (
+    PlannedStudy,
+    WantedStudy,
+    describe_trials,
+    load_file,
+    open_sources,
+    plan_trials,
+    resolve,
+)
 from search.pruning.audited_trials import draw_audited
 from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
-from search.task_check import check_held_out, check_length, check_tasks, check_trials
+from search.task_check import check_held_out, check_tasks
 from search.worker.checkpoints import warn_of_errors
 from search.worker.train_states import current_versions, describe_mixing
 from studies.artifacts import ArtifactFolders, new_folder
-from studies.attributes import COPIED_FROM, StudyRecord
-from studies.config import StudyConfig, to_trial_config
+from studies.attributes import StudyRecord
 from studies.errors import StorageNotFoundError, StudyFormatError
 from studies.loader import (
-    ConfigFile,
     diff_configs,
     flatten,
     list_descriptive_changes,
@@ -77,9 +67,9 @@ from studies.loader import (
 from studies.measure import find_measure
 from studies.messages import check_study_name, shorten
 from studies.records import Floors
-from studies.space import TASK, Params, SearchSpace, distributions
+from studies.space import distributions
 from studies.stated_hypotheses import register
-from studies.storage.counts import StudyIdentity, count_trials
+from studies.storage.counts import StudyIdentity
 from studies.storage.edits import create_study, to_note_attributes, write_note
 from studies.storage.open import (
     list_study_names,
@@ -88,11 +78,9 @@ from studies.storage.open import (
     read_storage,
     read_study_record,
 )
-from studies.storage.reads import RECORDS, read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.tables import INTERMEDIATE_VALUES
-from studies.storage.trials import StoredStudy, StoredTrial
-from studies.study_settings import PER_WORKER, WINDOW_PARAMS
+from studies.storage.trials import StoredStudy
+from studies.study_settings import PER_WORKER
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
@@ -150,58 +138,6 @@ class StudyHandle(OpenStudy):
         return WorkerOptions(**given)
 
 
-@dataclass(frozen=True)
-class PlannedStudy:
-    """A study before it is stored.
-
-    Attributes:
-        name: its name.
-        config: its config, with the precision that is chosen for it.
-        tasks: its tasks by name, as :func:`search.cells_tasks.load_tasks` returns them.
-        trials: its trials in the order in which they run.
-        space: its search space.
-        notice: what to say about the precision, or "".
-    """
-
-    name: str
-    config: StudyConfig
-    tasks: Mapping[str, StudyTask]
-    trials: Sequence[StoredTrial]
-    space: SearchSpace
-    notice: str
-
-    @property
-    def trained(self) -> list[StoredTrial]:
-        """The trials that have no results of a source."""
-        return [trial for trial in self.trials if COPIED_FROM not in trial.attributes]
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A study as this process would have it.
-
-    Attributes:
-        file: the settings, before validation.
-        origin: record of the stored study that the file names or derives from, if any.
-        device: device on which this process trains.
-        trains: whether it trains at all.
-    """
-
-    name: str
-    file: ConfigFile
-    origin: StudyRecord | None
-    config: StudyConfig
-    tasks: Mapping[str, StudyTask]
-    folders: ArtifactFolders
-    device: torch.device
-    trains: bool
-
-    def check_precision(self, precision: str) -> None:
-        """Check that the device supports a precision, unless other machines train."""
-        if self.trains or self.device.type == "cuda":
-            check_precision(precision, self.device)
-
-
 def open_study(
     name: str,
     url: str,
@@ -235,7 +171,7 @@ def open_study(
     file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
         file = file.with_overrides({"task": {"corpus": options.corpus}})
-    wanted = _resolve(name, url, file, options, device, trains)
+    wanted = resolve(name, url, file, options, device, trains)
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         study = load_study(storage, name)
@@ -266,12 +202,12 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
             finished.
         UserError: if the study cannot be extended because workers hold trials.
     """
-    file = _load_file(options)
+    file = load_file(options)
     name = options.name or file.name
     check_study_name(name)
     url = options.storage
-    wanted = _resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    _check(wanted)
+    wanted = resolve(name, url, load_cells(file), options, device, options.target.is_local)
+    wanted.check()
     is_stored = file.is_stored and file.name == name
     floors: dict[str, Floors] = {}
     if not is_stored and not _exists(name, url):
@@ -287,19 +223,6 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     return handle or create_or_join(options, device)
 
 
-def _load_file(options: RunOptions) -> ConfigFile:
-    """Read the settings that a user asks for; require those of a refinement for ``refine``."""
-    file = options.load_file()
-    if options.is_refinement and file.settings.get("refinement") is None:
-        raise UserError(
-            f"study {file.name!r} has no [refinement]: use rnn-search run, or derive a study from "
-            f"it as in rnn-search refine stage-two --set 'refinement.source=\"{file.name}\"'"
-        )
-    if options.is_refinement and file.source is None:
-        file.resolve()  # reports what is wrong with it
-    return file
-
-
 def _exists(name: str, url: str) -> bool:
     """Return whether a study of a name exists; the storage is not created."""
     try:
@@ -309,37 +232,10 @@ def _exists(name: str, url: str) -> bool:
         return False
 
 
-def _resolve(
-    name: str,
-    url: str,
-    file: ConfigFile,
-    options: WorkerOptions,
-    device: torch.device,
-    trains: bool,
-) -> _Wanted:
-    """Resolve settings whose cells are loaded, with what they inherit; load the tasks."""
-    folders = ArtifactFolders(options.artifacts, url)
-    record = file.record
-    if record is None and file.source is not None:
-        with closing(read_storage(url)) as storage:
-            record = read_study_record(load_study(storage, file.source))
-    sources = None if record is None else _open_sources(folders, record)
-    file, tasks = load_tasks(file, record, sources)
-    config = file.resolve_from(record)
-    if sources is not None:
-        sources.load({name: cell for name, cell in config.cells.items() if name not in file.cells})
-    config = with_held_out(config, tasks)
-    return _Wanted(name, file, record, config, tasks, folders, device, trains)
-
-
-def _open_sources(folders: ArtifactFolders, record: StudyRecord) -> CodeStore:
-    return CodeStore(folders.root("cells") / record.artifact_folder)
-
-
 def _open(
     study: optuna.Study,
     storage: LeasedRDBStorage,
-    wanted: _Wanted,
+    wanted: WantedStudy,
     record: StudyRecord,
     notice: str = "",
 ) -> StudyHandle:
@@ -366,19 +262,7 @@ def _open(
 # ------------------------------------------------------------------ create
 
 
-def _check(wanted: _Wanted) -> None:
-    """Check what a process needs to create or to join a study, before a storage is written."""
-    config = wanted.config
-    tasks = wanted.tasks
-    wanted.check_precision(config.precision)
-    check_length(tasks, config)
-    if config.grid is not None:
-        options_of_tasks = [name for task in tasks.values() for name in task.record.options]
-        names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
-        check_trials(config, tasks, config.grid.project(names))
-
-
-def _check_new(wanted: _Wanted, options: RunOptions) -> dict[str, Floors]:
+def _check_new(wanted: WantedStudy, options: RunOptions) -> dict[str, Floors]:
     """Check a study that does not exist yet; return the floors of its tasks by name."""
     config = wanted.config
     if config.grid is not None:
@@ -404,13 +288,12 @@ def _read_checked(url: str) -> list[StudyRecord]:
 
 
 def _create(
-    storage: LeasedRDBStorage, wanted: _Wanted, floors: dict[str, Floors], options: RunOptions
+    storage: LeasedRDBStorage, wanted: WantedStudy, floors: dict[str, Floors], options: RunOptions
 ) -> str:
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
-    planned = _plan(storage, wanted, options)
+    planned = plan_trials(storage, wanted, options)
     config = planned.config
     audit_nuisance = [] if config.grid is None else config.nuisance
-    trials = draw_audited(planned.trials, config, audit_nuisance)
     record = StudyRecord(
         config=config,
         floors=floors.pop(ONLY, None),
@@ -421,166 +304,64 @@ def _create(
         hypotheses=register([], config.hypothesis, 0),
         audit_nuisance=audit_nuisance,
     )
-    metric = find_measure(config).name
-    note = to_note_attributes(write_note(wanted.name, config.question, record.commands))
+    note = write_note(wanted.name, config.question, record.commands)
     study = StoredStudy(
         wanted.name,
-        metric,
+        find_measure(config).name,
         record.attributes(),
         distributions(planned.space),
-        trials,
-        system_attributes=note,
+        draw_audited(planned.trials, config, audit_nuisance),
+        system_attributes=to_note_attributes(note),
     )
     if not create_study(storage, study):
         return ""
-    effects = plan_effects((trial.params for trial in trials), config)
-    copied = _copy_weights(wanted, record, trials)
+    _copy_weights(wanted.folders, planned, record)
     created = describe_trials("created", planned.trained, config)
-    if copied:
-        created += f"; {describe_copied(copied, config)}"
-    weakest = describe_weakest(effects, config)
-    return "\n".join(filter(None, [created, weakest, planned.notice]))
+    if planned.copied:
+        created += f"; {_describe_copied(planned)}"
+    weakest = describe_weakest(plan_effects(planned.params, config), config)
+    return "\n".join(filter(None, [created, weakest, *planned.notices]))
 
 
-def _copy_weights(wanted: _Wanted, record: StudyRecord, trials: Sequence[StoredTrial]) -> int:
-    """Copy the stored weights of the runs whose results trials have; return how many these are."""
-    copies = {
-        number: trial.attributes[COPIED_FROM]
-        for number, trial in enumerate(trials)
-        if COPIED_FROM in trial.attributes
-    }
-    if copies and wanted.origin is not None:
-        folders = [wanted.origin.artifact_folder, record.artifact_folder]
-        old, new = (wanted.folders.trial_files(folder, "safetensors") for folder in folders)
-        for number, run in copies.items():
-            with warn_of_errors(f"copy the weights of trial {run}"):
-                if (content := old.read(run)) is not None:
-                    model = deserialize_model(content)
-                    metadata = {**model.metadata, "trial": str(number)}
-                    new.write(number, serialize_model(replace(model, metadata=metadata)))
-    return len(copies)
+def _copy_weights(folders: ArtifactFolders, planned: PlannedStudy, record: StudyRecord) -> None:
+    """Copy the stored weights of the runs whose results trials have."""
+    if planned.source is None:
+        return
+    old = folders.trial_files(planned.source.artifact_folder, "safetensors")
+    new = folders.trial_files(record.artifact_folder, "safetensors")
+    for number, run in planned.copied.items():
+        with warn_of_errors(f"copy the weights of trial {run}"):
+            if (content := old.read(run)) is not None:
+                model = deserialize_model(content)
+                metadata = {**model.metadata, "trial": str(number)}
+                new.write(number, serialize_model(replace(model, metadata=metadata)))
 
 
-def plan_study(options: RunOptions, device: torch.device = _CPU) -> PlannedStudy:
-    """Return the study that a user asks for as it would be created; nothing is written.
-
-    Args:
-        options: what the user asks for.
-        device: device on which this worker would train.
-
-    Raises:
-        Exception: the errors of :func:`create_or_join`, but those of a study that exists.
-    """
-    file = _load_file(options)
-    name = options.name or file.name
-    wanted = _resolve(name, options.storage, load_cells(file), options, device, True)
-    _check(wanted)
-    if wanted.config.refinement is None:
-        return _plan(None, wanted, options)
-    with closing(read_storage(options.storage)) as storage:
-        return _plan(storage, wanted, options)
+def _describe_copied(planned: PlannedStudy) -> str:
+    """Return a notice on trials that have the results of the source that they would repeat."""
+    assert planned.config.refinement is not None
+    count = len(planned.copied)
+    source = f"study {planned.config.refinement.source!r}"
+    if count == 1:
+        return f"1 more would repeat a run of {source} exactly and has its results"
+    return f"{count:,} more would repeat runs of {source} exactly and have their results"
 
 
-def _plan(storage: LeasedRDBStorage | None, wanted: _Wanted, options: RunOptions) -> PlannedStudy:
-    """Plan the trials of a study; of a refinement from the storage that has its source."""
-    config = wanted.config
-    trials, space = _plan_trials(storage, config, options)
-    params = [trial.params for trial in trials]
-    config = with_lengths(config, check_trials(config, wanted.tasks, params))
-    earlier = {} if wanted.origin is None else wanted.origin.config.list_tasks()
-    tasks = {
-        name: learn_tokenizer(task, config, earlier.get(name))
-        for name, task in wanted.tasks.items()
-    }
-    check_length(tasks, config, params)
-    learned = {name: task.record for name, task in tasks.items() if task.text is not None}
-    precision, notice = _choose_precision(config, tasks, params, wanted.device)
-    config = with_records(config, learned).model_copy(update={"precision": precision})
-    if storage is not None and config.refinement is not None and config.refinement.trial is None:
-        trials = _copy_repeats(storage, config, trials)
-    notices = "\n".join(filter(None, [describe_lengths(config), notice]))
-    return PlannedStudy(wanted.name, config, tasks, trials, space, notices)
-
-
-def _choose_precision(
-    config: StudyConfig,
-    tasks: Mapping[str, StudyTask],
-    trials: Iterable[Params],
-    device: torch.device,
-) -> tuple[Precision, str]:
-    """Return the precision of a new study, and what a notice says about it.
-
-    It is chosen once: results must not depend on the hardware of other workers.
-    """
-    if config.precision != "auto":
-        return config.precision, ""
-    shapes = []
-    for params in trials:
-        task = tasks[str(params[TASK]) if config.task_records else ONLY]
-        trial = to_trial_config(params, config)
-        network = trial.architecture
-        engine = find_engine([trial], "bf16", task.build().spec, device)
-        shapes.append(EngineShape(engine.name, network.cell, network.state_size))
-    precision, reason = choose_precision(shapes, find_bf16_hardware(device))
-    return precision, f"precision {precision} on {device}: {reason}; fixed for this study"
-
-
-def _plan_trials(
-    storage: LeasedRDBStorage | None, config: StudyConfig, options: RunOptions
-) -> tuple[list[StoredTrial], SearchSpace]:
-    """Return the trials of a new study and its search space."""
-    if config.refinement is None:
-        grid = config.grid
-        assert grid is not None
-        return [StoredTrial(params) for params in list_combinations(config)], grid.search_space
-    assert storage is not None
-    source = load_study(storage, config.refinement.source)
-    counts = count_trials(storage, source._study_id)
-    record = read_study_record(source)
-    planned = derive_trials(
-        read_trials(storage, source._study_id),
-        counts,
-        config,
-        options.partial,
-        record.config.pruning.keep,
-        options.yes,
-        record.config,
-    )
-    return planned, find_space(planned, config)
-
-
-def _copy_repeats(
-    storage: LeasedRDBStorage, config: StudyConfig, derived: Sequence[StoredTrial]
-) -> list[StoredTrial]:
-    """Return the trials of a refinement, with the results of runs that they would repeat."""
-    assert config.refinement is not None
-    source = load_study(storage, config.refinement.source)
-    trials = read_trials(storage, source._study_id)
-    repeats = find_repeats(derived, trials, read_study_record(source).config, config)
-    ids = [trial.trial_id for trial in repeats.values()]
-    read = read_trials(storage, source._study_id, ids, (*RECORDS, INTERMEDIATE_VALUES))
-    runs = {run.number: run for run in read}
-    return [
-        copy_results(trial, runs[repeats[place].number]) if place in repeats else trial
-        for place, trial in enumerate(derived)
-    ]
-
-
-def _add_tasks(wanted: _Wanted, record: StudyRecord) -> _Wanted:
+def _add_tasks(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:
     """Return what a process wants with the tasks that an extension has added to its study."""
     stored = record.config.task_records
     added = {name: task for name, task in stored.items() if name not in wanted.tasks}
     if not added:
         return wanted
-    tasks = load_recorded(added, _open_sources(wanted.folders, record))
+    tasks = load_recorded(added, open_sources(wanted.folders, record))
     return replace(wanted, tasks={**wanted.tasks, **tasks})
 
 
-def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
+def _keep_sources(wanted: WantedStudy, record: StudyRecord) -> None:
     """Keep a copy of the source of each cell and of the task of a study."""
     cells = record.config.cells
     tasks = record.config.list_tasks().values()
-    sources = _open_sources(wanted.folders, record)
+    sources = open_sources(wanted.folders, record)
     sources.load(cells)  # one that another process added
     sources.save(cells, tasks)
 
@@ -589,7 +370,7 @@ def _keep_sources(wanted: _Wanted, record: StudyRecord) -> None:
 
 
 def _join(
-    storage: LeasedRDBStorage, wanted: _Wanted, options: RunOptions, created: str
+    storage: LeasedRDBStorage, wanted: WantedStudy, options: RunOptions, created: str
 ) -> StudyHandle | None:
     """Open a stored study under settings that keep its results comparable; extend it if asked to.
 
@@ -621,7 +402,7 @@ def _join(
     return _open(study, storage, wanted, record, "\n".join(filter(None, notices)))
 
 
-def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:
+def _follow_study(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:
     """Return what a process wants, with what it leaves to the study that it joins."""
     stored = record.config
     stated = wanted.file.settings.get("pruning", {})
@@ -632,7 +413,7 @@ def _follow_study(wanted: _Wanted, record: StudyRecord) -> _Wanted:
     return replace(wanted, config=config)
 
 
-def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
+def _check_data(wanted: WantedStudy, record: StudyRecord) -> None:
     """Reject a worker that has other data, or other sources of cells and task, than its study."""
     check_sources(wanted.name, record.config, wanted.config)
     if differences := diff_configs(record.config, wanted.config):
@@ -643,7 +424,7 @@ def _check_data(wanted: _Wanted, record: StudyRecord) -> None:
     check_held_out(wanted.name, record.config, wanted.config)
 
 
-def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -> str:
+def _check_settings(wanted: WantedStudy, record: StudyRecord, options: RunOptions) -> str:
     """Reject a worker whose settings, sources or data differ from the study's.
 
     Those that ``--extend`` can change may differ with it, and in a file of before an extension; a
@@ -676,7 +457,7 @@ def _check_settings(wanted: _Wanted, record: StudyRecord, options: RunOptions) -
     return f"study {name!r} was extended: using its stored trials" if is_outdated else ""
 
 
-def _describe_kept(wanted: _Wanted, record: StudyRecord) -> str:
+def _describe_kept(wanted: WantedStudy, record: StudyRecord) -> str:
     """Return a notice on descriptive settings that a worker states otherwise than its study."""
     name = wanted.name
     stored = record.config

@@ -1,6 +1,7 @@
 """Plan the trials of a study: of its grid, of a refinement, and of further replicates."""
 
 import random
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
@@ -28,7 +29,7 @@ from studies.space import (
     replicate_of,
     run_key,
 )
-from studies.storage.counts import TrialCounts
+from studies.storage.counts import count_statuses
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
 
@@ -61,12 +62,10 @@ def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
 
 def derive_trials(
     trials: Sequence[StoredTrial],
-    counts: TrialCounts,
     config: StudyConfig,
+    source: StudyConfig,
     partial: bool = False,
-    keep: float = 1,
     confirmed: bool = False,
-    source: StudyConfig | None = None,
 ) -> list[StoredTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
 
@@ -76,8 +75,7 @@ def derive_trials(
     the architectures that have its parameters. Equal combinations become one trial that lists all
     source trials that led to it.
 
-    A source may be unfinished if ``partial``; if it was pruned, the fraction ``keep`` of its trials
-    was kept. Its config is needed if it is maximised, or its task is not text.
+    A source may be unfinished if ``partial``.
 
     Returns:
         Trials derived from the best source trial first.
@@ -93,13 +91,14 @@ def derive_trials(
     if refinement.trial is not None:
         trial = find_trial(trials, refinement.trial, refinement.source)
         return [StoredTrial(trial.params, {SOURCE_TRIALS: [trial.number]})]
+    counts = count_statuses(Counter(trial.status for trial in trials))
     if counts.finished < counts.planned and not partial:
         raise UserError(
             f"study {refinement.source!r} has finished {counts.finished} of {counts.planned} "
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
-    best = _choose_best(trials, config, partial, keep, source)
+    best = _choose_best(trials, config, source, partial)
     count = sum(map(len, best.values())) * len(refinement.variants) * refinement.replicates
     check_count(count, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
@@ -117,11 +116,7 @@ def derive_trials(
 
 
 def _choose_best(
-    trials: Sequence[StoredTrial],
-    config: StudyConfig,
-    partial: bool,
-    keep: float,
-    source: StudyConfig | None,
+    trials: Sequence[StoredTrial], config: StudyConfig, source: StudyConfig, partial: bool
 ) -> dict[str, list[list[StoredTrial]]]:
     """Return the complete runs of the best architectures of each task, the best first.
 
@@ -131,7 +126,7 @@ def _choose_best(
     assert refinement is not None
     of_tasks = split_by_task(trials, config)
     ranked = {
-        task: _rank_architectures(found, config.nuisance, source and source.at_task(task))
+        task: _rank_architectures(found, config.nuisance, source.at_task(task))
         for task, found in of_tasks.items()
     }
     if refinement.rank == "mean":
@@ -143,7 +138,8 @@ def _choose_best(
         if any(trial.state is TrialState.PRUNED for trial in found):
             largest = max(map(_count_candidates, groups.values()))
             planned = _count_candidates(found)
-            _require_kept(refinement, planned, top_count(keep, planned), wanted, largest)
+            kept = top_count(source.pruning.keep, planned)
+            _require_kept(refinement, planned, kept, wanted, largest)
         if len(ranked[task]) < wanted and not (partial and ranked[task]):
             of_task = f" of the task {task}" if task else ""
             raise UserError(
@@ -184,9 +180,14 @@ def find_repeats(
 ) -> dict[int, StoredTrial]:
     """Find the complete runs of the source that derived trials would repeat exactly.
 
+    A refinement that names a trial repeats it on purpose.
+
     Returns:
         The trial of the source by the place of the derived one.
     """
+    assert config.refinement is not None
+    if config.refinement.trial is not None:
+        return {}
     varied = (f"training.{name}:" for name in TRAINING_PARAMS)
     resolved = ("space", "refinement", "pruning.", *varied)
     differences = [line for line in diff_configs(source, config) if not line.startswith(resolved)]
@@ -296,7 +297,7 @@ def group_by_architecture(
 
 
 def _rank_architectures(
-    trials: Sequence[StoredTrial], nuisance: Sequence[str], source: StudyConfig | None
+    trials: Sequence[StoredTrial], nuisance: Sequence[str], source: StudyConfig
 ) -> list[list[StoredTrial]]:
     """Return the complete runs of each architecture at its best values of nuisance parameters.
 

@@ -1,11 +1,10 @@
 """Extension of a study: further values or replicates, and other descriptions."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 
 from rnn.errors import UserError
 from search.cell_check import check_cells
@@ -17,11 +16,10 @@ from search.derive import (
     list_combinations,
     subtract,
 )
-from search.pruning.audited_trials import draw_audited, number_architectures
+from search.planned_study import describe_trials, with_lengths
 from search.run_options import RunOptions
 from search.task_check import check_tasks, check_trials
 from studies.attributes import (
-    AUDIT_NUISANCE,
     COMMANDS,
     CONFIG,
     EARLIER_REPLICATES,
@@ -66,10 +64,10 @@ def extend(
     """
     study_id = study._study_id
     stored = record.config
-    plan = _plan(study.study_name, record, config, read_trials(storage, study_id))
-    extended = plan.config
-    check_count(len(plan.added), options.yes)
-    check_cells(extended, [stored])
+    extension = _plan(study.study_name, record, config, read_trials(storage, study_id))
+    check_count(len(extension.added), options.yes)
+    check_cells(extension.config, [stored])
+    extended = extension.config
     new_tasks = {
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
     }
@@ -77,72 +75,58 @@ def extend(
     texts = {name: task for name, task in new_tasks.items() if task.text is not None}
     learned = {name: learn_tokenizer(task, extended, None).record for name, task in texts.items()}
     extended = with_records(extended, learned)
-    lengths = check_trials(extended, tasks, [trial.params for trial in plan.added])
+    lengths = check_trials(extended, tasks, [trial.params for trial in extension.added])
     _require_same_length(stored, lengths, new_tasks)
     extended = with_lengths(extended, lengths)
-    plan = replace(plan, config=extended)
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
     written: dict[str, Any] = {CONFIG: extended.model_dump(mode="json")}
-    if plan.is_larger:
-        commands = [*record.commands, options.command]
-        written |= {COMMANDS: commands, AUDIT_NUISANCE: plan.nuisance}
-    if plan.replicates is not None:
+    choices = {}
+    grid_size = None
+    if extended.space != stored.space:
+        assert extended.grid is not None
+        choices = distributions(extended.grid.search_space)
+        grid_size = extended.grid.count()
+    elif extension.has_more_replicates:
+        choices = distributions(find_space(extension.added, extended))
         written[EARLIER_REPLICATES] = record.replicates[::-1]
+    if choices:
+        written[COMMANDS] = [*record.commands, options.command]
     if extended.hypothesis != stored.hypothesis or extended.nuisance != stored.nuisance:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
     if new_tasks:
         all_floors = record.task_floors | floors
         written[TASK_FLOORS] = {name: found.model_dump() for name, found in all_floors.items()}
-    choices, grid_size = plan.find_choices(stored)
     raw = study.user_attrs[CONFIG]
     if StudyConfig.model_validate(raw) != stored:
         return None
     expected = {CONFIG: raw}
-    if not extend_study(storage, study_id, expected, written, choices, plan.added, grid_size):
+    if not extend_study(storage, study_id, expected, written, choices, extension.added, grid_size):
         return None
-    return _describe_extension(study, record, plan)
+    return _describe_extension(study, record, extension)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Extension:
     """What an extension changes.
 
     Attributes:
         config: config of the extended study.
         changed: names of the descriptive settings that change.
         added: further trials.
-        nuisance: nuisance parameters over which audited architectures are drawn.
-        replicates: further number of replicates; None if it stays.
-        is_larger: whether the space or the number of replicates changes.
+        has_more_replicates: whether the number of replicates of a refinement changes.
     """
 
     config: StudyConfig
     changed: Sequence[str]
     added: Sequence[StoredTrial]
-    nuisance: Sequence[str]
-    replicates: int | None
-    is_larger: bool
-
-    def find_choices(
-        self, stored: StudyConfig
-    ) -> tuple[Mapping[str, CategoricalDistribution], int | None]:
-        """Return the choices of parameters that are to be stored, and the new size of the grid."""
-        choices = {}
-        grid_size = None
-        grid = self.config.grid
-        if self.config.space != stored.space and grid is not None:
-            choices = distributions(grid.search_space)
-            grid_size = grid.count()
-        if self.replicates is not None:
-            choices = distributions(find_space(self.added, self.config))
-        return choices, grid_size
+    has_more_replicates: bool
 
 
 def _plan(
     name: str, record: StudyRecord, config: StudyConfig, trials: Sequence[StoredTrial]
-) -> _Plan:
+) -> _Extension:
     """Plan the extension of a study to a config."""
     stored = record.config
     replicates = _find_more_replicates(name, record, config)
@@ -154,15 +138,14 @@ def _plan(
         raise no_space_error(name)
     if len(record.commands) > 1 and has_earlier_grid(stored, config):
         config = stored  # whose space is as large
-    is_larger = replicates is not None or config.space != stored.space
-    if is_larger:
+    added: Sequence[StoredTrial] = ()
+    if replicates is not None:
         extended = _enlarge(extended, config, replicates)
-    nuisance = _choose_audit_nuisance(record, extended, trials)
-    if replicates is None:
-        added = _plan_added(name, stored, extended, nuisance, trials)
-    else:
         added = add_replicates(trials, replicates)
-    return _Plan(extended, changed, added, nuisance, replicates, is_larger)
+    elif config.space != stored.space:
+        extended = _enlarge(extended, config, replicates)
+        added = _plan_added(name, stored, extended)
+    return _Extension(extended, changed, added, replicates is not None)
 
 
 def _redescribe(stored: StudyConfig, config: StudyConfig, changed: Sequence[str]) -> StudyConfig:
@@ -199,28 +182,6 @@ def no_space_error(name: str) -> UserError:
 # ------------------------------------------------------------------ notices
 
 
-def describe_trials(verb: str, trials: Sequence[StoredTrial], config: StudyConfig) -> str:
-    """Return a notice on how many trials were added."""
-    count = f"{len(trials):,} trial{'s' * (len(trials) != 1)}"
-    steps = sum(config.length_of(trial.params).steps for trial in trials)
-    return f"{verb} with {count}, {steps:,} training steps in all"
-
-
-def with_lengths(config: StudyConfig, lengths: Mapping[str, TrainingLength]) -> StudyConfig:
-    """Return a config with how long the trials of some tasks train, where it is not as stated."""
-    changed = {name: found for name, found in lengths.items() if found != config.training.length}
-    return config.model_copy(update={"lengths": {**config.lengths, **changed}})
-
-
-def describe_lengths(config: StudyConfig) -> str:
-    """Return a notice on how long trials train, where it is not as stated."""
-    lengths = [
-        f"{f'{task} ' if task else ''}{length.steps:,} steps logged every {length.log_every:,}"
-        for task, length in config.lengths.items()
-    ]
-    return f"rounded up to whole updates: {', '.join(lengths)}" if lengths else ""
-
-
 def _require_same_length(
     stored: StudyConfig, lengths: Mapping[str, TrainingLength], new_tasks: Collection[str]
 ) -> None:
@@ -235,31 +196,22 @@ def _require_same_length(
             )
 
 
-def describe_copied(count: int, config: StudyConfig) -> str:
-    """Return a notice on trials that have the results of the source that they would repeat."""
-    assert config.refinement is not None
-    is_one = count == 1
-    return (
-        f"{count:,} more would repeat {'a run' if is_one else 'runs'} of study "
-        f"{config.refinement.source!r} exactly and {'has' if is_one else 'have'} "
-        f"{'its' if is_one else 'their'} results"
-    )
-
-
 def format_setting(config: StudyConfig, setting: str) -> str:
     """Format the value of a setting for a notice."""
     value = getattr(config, setting)
     return "none" if value is None else shorten(repr(value))
 
 
-def _describe_extension(study: optuna.Study, before: StudyRecord, plan: _Plan) -> list[str]:
+def _describe_extension(
+    study: optuna.Study, before: StudyRecord, extension: _Extension
+) -> list[str]:
     """Return a notice for each thing that an extension has changed."""
     notices = []
-    if plan.added:
-        notices.append(describe_trials("extended", plan.added, plan.config))
-    for setting in plan.changed:
+    if extension.added:
+        notices.append(describe_trials("extended", extension.added, extension.config))
+    for setting in extension.changed:
         old = format_setting(before.config, setting)
-        new = format_setting(plan.config, setting)
+        new = format_setting(extension.config, setting)
         notices.append(f"changed {setting} from {old} to {new}")
     for stored in read_study_record(study).hypotheses:
         if stored not in before.hypotheses:
@@ -321,42 +273,21 @@ def _update_hypotheses(
     return [stored.model_dump(mode="json") for stored in records]
 
 
-def _choose_audit_nuisance(
-    record: StudyRecord, extended: StudyConfig, trials: Sequence[StoredTrial]
-) -> list[str]:
-    """Return the nuisance parameters over which an extended study draws audited architectures.
-
-    They are those of the extended config if these have distinguished no trials so far, so that the
-    architectures drawn already are the same.
-    """
-    new = [] if extended.grid is None else extended.nuisance
-    params = [trial.params for trial in trials]
-    counts = {
-        int(number_architectures(params, nuisance).max(initial=-1))
-        for nuisance in (record.audit_nuisance, new, [*record.audit_nuisance, *new])
-    }
-    return new if len(counts) == 1 else record.audit_nuisance
-
-
 # ------------------------------------------------------------------ a larger grid
 
 
-def _plan_added(
-    name: str,
-    stored: StudyConfig,
-    extended: StudyConfig,
-    nuisance: Sequence[str],
-    trials: Sequence[StoredTrial],
-) -> list[StoredTrial]:
+def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[StoredTrial]:
     """Return the trials that an extended search space adds."""
-    if extended.space == stored.space:
-        return []
     if conflict := _find_conflict(stored, extended):
         raise UserError(f"study {name!r} {conflict}")
+    if stored.pruning.enabled:
+        raise UserError(
+            f"study {name!r} prunes its trials in competition with each other: --extend expected "
+            "one that does not; start a wider study under another --name"
+        )
     assert stored.grid is not None
     new = subtract(list_combinations(extended), stored.grid.combinations())
-    planned = [StoredTrial(params) for params in new]
-    return draw_audited(planned, stored, nuisance, trials)
+    return [StoredTrial(params) for params in new]
 
 
 def has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
@@ -375,12 +306,10 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
     """
     old = stored.grid
     new = extended.grid
-    old_tables = stored.space
-    new_tables = extended.space
     assert old is not None
     assert new is not None
-    assert old_tables is not None
-    assert new_tables is not None
+    old_tables = stored.space or ()
+    new_tables = extended.space or ()
     if len(new_tables) < len(old_tables):
         return (
             f"has {len(old_tables)} tables [[space]], not {len(new_tables)}: --extend expected "

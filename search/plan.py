@@ -17,8 +17,8 @@ from rnn.engines import build_network
 from rnn.network import count_parameters
 from rnn.training.loop import TrainLoop
 from search.cells_tasks import build_task, spec_of
-from search.create_or_join import PlannedStudy, plan_study
 from search.planned_effects import PlannedEffect, list_shortages, plan_effects, shows_shares
+from search.planned_study import PlannedStudy, plan_study
 from search.run import find_device
 from search.run_options import RunOptions
 from search.worker.cpu_budget import cores
@@ -91,7 +91,7 @@ class StudyPlan:
         workers: number of workers of which :attr:`hours` is the time.
         threads: threads of each.
         device: device on which the networks were timed.
-        notice: what is said of the study when it is created, or "".
+        notices: what is said of the study when it is created.
     """
 
     name: str
@@ -101,7 +101,7 @@ class StudyPlan:
     workers: int
     threads: int
     device: str
-    notice: str
+    notices: Sequence[str]
 
     @property
     def trials(self) -> int:
@@ -188,7 +188,7 @@ class StudyPlan:
         lines = [
             f"study {self.name}: {format_count(self.trials, 'trial')} of {updates} updates, "
             f"networks of {parameters} parameters; nothing is written",
-            *filter(None, [self.notice]),
+            *self.notices,
         ]
         if not math.isnan(self.hours):
             lines.append(
@@ -257,10 +257,10 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
         shapes = _plan_shapes(study, options, device, is_timed)
     finally:
         torch.set_num_threads(before)
-    effects = plan_effects((trial.params for trial in study.trials), study.config)
+    effects = plan_effects(study.params, study.config)
     workers = options.workers
     return StudyPlan(
-        study.name, study.config, shapes, effects, workers, threads, str(device), study.notice
+        study.name, study.config, shapes, effects, workers, threads, str(device), study.notices
     )
 
 

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
-from studies.measure import TEXT, Measure, find_measure
+from studies.measure import Measure, find_measure
 from studies.records import TaskRecord
 from studies.space import REPLICATE, TASK, param_order, replicate_of
 from studies.storage.counts import has_replicates, top_trials
@@ -44,19 +44,17 @@ def split_by_task(
     return found
 
 
-def rank_trials(
-    trials: Sequence[StoredTrial], config: StudyConfig | None
-) -> list[RankedArchitecture]:
+def rank_trials(trials: Sequence[StoredTrial], config: StudyConfig) -> list[RankedArchitecture]:
     """Rank the architectures of a study of one task, each at each value of nuisance parameters.
 
     Args:
         trials: all grid trials of the study, or of one of its tasks.
-        config: its config, or that of the task; None for one that is minimised.
+        config: its config, or that of the task.
     """
-    value_measure = find_measure(config) if config else TEXT
+    value_measure = find_measure(config)
     measure = _find_metric(trials, value_measure)
     is_repeated = len({replicate_of(trial.params) for trial in trials}) > 1
-    task = config.task_record if config and is_repeated else None
+    task = config.task_record if is_repeated else None
     runs = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or trial.value is None:

@@ -5,7 +5,6 @@ audited one are trained to the end whatever the pruner decides, so their values 
 and set their scale. ``docs/pruning.md`` describes the planned looks.
 """
 
-import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -54,50 +53,29 @@ def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence
 
 
 def draw_audited(
-    trials: Sequence[StoredTrial],
-    config: StudyConfig,
-    nuisance: Sequence[str],
-    existing: Sequence[StoredTrial] = (),
+    trials: Sequence[StoredTrial], config: StudyConfig, nuisance: Sequence[str]
 ) -> list[StoredTrial]:
     """Draw the audited architectures of a study at random, without replacement, with its seed.
 
-    Of the architectures that an extension adds to the existing trials, the same share is drawn as
-    of the others, so that all of the study have the same chance. New trials of an audited
-    architecture are audited. Each of several tasks has a sample of its own.
+    All trials of an audited architecture are audited. Each of several tasks has a sample of its
+    own.
     """
+    if not config.pruning.enabled:
+        return list(trials)
     audited: set[int] = set()
     for task in {trial.params.get(TASK, ""): None for trial in trials}:
-        known = [trial for trial in existing if trial.params.get(TASK, "") == task]
         places = [i for i, trial in enumerate(trials) if trial.params.get(TASK, "") == task]
-        is_drawn = _draw([trials[i] for i in places], config, nuisance, known, task)
-        audited.update(itertools.compress(places, is_drawn))
+        architectures = number_architectures([trials[i].params for i in places], nuisance).tolist()
+        total = 1 + max(architectures)
+        seed = random.Random(f"audit {config.seed} 0{task}")
+        chosen = seed.sample(range(total), min(config.pruning.audit, total // DIVISOR))
+        audited.update(
+            i for i, number in zip(places, architectures, strict=True) if number in chosen
+        )
     return [
         replace(trial, audit=AuditState() if place in audited else None)
         for place, trial in enumerate(trials)
     ]
-
-
-def _draw(
-    trials: Sequence[StoredTrial],
-    config: StudyConfig,
-    nuisance: Sequence[str],
-    existing: Sequence[StoredTrial],
-    task: str,
-) -> list[bool]:
-    """Return which trials of a task are audited."""
-    params = [*(trial.params for trial in existing), *(trial.params for trial in trials)]
-    architectures = number_architectures(params, nuisance)
-    before, added = np.split(architectures, [len(existing)])
-    chosen = {
-        int(number) for number, trial in zip(before, existing, strict=True) if trial.is_audited
-    }
-    old, total = len(set(before.tolist())), len(set(architectures.tolist()))
-    count = round((total - old) * len(chosen) / max(1, old))
-    if old < DIVISOR and config.pruning.enabled:  # too few for one of them
-        count = min(config.pruning.audit, total // DIVISOR, total - old)
-    seed = random.Random(f"audit {config.seed} {old}{task}")
-    chosen.update(old + i for i in seed.sample(range(total - old), count))
-    return [int(number) in chosen for number in added]
 
 
 def is_alarm(trials: int, inside: int) -> bool:

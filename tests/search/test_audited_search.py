@@ -6,6 +6,7 @@ from optuna.trial import TrialState
 from test_pruned_search import GRID, STEPS, TRIALS, search
 from test_worker import create_study
 
+from rnn.errors import UserError
 from search.pruning.audited_trials import DIVISOR, LEVEL, describe_look, is_alarm
 from search.pruning.policy import Decisions, PruneDecision
 from search.pruning.predictions import Prediction, predict_final_values
@@ -86,24 +87,15 @@ def audited_architectures(joined):
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "found"),
-    [
-        ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
-        # A rate that did not vary distinguishes no trials, so single trials were architectures.
-        (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
-        # Single trials were drawn: they remain so, and the study tells.
-        (["nuisance=[]"], [*RATES, "space.layers=[1, 2]"], (None, False, {2})),
-    ],
+    ("settings", "trials"), [([], {2}), (["space.training.learning_rate=[0.01]"], {1})]
 )
-def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, first, then, found):
-    settings = [AUDIT_EIGHT, *RATES, *first]
-    create(sqlite_url, text, *settings)
-    joined = create(sqlite_url, text, *settings, *then, extend=True)
-    count, is_pure, sizes = audited_architectures(joined)
-    assert (is_pure, sizes) == found[1:]
-    assert count == found[0] or found[0] is None
-    stored = joined.study.user_attrs["audit_nuisance"]
-    assert stored == (["learning_rate"] if is_pure else [])
+def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, settings, trials):
+    joined = create(sqlite_url, text, AUDIT_EIGHT, *RATES, *settings)
+    assert audited_architectures(joined) == (AUDITED, True, trials)
+    assert joined.study.user_attrs["audit_nuisance"] == ["learning_rate"]
+    message = "prunes its trials in competition with each other: --extend expected"
+    with pytest.raises(UserError, match=message):
+        create(sqlite_url, text, AUDIT_EIGHT, *RATES, *settings, "space.layers=[1, 2]", extend=True)
 
 
 def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch):

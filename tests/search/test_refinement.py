@@ -10,10 +10,10 @@ from optuna.trial import TrialState
 from rnn.errors import UserError
 from search.derive import derive_trials
 from studies.config import StudyConfig, top_count
-from studies.storage.counts import TrialCounts
 from studies.storage.trials import StoredTrial
 
-SPACE = StudyConfig(space={"layers": [1, 2, 3], "state_size": [32, 256]}).grid
+SOURCE = StudyConfig(space={"layers": [1, 2, 3], "state_size": [32, 256]})
+SPACE = SOURCE.grid
 VARIANTS = [
     {},
     {"state_size": 512},
@@ -42,6 +42,14 @@ def config(nuisance: Sequence[str] = (), **refinement) -> StudyConfig:
     return StudyConfig.model_validate({"refinement": refinement, "nuisance": list(nuisance)})
 
 
+def refine(
+    trials: list[StoredTrial], derived: StudyConfig, keep: float = 0.1, **options
+) -> list[StoredTrial]:
+    pruning = SOURCE.pruning.model_copy(update={"keep": keep})
+    source = SOURCE.model_copy(update={"pruning": pruning})
+    return derive_trials(trials, derived, source, **options)
+
+
 @pytest.mark.parametrize(
     ("best", "planned", "expected"),
     [(0.1, 96, 9), (0.1, 9, 1), (10, 130, 10), (0.29, 100, 29)],
@@ -51,7 +59,7 @@ def test_top_count_is_a_fraction_rounded_down_but_at_least_one(best, planned, ex
 
 
 def test_variants_are_applied_to_the_best_and_equal_trials_merged():
-    trials = derive_trials(source(), TrialCounts(40), config(top=2, variants=VARIANTS))
+    trials = refine(source(), config(top=2, variants=VARIANTS))
     # The first two source trials differ only in their state size (32 and 256, one layer).
     seen = [(trial.params["layers"], trial.params["state_size"]) for trial in trials]
     assert seen == [(1, 32), (1, 512), (3, 256), (3, 512), (1, 256)]
@@ -69,30 +77,30 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
         for replicate, value in enumerate(pair, 1)
     ]
     trials = [complete(number, *run) for number, run in enumerate(runs)]
-    derived = derive_trials(trials, TrialCounts(6), config(top=2, replicates=2))
+    derived = refine(trials, config(top=2, replicates=2))
     assert [trial.params for trial in derived] == [
         combinations[i] | {"replicate": replicate} for i in (1, 0) for replicate in (3, 4)
     ]
     assert [sorted(trial.attributes["source_trials"]) for trial in derived[::2]] == [[2, 3], [0, 1]]
-    (tenth,) = derive_trials(trials, TrialCounts(6), config(top=0.4))
+    (tenth,) = refine(trials, config(top=0.4))
     assert tenth.params == combinations[1], "a fraction of the architectures"
     for trial in trials:  # the loss on unseen text counts, whatever the values are
         trial.attributes["validation_bits_per_byte"] = -trial.value
-    assert derive_trials(trials, TrialCounts(6), config(top=1))[0].params == combinations[2]
+    assert refine(trials, config(top=1))[0].params == combinations[2]
 
 
 def test_too_few_complete_trials_are_rejected():
     study = source(count=10, failed=8)
     with pytest.raises(UserError, match=r"2 complete trials, but refinement.top = 0.5 needs 5"):
-        derive_trials(study, TrialCounts(2, diverged=8), config(top=0.5))
+        refine(study, config(top=0.5))
 
 
 def test_many_derived_trials_need_confirmation_before_they_are_listed():
     many = config(top=2, replicates=10_001)
     with pytest.raises(UserError, match=r"20,002 new trials: .* confirm with --yes"):
-        derive_trials(source(), TrialCounts(40), many)
+        refine(source(), many)
     with pytest.raises(UserError, match="20,000,000,000 new trials are too many"):
-        derive_trials(source(), TrialCounts(40), config(top=2, replicates=10**10), confirmed=True)
+        refine(source(), config(top=2, replicates=10**10), confirmed=True)
 
 
 # ------------------------------------------------------------------ nuisance parameters and unions
@@ -114,13 +122,13 @@ def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on()
     # The second is the best on average, the third at its best rate.
     trials = at_rates([9, 9, 2], [3, 3, 3], [1, 9, 9])
     rates = config(top=2, nuisance=["learning_rate"], variants=[{}, {"layers": 4}])
-    derived = derive_trials(trials, TrialCounts(9), rates)
+    derived = refine(trials, rates)
     shapes = [(trial.params["layers"], trial.params["learning_rate"]) for trial in derived]
     assert shapes == [(3, 0.1), (4, 0.1), (1, 0.4), (4, 0.4)]
     assert [trial.attributes["source_trials"] for trial in derived] == [[6], [6], [2], [2]]
     # Of all three architectures, not of nine trials.
     third = config(top=0.4, nuisance=["learning_rate"])
-    assert [trial.params["layers"] for trial in derive_trials(trials, TrialCounts(9), third)] == [3]
+    assert [trial.params["layers"] for trial in refine(trials, third)] == [3]
 
 
 def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
@@ -128,16 +136,15 @@ def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
     trials = at_rates([1, 2, 3], [4, 5, 6], [7, 8, 9])
     kept, pruned = trials[:4], trials[4:]
     pruned = [replace(row, state=TrialState.PRUNED, value=None) for row in pruned]
-    left = TrialCounts(4, pruned=5)
     two = config(top=2, nuisance=["learning_rate"])
-    derived = derive_trials(kept + pruned, left, two, keep=0.45)
+    derived = refine(kept + pruned, two, keep=0.45)
     assert [trial.params["layers"] for trial in derived] == [1, 2]
     with pytest.raises(
         UserError,
         match=r"pruned to its top 3 of 9, but refinement.top = 2 needs the top 4: expected "
         "at most 1",
     ):
-        derive_trials(kept + pruned, left, two, keep=0.34)
+        refine(kept + pruned, two, keep=0.34)
 
 
 UNION_SPACE = NO_GATES | {
@@ -155,7 +162,7 @@ def refine_union(*variants: dict, **training) -> list[dict]:
         {"refinement": refinement, "cells": UNION.cells, "training": training}
     )
     trials = [complete(n, float(n), params) for n, params in enumerate(UNION.grid.combinations())]
-    return [trial.params for trial in derive_trials(trials, TrialCounts(3), derived)]
+    return [trial.params for trial in refine(trials, derived)]
 
 
 def test_variant_is_applied_to_the_trials_that_have_its_parameters():
@@ -207,7 +214,7 @@ def test_run_that_a_change_of_the_optimizer_repeats_is_one(optimizers, setting, 
 
     def derive(**refinement):
         changed = config(variants=[{}, {"optimizer": after}], **refinement)
-        derived = derive_trials(trials, TrialCounts(3), changed)
+        derived = refine(trials, changed)
         params = [trial.params for trial in derived]
         return derived, [(each["optimizer"], each.get(setting)) for each in params]
 
