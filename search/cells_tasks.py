@@ -302,26 +302,38 @@ def load_tasks(
     """Load the tasks of a config file; return the file with their records, and the tasks.
 
     They are those of :attr:`studies.loader.ConfigFile.task_entries` by name, or the study's only
-    one, as :data:`ONLY`. Arguments and errors are those of :func:`load_task`.
+    one, as :data:`ONLY`; none for malformed settings, which are reported with the others.
+
+    Args:
+        file: the file.
+        stored: record of the study that the file names, or that it derives from, if any.
+        sources: copies of that study's source files, if there is one.
+
+    Raises:
+        CorpusError: if a text cannot be read; the message says what to do.
+        TaskError: if a source cannot be read, does not define a task, or the task cannot be built.
+        UserError: if an option is unknown, or its value invalid.
     """
     entries = file.task_entries
     records = stored.config.task_records if stored else {}
     if not entries and file.source is not None:  # it trains on those of its source
         entries = {name: record.entry for name, record in records.items()}
+    settings = _read_settings(file, stored)
     if not entries:
-        file, task = load_task(file, stored, sources)
-        return file, {} if task is None else {ONLY: task}
+        if settings is None:
+            return file, {}
+        task = _load_only(file, settings, stored, sources)
+        return file.model_copy(update={"task": task.record}), {ONLY: task}
     if "space.task" in file.overridden or not (file.is_stored or file.source):
         records = {}
     tasks = {}
     for name, entry in entries.items():
         if entry.source == TEXT:  # read where the settings say, whatever is recorded
-            settings = _read_settings(file, stored)
             if settings is not None:
                 tasks[name] = _load_text(file, settings)
         elif name in records:
             assert sources is not None
-            tasks |= load_recorded({name: records[name]}, sources)
+            tasks[name] = load_recorded(records[name], sources)
         else:
             folder = file.folder_of("space.task").absolute()
             tasks[name] = load_task_of(entry.source, entry.options, folder)
@@ -344,73 +356,49 @@ def _require_distinct(tasks: Mapping[str, StudyTask]) -> None:
             )
 
 
-def load_recorded(records: Mapping[str, TaskRecord], sources: CodeStore) -> dict[str, StudyTask]:
-    """Load several tasks of a stored study by name, a user's class from its copy.
+def load_recorded(record: TaskRecord, sources: CodeStore) -> StudyTask:
+    """Load one of several tasks of a stored study, a user's class from its copy.
 
     Raises:
-        TaskError: as of :func:`load_task`.
+        TaskError, CorpusError: as of :func:`load_tasks`.
     """
-    tasks = {}
-    for name, record in records.items():
-        if record.text is not None:
-            corpus = load_corpus(record.text.corpus, Path())
-            tasks[name] = _read_text(corpus, str(record.values["tokenizer"]))
-            continue
-        code = None
-        if record.sha256 is not None:
-            code = sources.read_source(TaskSource, record.name, record.source, record.sha256)
-        tasks[name] = load_task_of(record.source, record.values, Path(record.folder), code)
-    return tasks
+    if record.text is not None:
+        return _read_text(load_corpus(record.text.corpus, Path()), str(record.values["tokenizer"]))
+    code = None
+    if record.sha256 is not None:
+        code = sources.read_source(TaskSource, record.name, record.source, record.sha256)
+    return load_task_of(record.source, record.values, Path(record.folder), code)
 
 
-def load_task(
+def _load_only(
     file: ConfigFile,
+    settings: TaskSettings,
     stored: StudyRecord | None,
-    sources: CodeStore | None = None,
-) -> tuple[ConfigFile, StudyTask | None]:
-    """Load the only task of a config file; return the file with its record, and the task.
-
-    Args:
-        file: the file.
-        stored: record of the study that the file names, or that it derives from, if any.
-        sources: copies of that study's source files, if there is one.
-
-    Returns:
-        None for malformed settings, which are reported with the others.
-
-    Raises:
-        CorpusError: if a text cannot be read; the message says what to do.
-        TaskError: if the source cannot be read, does not define a task, or the task cannot be
-            built.
-        UserError: if an option is unknown, or its value invalid.
-    """
-    settings = _read_settings(file, stored)
-    if settings is None:
-        return file, None
+    sources: CodeStore | None,
+) -> StudyTask:
+    """Load the only task of a config file, see :func:`load_tasks`."""
     if settings.source == TEXT:
         file.resolve_from(stored)  # reports other mistakes before a text is read
-        task = _load_text(file, settings)
-        return file.model_copy(update={"task": task.record}), task
+        return _load_text(file, settings)
     names_source = "task.source" in file.overridden or (
         not file.is_stored and "source" in file.settings.get("task", {})
     )
     earlier = stored.config.task_record if stored and not names_source else None
-    folder = Path(earlier.folder) if earlier else file.folder_of("task.source").absolute()
+    if earlier is None:
+        folder = file.folder_of("task.source").absolute()
+        return load_task_of(settings.source, settings.options, folder)
     code = None
     try:
-        if earlier is not None and earlier.sha256 is not None:
+        if earlier.sha256 is not None:
             assert sources is not None
             code = sources.read_source(TaskSource, earlier.name, earlier.source, earlier.sha256)
-        task = load_task_of(settings.source, settings.options, folder, code)
+        return load_task_of(settings.source, settings.options, Path(earlier.folder), code)
     except TaskError as error:
-        if earlier is None:
-            raise
         study = file.name if file.is_stored else file.source
         raise TaskError(
             f"{error}; study {study!r} was trained on it: give its present place with --set "
             "'task.source=\"…\"'"
         ) from error
-    return file.model_copy(update={"task": task.record}), task
 
 
 def _read_settings(file: ConfigFile, stored: StudyRecord | None) -> TaskSettings | None:
@@ -434,7 +422,7 @@ def load_task_of(
         code: text of a user's own class; None to read it.
 
     Raises:
-        TaskError, UserError: as of :func:`load_task`.
+        TaskError, UserError: as of :func:`load_tasks`.
     """
     try:
         settings = TaskSettings.model_validate({"source": source, **options})

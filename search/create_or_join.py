@@ -349,12 +349,13 @@ def _describe_copied(planned: PlannedStudy) -> str:
 
 def _add_tasks(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:
     """Return what a process wants with the tasks that an extension has added to its study."""
-    stored = record.config.task_records
-    added = {name: task for name, task in stored.items() if name not in wanted.tasks}
-    if not added:
-        return wanted
-    tasks = load_recorded(added, open_sources(wanted.folders, record))
-    return replace(wanted, tasks={**wanted.tasks, **tasks})
+    sources = open_sources(wanted.folders, record)
+    added = {
+        name: load_recorded(task, sources)
+        for name, task in record.config.task_records.items()
+        if name not in wanted.tasks
+    }
+    return replace(wanted, tasks={**wanted.tasks, **added})
 
 
 def _keep_sources(wanted: WantedStudy, record: StudyRecord) -> None:

@@ -58,27 +58,6 @@ _COPIES = 4
 """Numbers of a checkpoint for each weight: the weight, two moments and an average."""
 
 
-@dataclass(frozen=True)
-class PlannedShape:
-    """The networks of a study that cost the same, up to their options.
-
-    Attributes:
-        params: parameters that determine the cost, the task included.
-        trials: number of trials.
-        parameters: least and largest number of weights of a network.
-        updates: number of updates of a training.
-        lockstep: number of networks that a worker trains together.
-        seconds: time that a worker takes for a trial; NaN if it was not measured.
-    """
-
-    params: Params
-    trials: int
-    parameters: tuple[int, int]
-    updates: int
-    lockstep: int
-    seconds: float
-
-
 @dataclass(frozen=True, eq=False)
 class StudyPlan:
     """What a study costs on this machine and what it can find, printed as lines and tables.
@@ -86,7 +65,11 @@ class StudyPlan:
     Attributes:
         name: name of the study.
         config: its config.
-        shapes: its networks.
+        networks: a frame of one row per shape of networks: the parameters that determine the cost,
+            such as ``cell``, ``layers`` and ``state_size``; the number of ``trials``;
+            ``least_parameters`` and ``most_parameters``, numbers of weights of a network; the
+            ``updates`` of a training; how many networks train together (``lockstep``); and the
+            ``seconds`` of one trial on one worker, NaN if they were not measured.
         effects: what can be found of each parameter, in each task by name.
         workers: number of workers of which :attr:`hours` is the time.
         threads: threads of each.
@@ -96,7 +79,7 @@ class StudyPlan:
 
     name: str
     config: StudyConfig
-    shapes: Sequence[PlannedShape]
+    networks: "pd.DataFrame"
     effects: Mapping[str, Sequence[PlannedEffect]]
     workers: int
     threads: int
@@ -106,49 +89,25 @@ class StudyPlan:
     @property
     def trials(self) -> int:
         """Number of trials."""
-        return sum(shape.trials for shape in self.shapes)
+        return int(self.networks["trials"].sum())
 
     @property
     def hours(self) -> float:
         """Time of all trials, without pruning; NaN if it was not measured."""
-        seconds = sum(shape.trials * shape.seconds for shape in self.shapes)
-        return seconds / self.workers / 3600
+        seconds = self.networks["trials"] * self.networks["seconds"]
+        return float(seconds.sum(skipna=False)) / self.workers / 3600
 
     @property
     def size(self) -> float:
         """Bytes of the weights that are kept, of checkpoints and of the trials' rows, estimated."""
         config = self.config
-        largest = max(shape.parameters[1] for shape in self.shapes)
-        running = self.workers * max(shape.lockstep for shape in self.shapes)
-        lengths = [config.length_of(shape.params) for shape in self.shapes]
+        running = self.workers * self.networks["lockstep"].max()
+        lengths = [config.length_of({TASK: task}) for task in config.list_tasks()]
         log_points = max(length.steps // length.log_every for length in lengths)
         row = _BYTES_PER_TRIAL + _BYTES_PER_LOG_POINT * log_points
         row += _BYTES_PER_WINDOW * config.evaluation.windows
         weights = config.keep_weights + _COPIES * min(running, self.trials)
-        return 4 * largest * weights + row * self.trials
-
-    @property
-    def networks(self) -> "pd.DataFrame":
-        """One row per shape of networks.
-
-        - the parameters that determine the cost, such as ``cell``, ``layers`` and ``state_size``
-        - ``trials``: number of trials
-        - ``least_parameters``, ``most_parameters``: number of weights of a network
-        - ``updates``: number of updates of a training
-        - ``lockstep``: number of networks that train together
-        - ``seconds``: time of one trial on one worker
-        """
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                shape.params
-                | {"trials": shape.trials}
-                | dict(zip(("least_parameters", "most_parameters"), shape.parameters, strict=True))
-                | {"updates": shape.updates, "lockstep": shape.lockstep, "seconds": shape.seconds}
-                for shape in self.shapes
-            ]
-        )
+        return float(4 * self.networks["most_parameters"].max() * weights + row * self.trials)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return what can be found, one row per task and change of a parameter.
@@ -183,8 +142,9 @@ class StudyPlan:
     def list_lines(self) -> list[str]:
         """Return the plan in sentences, without its tables."""
         config = self.config
-        updates = _format_range([shape.updates for shape in self.shapes])
-        parameters = _format_range([count for shape in self.shapes for count in shape.parameters])
+        networks = self.networks
+        updates = _format_range([*networks["updates"]])
+        parameters = _format_range([*networks["least_parameters"], *networks["most_parameters"]])
         lines = [
             f"study {self.name}: {format_count(self.trials, 'trial')} of {updates} updates, "
             f"networks of {parameters} parameters; nothing is written",
@@ -254,19 +214,22 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        shapes = _plan_shapes(study, options, device, is_timed)
+        networks = _list_networks(study, options, device, is_timed)
     finally:
         torch.set_num_threads(before)
     effects = plan_effects(study.params, study.config)
     workers = options.workers
     return StudyPlan(
-        study.name, study.config, shapes, effects, workers, threads, str(device), study.notices
+        study.name, study.config, networks, effects, workers, threads, str(device), study.notices
     )
 
 
-def _plan_shapes(
+def _list_networks(
     study: PlannedStudy, options: RunOptions, device: torch.device, is_timed: bool
-) -> list[PlannedShape]:
+) -> "pd.DataFrame":
+    """Return :attr:`StudyPlan.networks`."""
+    import pandas as pd
+
     config = study.config
     known = {TASK, *COST_PARAMS}.union(*(task.options for task in config.list_tasks().values()))
     names = [name for name in study.space if name in known]
@@ -277,25 +240,23 @@ def _plan_shapes(
     limit = max(_EXAMPLES, _MAX_COUNTED // len(groups))
     examples = {key: _choose_examples(trials, study, limit) for key, trials in groups.items()}
     seconds = min(_SECONDS, _MAX_SECONDS / sum(map(len, examples.values())))
-    shapes = []
+    rows = []
     for key in sorted(groups, key=partial(_sort_key, [study.space[name] for name in names])):
         trials = groups[key]
         counted = examples[key]
         batches = [_choose_batch(params, trials, lockstep) for params in counted.values()]
         times = [_time_trial(batch, study, device, seconds) for batch in batches if is_timed]
         settings = to_train_config(config, trials[0])
-        length, every = _find_window(trials[0], study)
-        shapes.append(
-            PlannedShape(
-                {name: trials[0][name] for name in names if name in trials[0]},
-                len(trials),
-                (min(counted), max(counted)),
-                count_updates(settings.steps, length, every),
-                max(map(len, batches)),
-                statistics.fmean(times) if times else math.nan,
-            )
-        )
-    return shapes
+        costs: dict[str, Any] = {
+            "trials": len(trials),
+            "least_parameters": min(counted),
+            "most_parameters": max(counted),
+            "updates": count_updates(settings.steps, *_find_window(trials[0], study)),
+            "lockstep": max(map(len, batches)),
+            "seconds": statistics.fmean(times) if times else math.nan,
+        }
+        rows.append({name: trials[0][name] for name in names if name in trials[0]} | costs)
+    return pd.DataFrame(rows)
 
 
 def _sort_key(axes: Sequence[Sequence[Any]], values: Sequence[Any]) -> list[int]:
