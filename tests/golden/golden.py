@@ -18,7 +18,6 @@ ROOT = FOLDER.parents[1]
 
 MODULES = (
     "golden_statistics",
-    "golden_sentences",
     "golden_pruning",
     "golden_training",
     "golden_storage",
@@ -37,6 +36,7 @@ class Golden:
     compute: Callable[[], Any]
     relative: float = 1e-9  # largest difference of two floats, as a share of the larger one
     absolute: float = 1e-12
+    is_extended: bool = False  # whether a test that takes as long has another input
 
     @property
     def path(self) -> Path:

@@ -1,15 +1,17 @@
-"""Statistics of six small studies with made-up results.
+"""Statistics of six small studies with made-up results, and sentences about them.
 
 ``inputs/`` has five exported studies and the table of another program: a full grid with replicates
 in another study; a grid with excluded points and cells that lack its switches; a grid with a
 nuisance parameter, diverged trials and noise that differs between values; replicates, one of which
 failed and one of which waits; a pruned grid with audited trials; and a sweep of repeated runs with
-several metrics, of which one is maximized.
+several metrics, of which one is maximized. ``cells`` compares two cells, one of which diverges, at
+two batch sizes.
 
 Only :class:`StoredStudy` knows where the project computes what.
 """
 
 import math
+import random
 import tomllib
 from collections.abc import Iterable
 from contextlib import closing
@@ -19,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from golden import FOLDER, Golden
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
@@ -28,6 +31,18 @@ from reports.analysis.pruning import audit_pruning
 from reports.analysis.solved import compare_by_threshold
 from reports.charts.trial_plots import chart_importances
 from reports.findings import StudyFindings
+from reports.formatting import to_plain
+from reports.results import Results
+from reports.sentences import (
+    describe_pairs,
+    describe_pruning,
+    describe_smallest,
+    list_answer,
+    list_audit,
+    list_headline,
+    list_noise,
+    list_warnings,
+)
 from reports.study_reader import read_results
 from rnn_search import import_results, import_study, load
 from studies.stated_hypotheses import Hypothesis, register
@@ -230,9 +245,73 @@ def _to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
+# ------------------------------------------------------------------ sentences
+
+
+def search_at_random() -> StudyFindings:
+    """Make a random search whose accuracy is best at a rate of 0.01."""
+    generator = random.Random(1)
+    rows = []
+    for number in range(60):
+        exponent = generator.uniform(-4, 0)
+        accuracy = 0.9 - 0.05 * (exponent + 2) ** 2 + 0.04 * (number % 2)
+        accuracy += generator.gauss(0, 0.01)
+        rows.append({"rate": 10**exponent, "norm": number % 2 == 1, "accuracy": accuracy})
+    import_results(
+        pd.DataFrame(rows),
+        storage=f"sqlite:///{import_studies().name}/studies.db",
+        name="random",
+        value="accuracy",
+        parameters=["rate", "norm"],
+    )
+    return StudyFindings(open_study("random").results)
+
+
+def with_margin(results: Results, margin: float) -> Results:
+    """Return replicates of which fewer or more count as good as the best."""
+    refinement = results.config.refinement
+    assert refinement is not None
+    refinement = refinement.model_copy(update={"margin": margin})
+    config = results.config.model_copy(update={"refinement": refinement})
+    return replace(results, config=config)
+
+
+def with_smallest_best(results: Results) -> Results:
+    """Return replicates of which the best mean has the fewest parameters."""
+    is_best = results.table["architecture"] == StudyFindings(results).summary.best.label
+    counts = results.table["parameter_count"].mask(is_best, 100)
+    return replace(results, table=results.table.assign(parameter_count=counts))
+
+
+def write_sentences() -> dict[str, list[str]]:
+    """Return sentences by what they are about."""
+    grid = StudyFindings(open_study("full-grid").results)
+    tuned = StudyFindings(open_study("learning-rates").results)
+    cells = StudyFindings(open_study("cells").results)
+    pruned = StudyFindings(open_study("pruned").results)
+    drawn = search_at_random()
+    replicates = StudyFindings(open_study("replicates").results)
+    strict = StudyFindings(with_margin(replicates.results, 0.001))
+    small = StudyFindings(with_smallest_best(replicates.results))
+    sentences = {
+        "effects": [*list_answer(grid), describe_pairs(grid), *list_noise(grid)],
+        "best rates": [*list_answer(tuned), *list_warnings(tuned), describe_pairs(tuned)],
+        "cells": [*list_answer(cells), *list_warnings(cells)],
+        "pruned": [*list_answer(pruned), describe_pairs(pruned), *list_noise(pruned)],
+        "audit": [describe_pruning(pruned), *list_audit(pruned)],
+        "least squares": [*list_answer(drawn), *list_warnings(drawn), describe_pairs(drawn)],
+        "verdicts": list_answer(replicates),
+        "none smaller as good": [describe_smallest(strict)],
+        "the best is the smallest": [describe_smallest(small)],
+        "last lines": list_headline([tuned, pruned], {}),
+    }
+    return {name: [to_plain(line) for line in lines] for name, lines in sentences.items()}
+
+
 # The statistics are sums and eigenvalues of small matrices, whose rounding differs between
 # libraries. fANOVA's forest of random trees may differ as a whole; its order may not.
 GOLDEN = [
     *(Golden(name, partial(compute_statistics, name), 1e-6, 1e-9) for name in STUDIES),
     Golden("fanova", compute_fanova, 1e-6, 0.02),
+    Golden("sentences", write_sentences),
 ]

@@ -15,10 +15,11 @@ from optuna.trial import TrialState
 from test_predictions import simulate_grid
 
 from benchmarks.replay_pruning import read_curves, replay_audited
-from search.pruning.forecast import forecast_training
+from search.pruning.forecast import forecast_training, measure_pace
 from search.pruning.policy import PruningPolicy, StudyState
 from search.pruning.regression import DesignMatrix
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs, compute_steps_to_next_rung
+from search.status import StatusReader, format_status
 from studies.config import StudyConfig
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
@@ -258,6 +259,61 @@ def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, te
             storage.pause(trial_id, "me/1", {})
         else:
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
+
+
+# ------------------------------------------------------------------ the rest of a search
+
+
+def forecast(state, audited=(), pace=1.0):
+    is_audited = np.isin(np.arange(len(state.stages)), audited)
+    policy = PruningPolicy(state, 0.1, 0.95)
+    return forecast_training(policy, state, is_audited, np.full(len(state.stages), pace))
+
+
+def test_forecast_is_far_below_training_all_that_is_paused():
+    state = make_state([COMPLETE] * 20 + [PAUSED] * 70)
+    found = forecast(state)
+    assert 0 <= found.low <= found.likely <= found.high < 70 * STEPS / 2
+
+
+def test_audited_trials_train_to_their_end_and_running_ones_to_their_rung():
+    stages = [COMPLETE] * 20 + [PAUSED] * 50
+    rest = STEPS - 80 - 40  # of a running trial at the second of the rungs, half way to the third
+    base, more = forecast(make_state(stages)), make_state([*stages, RUNNING])
+    to_end = forecast(more, audited=[70])
+    assert to_end.low - base.low == pytest.approx(rest, rel=0.1)
+    to_rung = forecast(more)
+    assert to_rung.low - base.low >= 40
+
+
+def test_nothing_is_forecast_before_predictions_or_without_a_pace():
+    assert forecast(make_state([COMPLETE] * 3 + [PAUSED] * 60)) is None
+    assert forecast(make_state([COMPLETE] * 20 + [PAUSED] * 60), pace=math.nan) is None
+
+
+def test_pace_is_the_mean_of_a_shape():
+    params = [{"layers": 1, "forget_gate": True}, {"layers": 1}, {"layers": 1}, {"layers": 2}]
+    pace = measure_pace(params, [10.0, 5.0, None, None])
+    assert pace[:3] == pytest.approx([0.15, 0.15, 0.15])
+    assert math.isnan(pace[3])
+
+
+def test_status_shows_the_time_left_with_its_range(sqlite_url, text):
+    made = create_large_study(sqlite_url, 96, 40, pruning=True, corpus=str(text), overrides=SMALL)
+    with made.storage.reading():
+        status = StatusReader(made.study, made.storage, made.config, workers=2).read_status()
+    low, high = status.seconds_range
+    assert 0 < low < status.seconds_left < high
+    assert status.as_json()["seconds_range"] == (low, high)
+    (line,) = [
+        line for line in format_status(status, made.config).splitlines() if "time left" in line
+    ]
+    assert line.startswith("time left about ")
+    assert " to " in line
+    made.storage.close()
+
+
+# ------------------------------------------------------------------ recorded curves
 
 
 @pytest.mark.extended

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from search.pruning.audited_trials import number_architectures
-from search.pruning.forecast import Forecast, forecast_training
 from search.pruning.policy import Decisions
 from search.pruning.regression import Floats, Mask
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
@@ -130,35 +129,25 @@ class Replay:
         self.waiting: list[int] = []  # the next one last
         self.running: list[tuple[int, int, int]] = []
         self.steps = 0
+        self.now = 0  # in steps of one trial
         # Mean, scale and keep probability of those that were pruned, or would have been.
         self.predictions: dict[int, tuple[float, float, float]] = {}
         self.looks: dict[str, AuditLook] = {}
-        # Steps that were trained, and those that are forecast, at each decision.
-        self.forecasts: list[tuple[int, Forecast]] = []
 
     def run(self, order: Sequence[int]) -> ReplayResult:
         self.waiting = list(reversed(order))
-        now = 0
         while True:
             while len(self.running) < self.concurrent:
-                chosen = self.waiting.pop() if self.waiting else self._select_to_resume(now)
+                chosen = self.waiting.pop() if self.waiting else self._select_to_resume()
                 if chosen is None:
                     break
-                self._advance(chosen, now)
+                self._advance(chosen)
             if not self.running:
                 break
-            now, _, trial = heapq.heappop(self.running)
-            self._reach_rung(trial, now)
+            self.now, _, trial = heapq.heappop(self.running)
+            self._reach_rung(trial)
         complete = np.array([trial.status is TrialStatus.COMPLETE for trial in self.trials])
         return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps)
-
-    def forecast_rest(self, share: float) -> tuple[Forecast | None, int]:
-        """Return the forecast after a share of the search's steps, and the steps that were left."""
-        trained, forecast = next(
-            (found for found in self.forecasts if found[0] >= share * self.steps),
-            (self.steps, None),
-        )
-        return forecast, self.steps - trained
 
     def read(self) -> StudyProgress:
         pruned_at = {number: found[2] for number, found in self.predictions.items()}
@@ -167,24 +156,10 @@ class Replay:
             self.trials, pruned_at, self.paused_at, dict(self.looks), nuisance
         )
 
-    def _forecast(self, progress: StudyProgress, now: int) -> None:
-        is_audited = [candidate.audit is not None for candidate in progress.candidates]
-        found = forecast_training(
-            self.scheduler.build_policy(progress),
-            progress.state,
-            np.array(is_audited),
-            np.array([float(len(candidate.runs)) for candidate in progress.candidates]),
-        )
-        if found is not None:
-            left = sum(end - now for end, _, _ in self.running)
-            self.forecasts.append((self.steps - left, found))
-
-    def _select_to_resume(self, now: int) -> int | None:
+    def _select_to_resume(self) -> int | None:
         """Return the paused trial to resume, after audited ones before it resumed in decisions."""
         while True:
-            progress = self.read()
-            self._forecast(progress, now)
-            decisions = self.scheduler.select(progress, 1.0)
+            decisions = self.scheduler.select(self.read(), 1.0)
             self._store(decisions)
             for trial, stop in decisions.pruned.items():
                 self._prune(trial, stop.attributes)
@@ -212,15 +187,15 @@ class Replay:
         mean, scale, probability = (attributes[name] for name in names)
         self.predictions[trial] = mean, scale, probability
 
-    def _advance(self, trial: int, now: int) -> None:
+    def _advance(self, trial: int) -> None:
         """Train a trial to its next rung."""
         self.trials[trial].state = TrialState.RUNNING
         self.trials[trial].is_paused = False
         length = self.stops[self.reached[trial] + 1] - self.stops[self.reached[trial]]
         self.steps += length
-        heapq.heappush(self.running, (now + length, self.steps, trial))
+        heapq.heappush(self.running, (self.now + length, self.steps, trial))
 
-    def _reach_rung(self, number: int, now: int) -> None:
+    def _reach_rung(self, number: int) -> None:
         trial, rung = self.trials[number], self.reached[number]
         self.reached[number] += 1
         if rung == len(self.recorded.rungs):
@@ -229,14 +204,12 @@ class Replay:
             return
         trial.losses = [*self.recorded.losses[number, : rung + 1], *trial.losses[rung + 1 :]]
         if trial.is_audited:
-            self._advance(number, now)
-        progress = self.read()
-        decisions = self.scheduler.decide(progress, [number])
-        self._forecast(progress, now)
+            self._advance(number)
+        decisions = self.scheduler.decide(self.read(), [number])
         self._store(decisions)
         stop = decisions.stops.get(number)
         if stop is None and not trial.is_audited:
-            self._advance(number, now)
+            self._advance(number)
         elif stop is not None and stop.is_final:
             self._prune(number, stop.attributes)
         elif stop is not None:

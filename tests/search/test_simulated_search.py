@@ -1,12 +1,15 @@
-"""All runs of an architecture stop or train on together, whatever happens to workers."""
+"""Searches that prune, simulated on recorded curves: what they keep, and what is forecast."""
 
 import itertools
 import random
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from optuna.trial import TrialState
 
+from benchmarks.simulated_curves import simulate_curves
+from search.pruning.forecast import forecast_training
 from studies.attributes import FAILURE, Failure
 from studies.storage.trials import TrialStatus
 from tests.simulations.pruned_search import RecordedCurves, Replay
@@ -41,7 +44,7 @@ class DisturbedReplay(Replay):
 
     random = random.Random(0)
 
-    def _reach_rung(self, number, now):
+    def _reach_rung(self, number):
         trial = self.trials[number]
         event = self.random.random()
         if event < 0.15:  # its lease expires: it resumes from its last checkpoint
@@ -50,7 +53,7 @@ class DisturbedReplay(Replay):
         elif event < 0.18:
             trial.state, trial.attributes = TrialState.FAIL, {FAILURE: Failure.DIVERGED}
         else:
-            super()._reach_rung(number, now)
+            super()._reach_rung(number)
 
 
 def assert_runs_end_alike(replay):
@@ -82,3 +85,43 @@ def test_all_runs_of_an_architecture_end_alike_although_workers_are_killed():
     assert ends[7] == ends[13] == TrialStatus.COMPLETE
     # Decisions about an audited architecture are about all of its runs.
     assert {replay.trials[n].audit for n in audited[::2]} == {replay.trials[audited[0]].audit}
+
+
+class ForecastReplay(Replay):
+    """A search whose rest is forecast about fifty times."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.forecasts = []  # steps that were trained, and those that are forecast
+
+    def read(self):
+        progress = super().read()
+        trained = self.steps - sum(end - self.now for end, _, _ in self.running)
+        last = self.forecasts[-1][0] if self.forecasts else 0
+        if trained >= last + self.recorded.end * len(self.trials) // 50:
+            audited = np.array([each.audit is not None for each in progress.candidates])
+            pace = np.array([float(len(each.runs)) for each in progress.candidates])
+            policy = self.scheduler.build_policy(progress)
+            found = forecast_training(policy, progress.state, audited, pace)
+            if found is not None:
+                self.forecasts.append((trained, found))
+        return progress
+
+
+@pytest.fixture(scope="module")
+def search():
+    """A search in half of a simulated grid, with four audited trials."""
+    whole = simulate_curves("ordinary", 0)
+    half = RecordedCurves(whole.params[::2], whole.steps, whole.curves[::2], whole.values[::2])
+    replay = ForecastReplay(half, 4, 0.1, 0.95, range(0, len(half.values), 24))
+    replay.run(np.random.default_rng(0).permutation(len(half.values)).tolist())
+    return replay
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_forecast_is_near_what_a_search_trains(search, share):
+    trained, found = next(each for each in search.forecasts if each[0] >= share * search.steps)
+    left = search.steps - trained
+    assert found.low <= found.likely <= found.high
+    assert left / 2 <= found.likely <= 2 * left
+    assert share < 0.5 or found.low <= left <= found.high
