@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import alembic.util
-import pytest
 import sqlalchemy as sa
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
@@ -64,11 +63,6 @@ ONE_TRIAL = tuple(f"--set={override}" for override in ONE_TRIAL_OVERRIDES)
 
 NO_SYNC = "-c fsync=off"
 """Options of a PostgreSQL server that need not survive a power failure."""
-
-EACH_DATABASE = pytest.mark.parametrize(
-    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
-)
-"""Runs a test on SQLite, and on PostgreSQL among the extended tests."""
 
 # Random, so that reading from a wrong position changes results.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))

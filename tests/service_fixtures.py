@@ -51,9 +51,9 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/studies.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)])
 def url(request: pytest.FixtureRequest) -> str:
-    """URL of a storage that does not exist yet, of each kind."""
+    """URL of a storage that does not exist yet: of SQLite, in extended tests of PostgreSQL too."""
     fixture = {"sqlite": "sqlite_url", "postgresql": "postgresql_url"}[request.param]
     return str(request.getfixturevalue(fixture))
 

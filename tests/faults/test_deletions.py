@@ -1,7 +1,9 @@
-"""A database or a study that is deleted during a search ends it with 1; a corpus does not."""
+"""What a search does when its database, its study, its corpus or the room on its disk is gone."""
 
+import contextlib
 import os
 import shutil
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from small_searches import (
     STATES,
     STEP,
     VALUES,
+    assert_all_complete,
     assert_all_trials_match,
     error_of,
     finish,
     kill,
     list_checkpoints,
+    wait_for_message,
 )
 
 from studies.storage.open import open_storage
@@ -191,3 +195,77 @@ def test_lost_log_costs_the_last_commits_at_most_and_one_without_its_file_is_ref
     delete_log(file)
     finish(search(**ONE))
     assert query(search_url, STATES) == [("COMPLETE",)]
+
+
+# ------------------------------------------------------------------ full and read-only disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """File system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk_url(small_disk):
+    return f"sqlite:///{small_disk}/studies.db"
+
+
+def fill(disk):
+    """Fill a disk to the last byte; return the file that fills it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_full_disk_is_reported_and_training_continues(
+    held, gate, small_disk, disk_url, reference_curves
+):
+    """Neither database nor checkpoints can be written until space is freed."""
+    worker = held(f"--artifacts={small_disk}/artifacts", url=disk_url, **BEATING)
+    filler = fill(small_disk)
+    wait_for_message("unavailable (", worker)
+    wait_for_message("cannot write the checkpoint", worker)
+    filler.unlink()
+    wait_for_message("storage available again", worker)
+    gate.open()
+    finish(worker)
+    assert_all_trials_match(disk_url, reference_curves, ONE)
+
+
+@pytest.mark.extended
+def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, search, disk_url):
+    filler = fill(small_disk)
+    worker = search(url=disk_url, **ONE)
+    wait_for_message("storage unavailable (", worker)
+    assert list(small_disk.iterdir()) == [filler]
+    filler.unlink()
+    finish(worker)
+    assert_all_complete(disk_url, 1)
+
+
+@pytest.mark.extended
+def test_read_only_disk_is_refused_and_left_unchanged(
+    small_disk, search, show_status, disk_url, runner, tmp_path
+):
+    finish(search(url=disk_url, **ONE))
+    before = (small_disk / "studies.db").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    line = error_of(search(url=disk_url, **ONE), code=2)
+    assert line.startswith("error: storage sqlite:")
+    assert "check the address and that you may write there" in line
+    assert "complete  1" in finish(show_status(disk_url))
+    file = f"{tmp_path}/quick.jsonl"
+    finish(runner.start("export-study", "quick", file, "--storage", disk_url))
+    assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
+    assert (small_disk / "studies.db").read_bytes() == before

@@ -29,7 +29,7 @@ from small_searches import (
     wait_for_message,
 )
 from sqlalchemy.engine import Engine
-from test_killed_writers import SOURCE
+from test_killed_commands import SOURCE
 
 from reports import final_report
 from reports.final_report import write_final_report

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from factories import finish_one, make_study
-from helpers import EACH_DATABASE
 from invocation import require_refused
 from optuna_dashboard import get_note
 
@@ -77,7 +76,6 @@ def test_study_names_are_escaped_and_distinguished_in_paths(sqlite_url, folder):
 # ------------------------------------------------------------------ the end of a search
 
 
-@EACH_DATABASE
 def test_note_has_the_answer_of_each_final_report(url, capsys):
     make_study(url, finished=6)
     with closing(open_storage(url)) as storage:
@@ -94,7 +92,6 @@ def test_note_has_the_answer_of_each_final_report(url, capsys):
         assert "1.0000" in get_note(study)
 
 
-@EACH_DATABASE
 def test_one_of_the_processes_that_see_a_search_end_writes_the_report(url, monkeypatch, capsys):
     make_study(url)
     storage = open_storage(url)

@@ -1,4 +1,4 @@
-"""What a search shows in a terminal, in a log and in a notebook."""
+"""What a search shows in a terminal, in a log and in a notebook, and the words of messages."""
 
 import logging
 import os
@@ -28,6 +28,7 @@ from search.worker.claims import ClaimManager
 from search.worker.queue import format_trial_end
 from search.worker.shutdown import ShutdownSignal
 from studies.config import StudyConfig
+from studies.messages import format_duration, shorten, to_line, to_printable
 from studies.storage.counts import ActiveWorker, TrialCounts
 
 END = r"trial \d+  \d×\S.*  complete \d\.\d{4} nats  [\d.]+ s"
@@ -267,3 +268,24 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
         assert reader.recent_status().counts.complete == 0
         answers.set()  # the next line shows the late answer
         wait_until(lambda: reader.recent_status().counts.complete == 1)
+
+
+# ------------------------------------------------------------------ durations and printable text
+
+
+def test_duration_is_given_in_a_suitable_unit():
+    seconds = (0.04, 45.3, 119, 150, 7000, 9000, 302400)
+    texts = ["0.0 s", "45 s", "119 s", "2.5 min", "117 min", "2.5 h", "3.5 days"]
+    assert list(map(format_duration, seconds)) == texts
+
+
+def test_unprintable_characters_are_replaced():
+    assert to_printable("„ä\t1\n".encode()) == to_printable("„ä\t1\n") == "„ä\t1\n"
+    assert to_printable(b"a\xffb\xc3") == "a\ufffdb\ufffd"
+    assert to_printable(b"\x1b[31m\x00\r\x7f\xc2\x9b") == "\ufffd[31m" + "\ufffd" * 4
+    assert to_printable("\ud800") == "\ufffd"
+
+
+def test_line_has_no_line_breaks_and_is_cut_if_long():
+    assert to_line("„ä …\n 2×3") == "„ä …  2×3"
+    assert (shorten("a" * 80), shorten("a" * 81)) == ("a" * 80, "a" * 79 + "…")

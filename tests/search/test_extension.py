@@ -3,7 +3,7 @@
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import EACH_DATABASE, ONE_TRIAL_OVERRIDES, QUICK, join_study, run_simultaneously
+from helpers import ONE_TRIAL_OVERRIDES, QUICK, join_study, run_simultaneously
 from invocation import refused
 from optuna.trial import TrialState
 
@@ -174,7 +174,6 @@ def extend(url, text):
     return join(url, text, WIDER, extend=True).study.user_attrs
 
 
-@EACH_DATABASE
 def test_concurrent_extensions_add_values_once(url, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a server's files are in studies/
     finish(join(url, text), 4)

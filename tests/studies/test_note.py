@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import EACH_DATABASE, QUICK, create_small_study, join_study
+from helpers import QUICK, create_small_study, join_study
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 
@@ -28,7 +28,6 @@ def read_note(url, name):
         return get_note(load_study(storage, name))
 
 
-@EACH_DATABASE
 def test_new_study_has_a_note_with_its_question_its_command_and_the_path_of_its_report(url, folder):
     question = "question='Does *it* help?'"
     join_study(QUICK, url, (question,), "stdlib").storage.close()
@@ -63,7 +62,6 @@ def test_refinement_and_imported_studies_have_a_note(sqlite_url, folder):
     assert "    rnn-search refine stage-two --set" in read_note(sqlite_url, "stage-two")
 
 
-@EACH_DATABASE
 def test_note_is_replaced_until_a_user_edits_or_writes_it_in_the_dashboard(url):
     with closing(open_storage(url)) as storage:
         other_id = create_small_study(storage, 1, "other")

@@ -1,14 +1,22 @@
-"""Commands that import or delete studies are killed or interrupted, and meet workers."""
+"""Commands that create, extend, import or delete studies are killed, and meet workers."""
 
 import json
 import signal
 
 import pytest
-from helpers import EACH_DATABASE
+from helpers import TINY
 from hooks import CallGate, Hooks, StatementGate
 from managed_studies import FILES, create_with_everything, dump, list_files
 from process_runner import query, wait_until_running
-from small_searches import FOUR, ONE, assert_all_trials_match, finish, kill
+from small_searches import (
+    FOUR,
+    ONE,
+    assert_all_complete,
+    assert_all_trials_match,
+    error_of,
+    finish,
+    kill,
+)
 
 COUNT = "SELECT count(*) FROM studies"
 
@@ -108,7 +116,6 @@ def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
     assert (status["workers"], status["retries"]) == ([], {"lease_expired": 1})
 
 
-@EACH_DATABASE
 def test_worker_finishes_an_unfinished_study_that_was_imported(
     held, search, run, search_url, url, tmp_path, reference_curves
 ):
@@ -129,3 +136,82 @@ def test_worker_finishes_an_unfinished_study_that_was_imported(
     said = finish(search(url=target, **FOUR))
     assert "no checkpoint" not in said
     assert_all_trials_match(target, reference_curves, FOUR)
+
+
+# ------------------------------------------------------------------ creation and extension
+
+
+SOURCE = {
+    "training_steps": 4,
+    "training_log_every": 2,
+    "space_layers": "[1]",
+    "space_state_size": "[3, 4]",
+    "space_residual": "[true]",
+    **{f"space_{name}_gate": "[false]" for name in ("input", "forget", "output", "state")},
+    "space_state_source": "['new']",
+}
+
+STATEMENTS = ("INSERT INTO trials", "COMMIT")
+"""What a process is about to do when it is killed while it creates or extends a study."""
+
+TABLES = ("studies", "study_user_attributes", "trials", "trial_params", "trial_system_attributes")
+
+
+def read_all(url):
+    """Return the rows of all tables that a new study fills."""
+    return [sorted(map(repr, query(url, f"SELECT * FROM {table}"))) for table in TABLES]
+
+
+@pytest.mark.extended
+def test_two_processes_killed_while_they_derive_a_study_leave_nothing(
+    search, runner, url, tmp_path
+):
+    """Whatever the first is about to write; the second waits for it or is about to begin."""
+    finish(search(url=url, **SOURCE))
+    before = read_all(url)
+    words = ("refine.py", "quick-refined", "--storage", url, "--threads", "1", *TINY)
+    words += ("--set=refinement.top=1", "--set=refinement.variants=[{}]")
+
+    def start(name, statement):
+        gate = StatementGate(tmp_path / name, statement)
+        command = runner.start(*words, hooks=Hooks(report=False, statements=gate))
+        wait_until_running([command], lambda: gate.held)
+        return command, gate
+
+    begin = "BEGIN IMMEDIATE" if url.startswith("sqlite") else "INSERT INTO studies"
+    for index, statement in enumerate(STATEMENTS):
+        second, gate = start(f"second-{index}", begin)
+        first, _ = start(f"first-{index}", statement)
+        gate.open()
+        kill(first, second)
+        assert read_all(url) == before, statement
+    output = finish(*(runner.start(*words, hooks=Hooks(report=False)) for _ in range(2)))
+    assert output.count("created with 1 trial") == 1
+    names = query(url, "SELECT study_name FROM studies ORDER BY study_id")
+    assert names == [("quick",), ("quick-refined",)]
+    assert query(url, "SELECT state FROM trials") == [("COMPLETE",)] * 3
+
+
+@pytest.mark.extended
+def test_process_killed_while_it_extends_a_study_leaves_it_as_it_was(
+    search, held, new_gate, sqlite_url, tmp_path
+):
+    """Refused while a worker trains; then killed in the transaction, then once more, completed."""
+    gate = new_gate(2)
+    worker = held(gate=gate, **SOURCE)
+    more = SOURCE | {"space_state_size": "[3, 4, 5]"}
+    before = read_all(sqlite_url)
+    assert "held by workers" in error_of(search("--extend", **more), code=2)
+    assert read_all(sqlite_url)[:4] == before[:4]
+    gate.open()
+    finish(worker)
+
+    before = read_all(sqlite_url)
+    for index, statement in enumerate(STATEMENTS):
+        hold = StatementGate(tmp_path / f"extension-{index}", statement)
+        extension = search("--extend", statements=hold, **more)
+        wait_until_running([extension], lambda hold=hold: hold.held)
+        kill(extension)
+        assert read_all(sqlite_url) == before, statement
+    assert "extended with 1 trial" in finish(search("--extend", **more))
+    assert_all_complete(sqlite_url, 3)
