@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
 
 from reports.stats import Floats
 from reports.stats.design import MAX_LEVELS
@@ -430,6 +429,8 @@ class ContextProfile:
 
     def _cross(self, excess: Floats) -> float:
         """Return the context at which a decreasing fit crosses the threshold; NaN if unknown."""
+        from scipy.optimize import isotonic_regression
+
         if np.isnan(excess).any():
             return math.nan
         known = np.isfinite(self.stderr) & (self.stderr > 0)

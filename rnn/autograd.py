@@ -136,7 +136,13 @@ class AutogradStack:
                 layers = (FusedGatedCell(architecture) for _ in range(architecture.layers))
                 module.layers = nn.ModuleList(layers)
         module.unrolled = UNROLLED
-        return module.to_empty(device=self.device)
+        # Module.to_empty would import SymPy, which takes a second.
+        empty = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            for name, tensor in module.state_dict().items()
+        }
+        module.load_state_dict(empty, assign=True)
+        return module
 
     def _use_flat_parameters(self, constants: NamedTensors) -> None:
         """Make the module, or ``vmap``, read the flat tensors."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from reports.results import Results
 from reports.stats import Floats
@@ -114,7 +114,7 @@ def _mean_interval(sample: Floats) -> tuple[float, float, float]:
     mean = float(sample.mean()) if count else math.nan
     if count < 2:
         return mean, math.nan, math.nan
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * sample.std(ddof=1))
+    reach = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2) * sample.std(ddof=1))
     reach /= math.sqrt(count)
     return mean, mean - reach, mean + reach
 

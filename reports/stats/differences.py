@@ -132,11 +132,11 @@ class PairedDifference(Estimate):
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95% interval of the mean; NaN if the error is unknown."""
-        from scipy import stats
+        from scipy import special
 
         if self.shares is not None:
             return self.shares.interval
-        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
+        half_width = float(special.stdtrit(self.degrees, (1 + CONFIDENCE) / 2)) * self.error
         return self.mean - half_width, self.mean + half_width
 
     @property
@@ -152,7 +152,7 @@ class PairedDifference(Estimate):
     @property
     def p(self) -> float:
         """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
-        from scipy import stats
+        from scipy import special
 
         if not self.is_decidable:
             return 1.0
@@ -160,7 +160,7 @@ class PairedDifference(Estimate):
             return self.shares.p
         if self.error == 0:
             return float(self.mean == 0)
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+        return float(2 * special.stdtr(self.degrees, -abs(self.mean) / self.error))
 
     @property
     def is_improvement(self) -> bool:
@@ -273,7 +273,7 @@ def compute_seed_p_value(differences: Floats, contexts: Integers, replicates: In
         contexts: (N,), index of its pair of architectures: 0, 1, ….
         replicates: (N,), index of its replicate.
     """
-    from scipy import stats
+    from scipy import special
 
     counts = np.bincount(contexts)
 
@@ -291,7 +291,7 @@ def compute_seed_p_value(differences: Floats, contexts: Integers, replicates: In
     if columns < 1 or degrees < 1 or total <= explained:
         return 1.0
     ratio = (explained / columns) / ((total - explained) / degrees)
-    return float(stats.f.sf(ratio, columns, degrees))
+    return float(special.fdtrc(columns, degrees, ratio))
 
 
 def compute_rank_p_value(differences: Floats, contexts: Integers) -> float:

@@ -24,6 +24,9 @@ from reports.stats.estimate import CONFIDENCE, adjust_by_holm
 MAX_EXACT = 50
 """Pairs up to which a test of ranks is exact; with ties it is slightly cautious."""
 
+MIN_RANKED = 5
+"""Pairs with different losses from which they are tested: no fewer can be significant."""
+
 MIN_RUNS = 3
 """Runs of each architecture from which losses can show that they are a mixture."""
 
@@ -125,7 +128,7 @@ class SignedRanks(NamedTuple):
     Attributes:
         lower: number of pairs in which the second loss is lower.
         pairs: number of pairs with two losses.
-        p: p-value of losses that are lower as often as higher.
+        p: p-value of losses that are lower as often as higher; 1 with too few pairs to test.
     """
 
     lower: int
@@ -138,15 +141,15 @@ def rank_pairs(before: Floats, after: Floats) -> SignedRanks:
 
     The loss of a run that diverged is infinite: higher than that of any other run.
     """
-    from scipy import stats
-
     if (before > 0).all() and (after > 0).all():
         before, after = np.log(before), np.log(after)
     with np.errstate(invalid="ignore"):
         differences = np.where(before == after, 0.0, after - before)
     changed = differences[differences != 0]
     p = 1.0
-    if len(changed):
+    if len(changed) >= MIN_RANKED:
+        from scipy import stats  # takes a second
+
         method = "exact" if len(changed) <= MAX_EXACT else "asymptotic"
         p = float(stats.wilcoxon(changed, method=method).pvalue)
     return SignedRanks(int((changed < 0).sum()), len(differences), p)

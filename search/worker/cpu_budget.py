@@ -14,18 +14,15 @@ import os
 import re
 import stat
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
 import numpy as np
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from threadpoolctl import ThreadpoolController
-
-_STALE_SECONDS = 3600
-"""Age after which an unlocked file is removed; a younger one may be of a worker that starts."""
 
 _NAME = re.compile(r"[0-9]+-[0-9a-f]{8}-(share|[0-9]{1,9})")
 """Name of a lock file: the worker's process, a random part, its threads if they are fixed."""
@@ -157,10 +154,10 @@ def _require_private(folder: Path) -> None:
 def _is_active(path: Path) -> bool:
     """Return whether a worker holds a lock; remove its file if it is stale."""
     try:
-        modified_at = path.stat().st_mtime
         # The kernel releases the lock of a process, however that ends.
         with FileLock(path).acquire(timeout=0):
-            if time.time() - modified_at > _STALE_SECONDS:
+            # One that starts may not have locked its file yet.
+            if not psutil.pid_exists(int(path.name.partition("-")[0])):
                 path.unlink(missing_ok=True)
     except Timeout:
         return True

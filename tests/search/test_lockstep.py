@@ -281,6 +281,7 @@ def test_cores_of_a_killed_worker_go_to_the_others(tmp_path):
         other.kill()
         other.join()
         assert one.thread_count() == 8
+        assert len(list(tmp_path.iterdir())) == 1, "the file of the killed worker is removed"
 
 
 def put_open_folder(place):
