@@ -26,9 +26,8 @@ BENCHMARKS = {
 """Module and content of each benchmark, by its name."""
 
 SCRIPTS = """\
-scripts with arguments of their own (--help):
-  python -m benchmarks.compare_speed BEFORE AFTER   training steps of two checkouts
-  python -m benchmarks.replay_pruning [FILE …]      pruners on simulated or recorded curves"""
+and, with arguments of its own (--help):
+  python -m benchmarks.replay_pruning [FILE …]   pruners on simulated or recorded curves"""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,30 +21,15 @@ import click
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
+from optuna.pruners import PercentilePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from benchmarks.simulated_curves import FAMILIES, KINDS, repeat_curves, simulate_curves
-from reports.stats.audit import (
-    INTERVAL_SCALES,
-    estimate_with_audit,
-    judge_architectures,
-    measure_recall,
-    merge_runs,
-)
-from reports.stats.effects import Effect, FactorialTable
+from benchmarks.simulated_curves import FAMILIES, repeat_curves, simulate_curves
 from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.worker.cpu_budget import cores
 from studies.config import top_count
-from studies.space import REPLICATE, replicate_of
-from studies.traits import find_traits
+from studies.space import replicate_of
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
 COLUMNS = ("number", "step", "loss", "value")
@@ -60,7 +45,7 @@ AUDIT = 20
 """Number of audited architectures, at most a tenth of all, as by default."""
 
 CHECKS = 20
-"""Calls of Optuna's pruners per training: each takes milliseconds."""
+"""Calls of Optuna's pruner per training: each takes milliseconds."""
 
 
 def read_curves(path: Path, nuisance: Sequence[str] = ()) -> RecordedCurves:
@@ -102,23 +87,9 @@ class AuditedReplay(ReplayResult):
     Attributes:
         stated: share of the best tenth that is complete, as the predictions at the time of pruning
             have it.
-        has_alarm: whether a look during the search failed.
-        inside: number of pruned trials within two scales of their predictions.
-        pruned: number of pruned trials.
-        bound_holds: whether the bound of the number of lost architectures holds.
-        survivors: of each effect over complete trials, whether its interval has the effect of the
-            whole grid.
-        estimates: the same of the effects that the audited trials estimate; empty if they are too
-            few.
     """
 
     stated: float
-    has_alarm: bool
-    inside: int
-    pruned: int
-    bound_holds: bool
-    survivors: list[bool]
-    estimates: list[bool]
 
 
 def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> AuditedReplay:
@@ -129,7 +100,6 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
         seed: seed of the order of the trials and of the sample.
         concurrent: number of trials trained at a time.
     """
-    count = len(recorded.values)
     random = np.random.default_rng(seed)
     owners = number_architectures(recorded.params, recorded.nuisance)
     total = int(owners.max()) + 1
@@ -138,64 +108,21 @@ def replay_audited(recorded: RecordedCurves, seed: int, concurrent: int = 4) -> 
     audited = np.isin(owners, drawn)
     search = Replay(recorded, concurrent, KEEP, CONFIDENCE, np.flatnonzero(audited).tolist())
     result = search.run(order)
-    stops = pd.DataFrame.from_dict(
-        search.predictions, "index", columns=["predicted_value", "predicted_scale", "keep"]
-    )
-    is_stopped = np.isin(np.arange(count), stops.index)
-    axes = [name for name in recorded.params[0] if name != REPLICATE]
-    # As if every trial were audited, and with the values of the pruned ones hidden.
-    trials = (
-        pd.DataFrame(recorded.params)
-        .join(stops)
-        .assign(
-            state=TrialState.COMPLETE.name,
-            value=recorded.values,
-            audited=True,
-            reason=pd.Series("pruned", range(count)).where(is_stopped),
-        )
-    )
-    whole = merge_runs(trials, axes)
-    is_audited = audited[whole.index]
-    is_pruned = whole["reason"].notna() & ~is_audited
-    table = whole.assign(
-        state=np.where(is_pruned, TrialState.PRUNED.name, whole["state"]),
-        value=whole["value"].mask(is_pruned),
-        audited=is_audited,
-    )
-    names = [name for name in axes if name not in recorded.nuisance]
-    judged = judge_architectures(whole, names)
-    known = judge_architectures(table, names)
-    kept = top_count(KEEP, total)
-    recall = measure_recall(known, kept)
-    lost = measure_recall(judged, kept).lost
-    errors = (whole["value"] - whole["predicted_value"])[is_pruned].abs()
-    traits = find_traits(names)
-    truth = FactorialTable.from_frame(judged, names, traits=traits)
-    survivors = FactorialTable.from_frame(known, names, traits=traits).compute_effects()
-    return AuditedReplay(
-        **vars(result),
-        stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, len(whole)),
-        has_alarm=any(look.alarm for look in search.looks.values()),
-        inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
-        pruned=int(is_pruned.sum()),
-        bound_holds=lost - recall.lost <= recall.lost_high,
-        survivors=cover_effects(truth, survivors),
-        estimates=cover_effects(truth, estimate_with_audit(known, names, traits=traits).effects),
-    )
+    # The runs of an architecture at its nuisance values are pruned together.
+    candidates = number_architectures(recorded.params, ())
+    pruned = {
+        candidates[trial]: keep
+        for trial, (_, _, keep) in search.predictions.items()
+        if not audited[trial]
+    }
+    kept = top_count(KEEP, int(candidates.max()) + 1)
+    return AuditedReplay(**vars(result), stated=1 - sum(pruned.values()) / kept)
 
 
 def order_trials(recorded: RecordedCurves, random: np.random.Generator) -> list[int]:
     """Return a random order in which every architecture gets a run before any gets two."""
     order = random.permutation(len(recorded.values)).tolist()
     return sorted(order, key=lambda trial: replicate_of(recorded.params[trial]))
-
-
-def cover_effects(truth: FactorialTable, effects: Sequence[Effect]) -> list[bool]:
-    """Return whether the interval of each effect has the effect of the whole grid."""
-    return [
-        effect.low <= truth.compute_effect(effect.contrast).mean <= effect.high
-        for effect in effects
-    ]
 
 
 # ------------------------------------------------------------------ other pruners
@@ -216,19 +143,19 @@ def keep_best_at_first_rung(recorded: RecordedCurves) -> ReplayResult:
     return ReplayResult.summarize(recorded, KEEP, complete, steps)
 
 
-def replay_in_optuna(
-    recorded: RecordedCurves, pruner: BasePruner, order: Sequence[int], concurrent: int
+def replay_percentile(
+    recorded: RecordedCurves, order: Sequence[int], concurrent: int
 ) -> ReplayResult:
-    """Simulate a search with a pruner of plain Optuna, which stops trials for good.
+    """Simulate a search with Optuna's ``PercentilePruner(25)``, which stops trials for good.
 
     It is called at most :data:`CHECKS` times per trial; earlier log points are reported before.
 
     Args:
         recorded: curves of the trials.
-        pruner: pruner to simulate.
         order: order in which trials start.
         concurrent: number of trials trained at a time.
     """
+    pruner = PercentilePruner(25.0, n_warmup_steps=round(2 * recorded.end / 11))
     study = optuna.create_study(study_name="replay", sampler=RandomSampler(), pruner=pruner)
     places = np.linspace(0, len(recorded.steps) - 1, CHECKS + 1)[1:].astype(int)
     ends = [0, *np.unique(places + 1).tolist()]  # log points before each call, and the end
@@ -258,31 +185,16 @@ def replay_in_optuna(
     return ReplayResult.summarize(recorded, KEEP, complete, steps)
 
 
-def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
-    """Return factories of Optuna's pruners with settings for a training of ``end`` steps."""
-    return {
-        "SuccessiveHalving": partial(
-            SuccessiveHalvingPruner, min_resource=max(1, round(end / 11)), reduction_factor=2
-        ),
-        "Percentile(25)": partial(PercentilePruner, 25.0, n_warmup_steps=round(2 * end / 11)),
-        "Median": MedianPruner,
-        "Hyperband": partial(
-            HyperbandPruner, min_resource=max(1, round(end / 11)), max_resource=end
-        ),
-    }
-
-
 # ------------------------------------------------------------------ the table
 
 OURS = "ours"
-UNAUDITED = "ours, no audit"
 ONE_LOOK = "best after a look"
-PRUNERS = (OURS, UNAUDITED, ONE_LOOK, *optuna_pruners(1))
+PERCENTILE = "Percentile(25)"
+PRUNERS = (OURS, ONE_LOOK, PERCENTILE)
 
 HEAD = (
     f"{'curves':24} {'pruner':18} {'parallel':>8} {'cost':>6} {'recall':>7} {'error':>6} "
-    f"{'worst':>6} {'winner':>7} {'stated':>7} {'inside':>7} {'alarms':>7} {'bound':>6} "
-    f"{'survivors':>10} {'estimates':>10}"
+    f"{'worst':>6} {'winner':>7} {'stated':>7}"
 )
 
 
@@ -299,7 +211,7 @@ def replay(
     Of a file the first ``replicates`` are taken.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if curves in (*KINDS, *FAMILIES):
+    if curves in FAMILIES:
         recorded = simulate_curves(curves, seed)
         if replicates > 1:
             recorded = repeat_curves(recorded, replicates, seed)
@@ -310,9 +222,7 @@ def replay(
     if pruner == ONE_LOOK:
         return keep_best_at_first_rung(recorded)
     order = order_trials(recorded, np.random.default_rng(seed))
-    if pruner == UNAUDITED:
-        return Replay(recorded, concurrent, KEEP, CONFIDENCE).run(order)
-    return replay_in_optuna(recorded, optuna_pruners(recorded.end)[pruner](), order, concurrent)
+    return replay_percentile(recorded, order, concurrent)
 
 
 def _format_row(curves: str, pruner: str, concurrent: int, results: Sequence[ReplayResult]) -> str:
@@ -324,22 +234,8 @@ def _format_row(curves: str, pruner: str, concurrent: int, results: Sequence[Rep
         f"{error:6.3f} {min(recalls):6.3f} "
         f"{sum(result.has_winner for result in results):3}/{len(results):<3}"
     )
-    audited = [result for result in results if isinstance(result, AuditedReplay)]
-    if not audited:
-        return row
-    survivors = [hit for result in audited for hit in result.survivors]
-    estimates = [hit for result in audited for hit in result.estimates]
-    inside = _share(sum(r.inside for r in audited), sum(r.pruned for r in audited))
-    return (
-        f"{row} {np.mean([r.stated for r in audited]):7.3f} {inside:>7} "
-        f"{sum(r.has_alarm for r in audited):3}/{len(audited):<3} "
-        f"{_share(sum(r.bound_holds for r in audited), len(audited)):>6} "
-        f"{_share(sum(survivors), len(survivors)):>10} {_share(sum(estimates), len(estimates)):>10}"
-    )
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.3f}" if whole else "-"
+    stated = [result.stated for result in results if isinstance(result, AuditedReplay)]
+    return f"{row} {np.mean(stated):7.3f}" if stated else row
 
 
 @click.command()
@@ -393,7 +289,7 @@ def main(
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     for path in files:
         read_curves(path, nuisance)  # refuses a bad one at once
-    names = [str(path) for path in files] or [*KINDS, *FAMILIES]
+    names = [str(path) for path in files] or [*FAMILIES]
     click.echo(HEAD)
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
         for curves, pruner, parallel in itertools.product(names, pruners, concurrent):

@@ -1,7 +1,6 @@
 """Simulated curves of complete searches, which do what predictions of final values may miss.
 
-The *kinds* are grids of 192 trials, of which some fall late or are noisy. The *families* have 128
-curves, or 144; their definitions were fixed before any pruner was run on them.
+The families have 128 curves, or 144. They were defined before any pruner was run on them.
 """
 
 import itertools
@@ -11,23 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from search.pruning.regression import DesignMatrix, Floats, Mask
+from search.pruning.regression import Floats
 from studies.space import REPLICATE
 from tests.simulations.pruned_search import RecordedCurves
 
-KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
-"""Kinds of curves. Late curves lie 0.3 nats higher until 70 to 90% of the steps, then fall to
-values that are 0.1 nats better: of the networks with one switch, of those with three switches
-together, or of a third of all. Of noisy curves, those of networks without two switches fall less
-than others from 20% of the steps on, by 0.2 to 1.4 nats."""
-
 STEPS = 1000
 
-GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
-
-_KIND_LOG_EVERY = 40
-
-_FAMILY_LOG_EVERY = 20
+_LOG_EVERY = 20
 
 _SWITCHES = 7
 
@@ -38,11 +27,9 @@ Family = tuple[list[dict[str, Any]], Floats]
 
 
 def simulate_curves(name: str, seed: int) -> RecordedCurves:
-    """Simulate the curves of a grid, of one of :data:`KINDS` or of :data:`FAMILIES`."""
+    """Simulate the curves of a grid, one of :data:`FAMILIES`."""
     random = np.random.default_rng(seed)
-    if name in KINDS:
-        return _simulate_kind(name, random)
-    steps = np.arange(_FAMILY_LOG_EVERY, STEPS + 1, _FAMILY_LOG_EVERY)
+    steps = np.arange(_LOG_EVERY, STEPS + 1, _LOG_EVERY)
     params, curves = FAMILIES[name](random, steps / STEPS)
     curves += random.normal(0, 0.01, curves.shape)
     return RecordedCurves(params, steps, curves, curves[:, -5:].mean(axis=1))
@@ -69,39 +56,6 @@ def repeat_curves(recorded: RecordedCurves, replicates: int, seed: int) -> Recor
         {**of_one, REPLICATE: number} for number in range(replicates) for of_one in recorded.params
     ]
     return RecordedCurves(params, recorded.steps, np.vstack(curves), np.concatenate(values))
-
-
-def _simulate_kind(kind: str, random: np.random.Generator) -> RecordedCurves:
-    """Simulate 48 architectures of each of four sizes."""
-    networks: list[dict[str, Any]] = [
-        {name: bool(index >> bit & 1) for bit, name in enumerate(GATES)}
-        | {"state_source": source, "state_size": size}
-        for index in range(16)
-        for source in ("new", "old", "both")
-        for size in (16, 32, 64, 128)
-    ]
-    design = DesignMatrix.from_params(networks)
-    count = len(networks)
-    values = 2 + design.main_effects @ random.normal(0, 0.1, design.main_effects.shape[1])
-    values += design.interactions @ random.normal(0, 0.03, design.interactions.shape[1])
-    values += random.normal(0, 0.02, count)
-    switches = np.array([[network[name] for name in GATES] for network in networks])
-    kinds: dict[str, Mask] = {
-        "late by a switch": switches[:, 3],
-        "late by three switches": np.asarray(switches[:, 1:].all(axis=1)),
-        "late at random": np.asarray(random.random(count) < 1 / 3),
-    }
-    is_late = kinds.get(kind, np.zeros(count, dtype=bool))[:, None]
-    steps = np.arange(_KIND_LOG_EVERY, STEPS + 1, _KIND_LOG_EVERY)
-    lead = random.normal(0, 0.06, count)[:, None] * np.exp(-steps / 500)
-    fall_at = random.uniform(0.7, 0.9, count)[:, None] * STEPS
-    high = 0.3 * is_late / (1 + np.exp((steps - fall_at) / 20))
-    curves = values[:, None] - 0.1 * is_late + lead + high + 1.2 * np.exp(-steps / 150)
-    if kind == "noisy":
-        rise = random.uniform(0.2, 1.4, count) * ~switches[:, :2].any(axis=1)
-        curves += rise[:, None] * np.clip((steps / STEPS - 0.2) / 0.8, 0, None)
-    curves += random.normal(0, 0.01, curves.shape)
-    return RecordedCurves(networks, steps, curves, curves[:, -1])
 
 
 # ------------------------------------------------------------------ families

@@ -14,7 +14,7 @@ from hooks import HANG_TIMEOUT
 
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.replay_pruning import keep_best_at_first_rung
-from benchmarks.simulated_curves import FAMILIES, KINDS, simulate_curves
+from benchmarks.simulated_curves import FAMILIES, simulate_curves
 from tests.simulations.pruned_search import RecordedCurves
 
 
@@ -69,7 +69,7 @@ def test_one_look_trains_the_best_at_the_first_rung_to_the_end():
     assert keep_best_at_first_rung(late).recall < 1
 
 
-@pytest.mark.parametrize("name", [*KINDS, *FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_simulated_curves_repeat_with_their_seed(name):
     first, again, other = (simulate_curves(name, seed) for seed in (1, 1, 2))
     assert (first.curves == again.curves).all()
@@ -101,13 +101,9 @@ def test_recorded_curves_are_replayed(tmp_path):
     head, *lines = done.stdout.splitlines()
     assert head.split()[:5] == ["curves", "pruner", "parallel", "cost", "recall"]
     found = {line[25:43].strip(): line[43:].split() for line in lines}
-    assert list(found) == [
-        "ours", "ours, no audit", "best after a look",
-        "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband"
-    ]  # fmt: skip
-    concurrent, cost, recall, _, worst, _, stated, *audit = found["ours"]
+    assert list(found) == ["ours", "best after a look", "Percentile(25)"]
+    concurrent, cost, recall, _, worst, _, stated = found["ours"]
     assert concurrent == "3"
     assert 0.1 < float(cost) < 0.7
     assert float(worst) <= float(recall) <= 1
     assert 0.9 < float(stated) < 1
-    assert len(audit) == 5
