@@ -48,9 +48,7 @@ _OWNERS: dict[str, ArtifactKind] = {
 class TrialFiles:
     """Files of one kind, one for each trial of a study, in a folder that the workers share.
 
-    Args:
-        folder: folder of the files; created by the first write.
-        kind: kind of the files.
+    The first write creates the folder.
     """
 
     def __init__(self, folder: Path, kind: TrialFileKind) -> None:

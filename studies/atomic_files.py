@@ -51,9 +51,7 @@ def require_regular(path: Path) -> None:
 def atomic_write(path: Path, content: Iterable[bytes]) -> None:
     """Write a file atomically: readers see the old or the new content, never a part.
 
-    Args:
-        path: file to write; its folder is created.
-        content: the new content, in chunks.
+    Its folder is created. The content comes in chunks.
 
     Raises:
         OSError: if it cannot be written; an existing file stays unchanged.

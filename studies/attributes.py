@@ -44,26 +44,16 @@ SCHEMA_VERSION: Final = 1
 
 # ------------------------------------------------------------------ of a study
 
+# Fields of StudyRecord.
 CONFIG = "config"
-"""Study attribute: the resolved :class:`studies.config.StudyConfig`."""
+COMMANDS = "commands"
+EARLIER_REPLICATES = "earlier_replicates"
+HYPOTHESES = "hypotheses"
+AUDIT_NUISANCE = "audit_nuisance"
+TASK_FLOORS = "task_floors"
 
 FOLDER_NAME = "[A-Za-z0-9_-]+"
 """Pattern of the study attribute ``artifact_folder``."""
-
-COMMANDS = "commands"
-"""Study attribute: the commands that created and extended the study."""
-
-EARLIER_REPLICATES = "earlier_replicates"
-"""Study attribute: number of replicates before each extension by more of them."""
-
-HYPOTHESES = "hypotheses"
-"""Study attribute: a list of :class:`studies.stated_hypotheses.HypothesisRecord`."""
-
-AUDIT_NUISANCE = "audit_nuisance"
-"""Study attribute: nuisance parameters over which the audited architectures were drawn."""
-
-TASK_FLOORS = "task_floors"
-"""Study attribute: :class:`studies.records.Floors` by the name of the task, of several ones."""
 
 GRID_SIZE = "rnn_search:grid_size"
 """Study system attribute: number of points in the grid, in a study whose grid was extended."""
@@ -94,33 +84,17 @@ CHECKPOINTED = "checkpointed"
 EARLIER_FAILURES = "earlier_failures"
 """System attribute of a trial that was retried: what it was after each failure."""
 
+# Fields of TrialRecord.
 FAILURE = "failure"
-"""User attribute: the :class:`Failure` that ended the trial."""
-
 RETRY_COUNTS = "retries"
-"""User attribute: how often the trial was requeued, by :class:`Failure`."""
-
 ERROR = "error"
-"""User attribute: the trial's last exception, in one line."""
-
 SECONDS = "seconds"
-"""User attribute: duration of the trial."""
-
 STEPS_PER_SECOND = "steps_per_second"
-"""User attribute: training steps per second."""
-
 RUNG = "rung"
-"""User attribute: step at which the pruner last paused the trial."""
-
 KEEP_PROBABILITY = "keep_probability"
-"""User attribute: probability of the trial to finish among the best, at the pruner's last decision
-to stop it."""
-
 EARLIER_CODE = "earlier_code"
-"""User attribute: hashes of the other training code that the trial was resumed from."""
-
 EARLIER_TORCH = "earlier_torch"
-"""User attribute: other versions of PyTorch that the trial was resumed from."""
+CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
 
 SOURCE_TRIALS = "source_trials"
 """User attribute of a derived trial: numbers of its source trials, best first."""
@@ -139,9 +113,6 @@ would be most of what a dashboard loads."""
 CURVE = "curve:"
 """Beginning of the system attributes with the held-out curves, a list of steps and values each;
 what follows is the name, as in ``curve:validation_accuracy``."""
-
-CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
-"""User attributes: the loss by the length of the context, a number for each bin."""
 
 
 class Failure(StrEnum):
@@ -409,8 +380,6 @@ def select_looks(looks: Mapping[str, AuditLook], task: str) -> dict[str, AuditLo
 
 
 class _PastTrial(BaseModel):
-    """What a trial was before it was retried."""
-
     model_config = ConfigDict(extra="forbid", strict=True)
 
     started: datetime | None
@@ -450,10 +419,7 @@ STUDY_SYSTEM_ATTRIBUTES = (GRID_SIZE, AUDIT_LOOKS)
 
 
 def is_result(name: str) -> bool:
-    """Return whether a system attribute of a trial belongs to the results of its study.
-
-    Others say who works on the trial, or what a dashboard shows.
-    """
+    """Return whether a system attribute of a trial belongs to the results of its study."""
     return name in _RESULTS_OF_TRIALS or name.startswith(CURVE)
 
 
@@ -467,10 +433,7 @@ def parse_trial_system_attribute(name: str, stored: str) -> Any:
 
 
 class StudyResults(BaseModel):
-    """System attributes of a study that belong to its results.
-
-    Others say what a dashboard shows.
-    """
+    """System attributes of a study that belong to its results."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -199,7 +199,6 @@ def _reopen(trial: StoredTrial) -> StoredTrial:
 
 
 def _format_trial(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
-    """Return the line of a trial."""
     return {
         "number": trial.number,
         "state": trial.state.name,
@@ -222,7 +221,6 @@ def _to_json(number: float) -> float | str:
 
 
 def _select_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the user attributes of a trial that a file has."""
     names = [name for name in _USER_ATTRIBUTES if name in attributes and name not in _PRIVATE]
     return {name: attributes[name] for name in names}
 
@@ -446,8 +444,6 @@ _Step = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _StudyLine(BaseModel):
-    """First line of a file."""
-
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: str
@@ -462,8 +458,6 @@ class _StudyLine(BaseModel):
 
 
 class _TrialLine(BaseModel):
-    """Line of a trial."""
-
     model_config = ConfigDict(extra="forbid", strict=True)
 
     number: _Count

@@ -52,11 +52,7 @@ def is_debugging() -> bool:
 
 
 def run_with_exit_code(main: Callable[[], int | None]) -> None:
-    """Call a function and exit the process with its exit code, or with an error in one line.
-
-    Args:
-        main: function that returns an exit code; None for 0.
-    """
+    """Call a function and exit the process with its exit code, or with an error in one line."""
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger("studies").addHandler(_WARNINGS)
@@ -124,9 +120,7 @@ def is_bug(error: BaseException) -> bool:
 def describe_bug(error: BaseException, label: str = "warning") -> list[str]:
     """Return the lines of a bug's traceback, and one that asks to report it.
 
-    Args:
-        error: the exception.
-        label: ``error`` if it ends the command.
+    The label is ``error`` if it ends the command.
     """
     reason = to_line(shorten(f"{type(error).__name__}: {error}", 200))
     return [

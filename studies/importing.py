@@ -563,7 +563,6 @@ def _build_config(table: _Table, roles: ImportOptions) -> StudyConfig:
 def _store(
     storage: str, name: str, config: StudyConfig, trials: Sequence[StoredTrial], command: str
 ) -> None:
-    """Store a study in one transaction."""
     assert config.results is not None
     commands = [command] if command else []
     record = StudyRecord(config=config, commands=commands, artifact_folder=new_folder(name))

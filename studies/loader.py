@@ -166,7 +166,6 @@ class ConfigFile(BaseModel):
             raise UserError(f"{self.origin}: {mistakes}") from error
 
     def _add_records(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return settings with the records of the users' cells and the task that they name."""
         return {
             **settings,
             "cells": {**settings.get("cells", {}), **self.cells},
@@ -305,11 +304,7 @@ def load_overrides(overrides: Sequence[str]) -> ConfigFile:
 
 
 def override_settings(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
-    """Return a config file with other settings.
-
-    Args:
-        file: a config file.
-        overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
+    """Return a config file with overrides as of :func:`load_config_file`.
 
     Raises:
         UserError: if an override is malformed.
@@ -329,7 +324,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _find_stored(study: str, storage: str | None) -> ConfigFile:
-    """Read the config of a stored study, without creating or changing the storage."""
     names = sorted(file.stem for file in CONFIG_DIR.glob("*.toml"))
     known = ", ".join(names)
     expected = f"{known}, or the path of a TOML file"
@@ -355,7 +349,6 @@ def _stored_config(storage: LeasedRDBStorage, name: str) -> ConfigFile:
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-    """Return the nested settings of an override."""
     key, equals, text = override.partition("=")
     shown = shorten(override)
     if not equals or not key.strip():
@@ -392,9 +385,7 @@ _UNION_ARMS = ("bool", "int", "str", "float", "constrained-int", "constrained-fl
 def describe_mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """Describe what is wrong with settings in one line; places in lists count from 1.
 
-    Args:
-        error: the error.
-        model: what the settings are, to name the keys that were expected; None for none.
+    The model of the settings names the keys that were expected in place of unknown ones.
     """
     mistakes: dict[str, list[ErrorDetails]] = {}
     for mistake in error.errors():  # one for each alternative of a union
@@ -403,7 +394,6 @@ def describe_mistakes(error: ValidationError, model: type[BaseModel] | None = No
 
 
 def _locate(mistake: ErrorDetails) -> str:
-    """Return the dotted key of a mistake."""
     parts = [str(part + 1) if isinstance(part, int) else part for part in mistake["loc"]]
     return ".".join(part for part in parts if part not in _UNION_ARMS and "[" not in part)
 

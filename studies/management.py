@@ -41,17 +41,10 @@ DAMAGED = "damaged"
 
 
 def rename_study(url: str, old: str, new: str) -> list[str]:
-    """Rename a study; return the names of the studies that derive from it.
-
-    Args:
-        url: URL of the storage, which must exist.
-        old: name of the study.
-        new: its new name.
+    """Rename a study of a storage; see :func:`studies.storage.edits.rename_study`.
 
     Raises:
         UserError: if the new name cannot be that of a study, or is its name.
-        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
-        UserError: if another study has the new name.
         StorageError: if the storage cannot be opened.
     """
     check_study_name(new)
@@ -62,7 +55,7 @@ def rename_study(url: str, old: str, new: str) -> list[str]:
 
 
 def delete_study(url: str, artifacts: str | None, name: str, force: bool = False) -> None:
-    """Delete a study, then its files.
+    """Delete a study, then its files; see :func:`studies.storage.edits.delete_study`.
 
     Args:
         url: URL of the storage, which must exist.
@@ -71,8 +64,6 @@ def delete_study(url: str, artifacts: str | None, name: str, force: bool = False
         force: whether to delete it although others derive from it or workers hold its trials.
 
     Raises:
-        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
-        UserError: if others derive from it.
         UserError, OSError: if files cannot be removed; the study is deleted.
         StorageError: if the storage cannot be opened.
     """
@@ -85,11 +76,7 @@ def delete_study(url: str, artifacts: str | None, name: str, force: bool = False
 def retry_trials(url: str, name: str, kinds: Collection[str]) -> dict[str, int]:
     """Set failed trials waiting again; see :func:`studies.storage.edits.retry_trials`.
 
-    Returns:
-        The number of trials of each kind that were set waiting.
-
     Raises:
-        StudyNotFoundError, UserError: if there is none, or workers hold trials of it.
         UserError: if another program has trained them.
         StorageError: if the storage cannot be opened.
     """
@@ -161,12 +148,7 @@ class ListedStudy:
 
 
 def list_studies(storage: LeasedRDBStorage, folders: ArtifactFolders) -> list[ListedStudy]:
-    """List the studies of a storage, by name.
-
-    Args:
-        storage: the storage.
-        folders: its artifact folders.
-    """
+    """List the studies of a storage, by name."""
     listed = []
     for name in list_study_names(storage):
         try:

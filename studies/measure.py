@@ -111,8 +111,7 @@ class Measure:
     def choose_metric(self, has_loss: Callable[[str], bool]) -> "Measure":
         """Return the number that ranks replicates: the loss on a held-out split, else this one.
 
-        Args:
-            has_loss: whether all complete runs have an attribute.
+        ``has_loss`` says whether all complete runs have an attribute.
         """
         for split in SPLITS:
             if has_loss(self.held_out_column(split)):

@@ -74,9 +74,7 @@ def _words_of(model: type[Options], name: str) -> tuple[str, str]:
 def to_words(options: Options, names: Iterable[str] | None = None) -> list[str]:
     """Return the words of a command line that state options, without those that are defaults.
 
-    Args:
-        options: the options.
-        names: names of those to state; None for all.
+    All options, or those of some names.
     """
     words: list[str] = []
     if names is None:

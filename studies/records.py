@@ -181,7 +181,6 @@ def read_task_options(cls: type) -> tuple[dict[str, CellOption], bool]:
 
 
 def _list_parameters(subject: str, cls: type) -> dict[str, Parameter]:
-    """Return the arguments of a class's constructor."""
     try:
         parameters = dict(inspect.signature(cls, eval_str=True).parameters)
     except (Exception, SystemExit) as error:  # an annotation is any code
@@ -235,7 +234,6 @@ class TaskEntry(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _join_names(cls, raw: Any) -> Any:
-        """Join a list of names with commas, as options read several."""
         if not isinstance(raw, Mapping):
             return raw
         return {key: _join(value) for key, value in raw.items()}

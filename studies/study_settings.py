@@ -231,7 +231,6 @@ def _ceil(number: int, multiple: int) -> int:
 
 
 def _count_steps(updates: int, windows: _Windows) -> int:
-    """Return the number of steps of a number of updates."""
     lengths = set()
     for every, sequence_steps in windows:
         sequences, rest = divmod(updates, -(-sequence_steps // every))

@@ -253,13 +253,7 @@ def has_replicates(storage: "LeasedRDBStorage", study_id: int) -> bool:
 def timing_by_shape(
     storage: "LeasedRDBStorage", study_id: int, names: Collection[str] = COST_PARAMS
 ) -> list[TimingStats]:
-    """Return timings by cell, layers, state size and bptt_steps.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        names: those parameters of :data:`studies.space.COST_PARAMS` that vary.
-    """
+    """Return timings by those of :data:`studies.space.COST_PARAMS` that vary."""
     counts: list[sa.ColumnElement[Any]] = [
         sa.func.count(sa.case((TRIALS.c.state == state, 1)))
         for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)

@@ -443,12 +443,7 @@ def write_note(
 
 
 def to_note_attributes(text: str, stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the system attributes of a study with a note.
-
-    Args:
-        text: text of the note.
-        stored: system attributes with an earlier note, whose pieces are emptied.
-    """
+    """Return the system attributes of a study with a note; pieces of an earlier one are emptied."""
     attributes: dict[str, Any] = {key: "" for key in stored or {} if key.startswith(_NOTE_PIECE)}
     for start in range(0, len(text), _NOTE_LENGTH):
         attributes[f"{_NOTE_PIECE}{start // _NOTE_LENGTH}"] = text[start : start + _NOTE_LENGTH]

@@ -102,11 +102,9 @@ class LeaseMonitor:
         self._observed_at: float | None = None
 
     def observe(self, leases: Iterable[tuple[int, Lease]], now: float) -> list[int]:
-        """Record the stored leases and return the ids of trials whose leases have expired.
+        """Record the leases of running trials; return the ids of trials whose leases have expired.
 
-        Args:
-            leases: trial ids and leases of the running trials.
-            now: seconds of a monotonic clock.
+        ``now`` is that of a monotonic clock, in seconds.
         """
         elapsed = 0.0 if self._observed_at is None else now - self._observed_at
         self._observed_at = now

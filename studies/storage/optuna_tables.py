@@ -39,7 +39,6 @@ _METHODS = ("_create_new_trial", "_get_trials", "_set_trial_param")
 
 
 def _describe(found: str) -> UserError:
-    """Return the error for what differs in the installed Optuna."""
     return UserError(f"Optuna {optuna.__version__} is not supported ({found}): install {_VERSIONS}")
 
 

@@ -21,7 +21,6 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import RowError
-from studies.space import complete_params
 from studies.storage.counts import find_study
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
@@ -112,7 +111,6 @@ def read_grid_trials(
     for table in columns:
         _fill(connection, trials, table, ids, _RESULT_FILLERS[table])
     for trial in trials.values():
-        trial.params = complete_params(trial.params)
         if trial.state is TrialState.COMPLETE and TRIAL_VALUES in columns:
             trial.value = _choose_value(trial)
     return list(trials.values())
@@ -167,7 +165,6 @@ def _fill(
     fill: Callable[..., None],
     *where: sa.ColumnElement[bool],
 ) -> None:
-    """Read rows of trials in a table, and set what they say of each trial."""
     query = sa.select(table.c.trial_id, *map(raw, list_columns(table)[1:]))
     query = query.where(table.c.trial_id.in_(ids), *where)
     if table is TRIAL_PARAMS:

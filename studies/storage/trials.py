@@ -47,14 +47,7 @@ class TrialStatus(StrEnum):
 def find_status(
     state: TrialState, failure: str | None, is_paused: bool, is_finite: bool
 ) -> TrialStatus:
-    """Return the status of a grid trial.
-
-    Args:
-        state: its state.
-        failure: why it failed; None if it did not.
-        is_paused: whether it has the time of a pause.
-        is_finite: whether its value is finite.
-    """
+    """Return the status of a grid trial, which may have the time of a pause."""
     if failure == Failure.DIVERGED or (state is TrialState.COMPLETE and not is_finite):
         return TrialStatus.DIVERGED
     if state is TrialState.WAITING and is_paused:
