@@ -156,13 +156,7 @@ def estimate_column(
 ) -> Column[Any]:
     """Return the column of an estimate with its interval, marked where it is significant.
 
-    Args:
-        title: its heading.
-        estimate: returns the estimate of a row; None without one.
-        unit: unit of the estimate.
-        spec: its format.
-        note: what follows it; by default a mark where it is significant.
-        condition: whether the table has the column.
+    A row without an estimate has None. A note replaces the mark.
     """
 
     def get(row: Any, name: str) -> Any:

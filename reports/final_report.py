@@ -65,13 +65,7 @@ _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def print_failure(error: Exception, label: str, err: bool = False) -> None:
-    """Print an error in one line, and the traceback of a bug.
-
-    Args:
-        error: the error.
-        label: what could not be done.
-        err: whether the line goes to the standard error.
-    """
+    """Print an error in one line that begins with a label, and the traceback of a bug."""
     click.echo(f"{label}: {error_message(error)}", err=err)
     if is_bug(error):
         print_bug(error)
@@ -93,14 +87,8 @@ def finalize_search(storage: str, study: str, finished: int, was_finished: bool)
     """Write the report of a search that has ended, and print its main result.
 
     If another process that saw the search end does so, only print which. A process that joined a
-    finished study writes its report unless it has one that shows the same. A failure is printed and
-    not raised: the results are recorded.
-
-    Args:
-        storage: URL of the storage.
-        study: name of the study.
-        finished: number of finished trials.
-        was_finished: whether the study was finished when this process joined it.
+    study that ``was_finished`` writes its report unless it has one that shows the same. A failure
+    is printed and not raised: the results are recorded.
     """
     with print_failures("no report"):
         if was_finished:
@@ -203,7 +191,6 @@ def _read_key(storage: str, study: str) -> str:
 
 
 def _hash_code() -> str:
-    """Return a hash of the files of this package."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.suffix in _CODE):

@@ -498,11 +498,7 @@ class TaskComparison:
 
 
 def compare_across_tasks(tasks: Sequence[StudyFindings]) -> TaskComparison | None:
-    """Compare the findings in each of several tasks; None for those of one.
-
-    Args:
-        tasks: findings of each task of a study, of :meth:`Results.split_tasks`.
-    """
+    """Compare the findings in each of several tasks of a study; None for those of one."""
     if not tasks[0].results.task:
         return None
     effects = {findings.results.task: findings.effects for findings in tasks}
@@ -513,11 +509,7 @@ def compare_across_tasks(tasks: Sequence[StudyFindings]) -> TaskComparison | Non
 def _compare_tasks(effects: Mapping[str, Sequence[Effect]]) -> list[TaskContrast]:
     """Correct effects for all changes in all tasks, and arrange them by change and task.
 
-    Args:
-        effects: effects in each task.
-
-    Returns:
-        The changes, those with significant effects in most tasks first.
+    Changes with significant effects in most tasks come first.
     """
     tasks = [task for task, found in effects.items() for _ in found]
     adjusted = adjust_estimates([effect for found in effects.values() for effect in found])

@@ -332,11 +332,7 @@ class Results:
         return bool(self.complete[column].notna().any())
 
     def count_versions(self, name: str) -> int:
-        """Return how many versions trained the complete trials.
-
-        Args:
-            name: ``code`` for versions of the training code, ``torch`` for those of PyTorch.
-        """
+        """Return how many versions of ``code`` or ``torch`` trained the complete trials."""
         recorded = pd.concat([self.complete[name], self.complete[f"earlier_{name}"]]).dropna()
         versions = recorded.astype(str).str.split(", ").explode()
         return int(versions.nunique())
@@ -380,14 +376,11 @@ class Results:
         return losses.mask(self.table["state"] == TrialStatus.DIVERGED, math.inf)
 
     def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
-        """Return the row of each architecture at its best values of the nuisance parameters.
+        """Return the row of each architecture, or of those in a table, at its best nuisance values.
 
-        Of replicates these are all runs at the values of the best mean; of a task that is solved
-        or not, those at which most are solved, and of these those of the lowest median. Without
+        Of replicates these are all runs at the values of the best mean; of a task that is solved or
+        not, those at which most are solved, and of these those of the lowest median. Without
         nuisance parameters these are all rows. The best comes first.
-
-        Args:
-            table: rows to choose from; by default all trials.
         """
         rows = self.table if table is None else table
         if not self.nuisance:

@@ -61,12 +61,7 @@ def list_answer(findings: StudyFindings) -> list[str]:
 def list_headline(
     studies: Sequence[StudyFindings], across_tasks: Mapping[str, TaskComparison]
 ) -> list[str]:
-    """Return the lines with which a report ends in a terminal: the answers and the warnings.
-
-    Args:
-        studies: findings of the studies of a report, of one with several tasks those of each.
-        across_tasks: comparisons of the tasks of those with several, by the name of the study.
-    """
+    """Return the lines with which a report ends in a terminal: the answers and the warnings."""
     lines: list[str] = []
     for comparison in across_tasks.values():
         lines += list_agreement(comparison)
@@ -248,7 +243,6 @@ def describe_insignificance(effects: Sequence[Effect]) -> str:
 
 
 def _describe_undecided(effects: Sequence[RankedEffect]) -> str:
-    """Name the effects that are not significant."""
     if len(effects) > MAX_NAMED:
         return f"{len(effects)} changes are undecided"
     names = join([strong(label_change(effect.main.contrast)) for effect in effects])
@@ -266,24 +260,13 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
     return [f"{strong(join_params(names))}: not compared, {reason}"]
 
 
-_OBSTACLES = {
-    Obstacle.NO_AUDIT: "no trial was audited, so no effect can be estimated",
-    Obstacle.OTHER_SAMPLE: "the audited trials were drawn for other nuisance parameters, so no "
-    "effect can be estimated",
-    Obstacle.UNFINISHED: "no answer yet: the effects of a pruned study are estimated once its "
-    "search is finished",
-    Obstacle.NO_PAIRS: "no two architectures differ in one parameter only",
-}
-"""Why a pruned study has no effects."""
-
-
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects."""
     audited = findings.audited
     if audited is None or audited.obstacle is None:
         return "no effect can be estimated: no two complete trials differ in one parameter only"
-    if audited.obstacle in _OBSTACLES:
-        return _OBSTACLES[audited.obstacle]
+    if audited.obstacle is not Obstacle.FEW_STOPPED:
+        return str(audited.obstacle)
     return (
         f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
         f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"

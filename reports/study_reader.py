@@ -34,13 +34,7 @@ _T = TypeVar("_T")
 
 
 def read_studies(storage: LeasedRDBStorage, names: Sequence[str], **options: bool) -> list[Results]:
-    """Read the results of several studies.
-
-    Args:
-        storage: storage of the studies.
-        names: their names.
-        options: those of :func:`read_results`.
-    """
+    """Read the results of several studies, with options of :func:`read_results`."""
     return [read_results(storage, name, **options) for name in names]
 
 
@@ -96,7 +90,6 @@ def _build(
     record: StudyRecord,
     trials: Sequence[StoredTrial],
 ) -> Results:
-    """Build the results without curves and evaluation windows."""
     name = study.study_name
     config = record.config
     is_pruning = config.pruning.enabled
@@ -136,7 +129,6 @@ def _add_curves(
 def _read_metrics(
     config: StudyConfig, storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None
 ) -> pd.DataFrame:
-    """Read the held-out curves of all trials or of some."""
     metrics = [name for task in config.list_tasks().values() for name in task.metrics]
     columns = []
     for name in dict.fromkeys(["validation_loss", *(f"validation_{name}" for name in metrics)]):

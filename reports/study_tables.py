@@ -188,7 +188,6 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
 
 
 def _change_column(effect: Callable[[Row], Effect]) -> Column[Row]:
-    """Return the column that names the change of a row."""
     return Column(
         "change",
         lambda row: label_change(effect(row).contrast),
@@ -207,14 +206,7 @@ def improved_share(effect: PairedDifference) -> float | None:
 def tabulate_leaderboard(
     results: Results, summary: StudySummary, entries: Sequence[LeaderboardEntry], name: str
 ) -> Table[LeaderboardEntry]:
-    """Tabulate architectures, the best first.
-
-    Args:
-        results: results of the study.
-        summary: ranking and comparison of all its architectures.
-        entries: those of them that are shown.
-        name: name of the table.
-    """
+    """Tabulate some architectures of a study, the best first."""
     metric = results.metric
     measure = results.measure
     is_replicated = results.has_replicates
@@ -270,8 +262,6 @@ def tabulate_leaderboard(
 
 
 def _best_values(entries: Sequence[LeaderboardEntry], prefix: str) -> list[Column[Any]]:
-    """Return a column for each nuisance parameter of which architectures have their best value."""
-
     def get(name: str, entry: LeaderboardEntry) -> str:
         return format_value(entry.best_values.get(name))
 

@@ -158,14 +158,7 @@ def _arrange_rows(
     higher_is_better: bool,
     absent: Collection[str],
 ) -> pd.DataFrame:
-    """Return the frame of some rows, the best trial first.
-
-    Args:
-        rows: values of each trial by column.
-        params: its parameters.
-        higher_is_better: whether a higher value is better.
-        absent: columns that trials of this task never have.
-    """
+    """Return the frame of the values of each trial by column, the best trial first."""
     names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in absent]
     # By column: far faster than a list of dictionaries.
     table = pd.DataFrame({name: [row.get(name, np.nan) for row in rows] for name in names})
@@ -260,12 +253,9 @@ def decode_architecture(
 
 
 def format_settings(params: Mapping[str, Any], names: Iterable[str], shortens: bool = False) -> str:
-    """Format the settings of a trial as they follow a label: ``, learning rate 0.003``.
+    """Format named settings of a trial as they follow a label: ``, learning rate 0.003``.
 
-    Args:
-        params: values of the settings.
-        names: names of those to format; some may have no value.
-        shortens: whether to round numbers to four digits, which may make two labels equal.
+    Numbers are rounded to four digits if ``shortens``, which may make two labels equal.
     """
     known = {name: params[name] for name in names if name in params}
     if shortens:

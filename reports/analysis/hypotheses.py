@@ -110,10 +110,8 @@ def _estimate_effect(results: Results, hypothesis: Hypothesis) -> PairedDifferen
 def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
     """Decide whether a hypothesis holds: whether the interval of an effect excludes the contrary.
 
-    Args:
-        hypothesis: the hypothesis.
-        effect: mean difference of the value; it decides nothing if its interval cannot. A change
-            that raises the share of solved runs lowers the loss.
+    An effect whose interval cannot decides nothing. A change that raises the share of solved runs
+    lowers the loss.
     """
     if not effect.is_decidable:
         return Verdict.UNDECIDED

@@ -31,10 +31,8 @@ from studies.traits import find_traits
 def build_judged_table(results: Results) -> FactorialTable:
     """Arrange the values of the architectures, each at its best and corrected for selection.
 
-    Of a task that says when it is solved, they are whether its runs are.
-
-    Args:
-        results: results of the study; without nuisance parameters, each trial is judged.
+    Of a task that says when it is solved, they are whether its runs are. Without nuisance
+    parameters, each trial is judged.
     """
     key = "judged table"
     if key not in results.computed and results.outcomes is not None:

@@ -341,7 +341,6 @@ def _average(recorded: Sequence[Any], center: Center) -> Any:
 
 
 def _average_known(values: Iterable[float], center: Center) -> float:
-    """Return the center of the values that are known; NaN without any."""
     known = [float(value) for value in values if not math.isnan(value)]
     return center(known) if known else math.nan
 
@@ -377,12 +376,7 @@ def _find_worse(entries: Sequence[LeaderboardEntry]) -> frozenset[str]:
 
 
 def _add_verdicts(entries: Sequence[LeaderboardEntry], judgement: Judgement) -> StudySummary:
-    """Add the verdict of each architecture, and find the smallest that is as good as the best.
-
-    Args:
-        entries: the architectures, by their mean.
-        judgement: verdicts on them.
-    """
+    """Add the verdict of each architecture, and find the smallest that is as good as the best."""
     comparison = judgement.comparison
     entries = [
         replace(

@@ -22,9 +22,7 @@ from studies.traits import find_traits
 def arrange_outcomes(results: Results, outcomes: "pd.Series[float]") -> FactorialTable:
     """Arrange the outcomes of the runs of each architecture at its best nuisance values.
 
-    Args:
-        results: results of the study.
-        outcomes: 1 for a trial that is solved, 0 for another, NaN if that is not known.
+    They are 1 for a trial that is solved, 0 for another, NaN if that is not known.
     """
     rows = results.judge()
     rows = rows.assign(value=outcomes[rows.index])

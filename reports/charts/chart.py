@@ -181,10 +181,7 @@ def interval_bars(
 def place_legend_below(figure: go.Figure, height: int, **legend: Any) -> go.Figure:
     """Place the legend below a figure: at its side it leaves no room on a narrow screen.
 
-    Args:
-        figure: figure that is changed.
-        height: height without the legend, in pixels.
-        legend: other settings of the legend.
+    The height in pixels is that without the legend.
     """
     place = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
     entries = {trace.name for trace in figure.data if trace.showlegend is not False}
@@ -199,11 +196,7 @@ def plot_matrix(
 ) -> go.Figure:
     """Plot a heat map with its first row at the top.
 
-    Args:
-        rows: names of the rows.
-        columns: names of the columns.
-        cells: the cells; their values are differences, unless the style is for others.
-        style: other attributes of the heat map.
+    The values of the cells are differences, unless the style is for others.
     """
     values = np.full((len(rows), len(columns)), np.nan)
     numbers, texts = np.full((2, *values.shape), "", dtype=object)
@@ -223,9 +216,7 @@ def plot_matrix(
 def wrap_label(label: str, width: int = 26) -> str:
     """Return a label as HTML for Plotly, in lines that leave room for a figure on a phone.
 
-    Args:
-        label: the label, which is broken at its commas.
-        width: characters of a line, unless one of its parts is longer.
+    It is broken at its commas, into lines of ``width`` characters unless a part is longer.
     """
     lines: list[str] = []
     for part in label.split(", "):

@@ -125,7 +125,6 @@ def _describe_effect(effect: Effect, measure: Measure) -> str:
 def _trace_effects(
     effects: Sequence[PairedDifference], rows: Sequence[str], texts: Sequence[str], **style: Any
 ) -> go.Scatter:
-    """Draw effects as markers with their intervals, in some rows and with some hover texts."""
     means = [effect.mean for effect in effects]
     lows = [effect.low for effect in effects]
     highs = [effect.high for effect in effects]
@@ -184,11 +183,7 @@ def chart_effects(findings: StudyFindings) -> Chart:
 
 
 def plot_tasks(tasks: Mapping[str, StudyFindings]) -> go.Figure:
-    """Plot the effects in each of several tasks, a panel for each task.
-
-    Args:
-        tasks: findings of each task, by its name.
-    """
+    """Plot the effects in each of several tasks, a panel for each task."""
     figure = make_subplots(1, len(tasks), shared_yaxes=True, subplot_titles=list(tasks))
     count = 0
     for column, findings in enumerate(tasks.values(), 1):
@@ -233,7 +228,6 @@ def chart_conditional_effects(
 
 
 def _trace_conditional(found: ConditionalEffect, measure: Measure) -> go.Scatter:
-    """Draw the effects of a change within each value of another parameter in one row."""
     effects = sorted(found.levels, key=lambda level: level.mean)
     label = label_change(found.contrast)
     parameter = format_param(found.parameter)
@@ -430,7 +424,6 @@ def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
 def _plot_costs(
     front: pd.DataFrame, others: pd.DataFrame, cost: Cost, measure: Measure
 ) -> go.Figure:
-    """Plot architectures as markers, and those on the front on a line of steps."""
     _, cost_title, cost_text = _COSTS[cost]
     costs = [*front[cost], *others[cost]]
     figure = go.Figure()
@@ -488,10 +481,6 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
     The loss with a context is that with the long context plus the excess, so that all points of a
     line refer to the same text.
 
-    Args:
-        results: results of the study.
-        entries: its architectures, the best first.
-
     Returns:
         The chart of the best architectures and of the best of each baseline cell; None if no trial
         recorded the losses.
@@ -539,7 +528,6 @@ def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
 
 
 def _name_baseline(entry: LeaderboardEntry) -> str:
-    """Return the baseline cell of an architecture; "" for another cell."""
     architecture = entry.architecture
     if architecture is None or architecture.cell not in BASELINE_CELLS:
         return ""
@@ -547,7 +535,6 @@ def _name_baseline(entry: LeaderboardEntry) -> str:
 
 
 def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """Select the best architectures with a profile, and the best of each baseline cell."""
     known = [entry for entry in entries if entry.context is not None]
     cells = [_name_baseline(entry) for entry in known]
     best = {cells.index(cell) for cell in BASELINE_CELLS if cell in cells}

@@ -82,7 +82,6 @@ def chart_importances(results: Results) -> list[Chart]:
 def _chart_evaluators(
     study: optuna.Study, parameters: Sequence[str], value_name: str, remark: str
 ) -> list[Chart]:
-    """Chart the importances by PED-ANOVA and by fANOVA."""
     from optuna import visualization  # slow: it imports scikit-learn, which few trials do not need
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
@@ -128,12 +127,9 @@ def _plot_slices(study: optuna.Study, axis: str) -> go.Figure:
 def to_optuna_study(
     results: Results, rows: pd.DataFrame, parameters: Sequence[str]
 ) -> optuna.Study:
-    """Convert complete trials to an in-memory study for Optuna's figures.
+    """Convert complete trials, rows of the table, to an in-memory study for Optuna's figures.
 
-    Args:
-        results: results of the study.
-        rows: the trials, rows of its table.
-        parameters: parameters to keep, under readable names; a trial may lack some.
+    Parameters have readable names; a trial may lack some.
     """
     distributions: dict[str, BaseDistribution] = {}
     for name in parameters:
@@ -165,7 +161,6 @@ def to_optuna_study(
 
 
 def _create_range(values: Sequence[Any]) -> BaseDistribution:
-    """Return the range of a continuous parameter, on a logarithmic axis where that fits it."""
     low = values[0]
     high = values[-1]
     is_log = is_logarithmic(np.array(values, dtype=np.float64))
@@ -309,7 +304,6 @@ def _trace_curves(
 
 
 def _group_by_rank(results: Results, drawn: Sequence[int]) -> dict[str, list[int]]:
-    """Group the drawn trials by their rank among all with a value, the best first."""
     ranked = results.complete.index
     groups: dict[str, list[int]] = {name: [] for name in [*_RANKS, _UNRANKED]}
     shares = {number: place / len(ranked) for place, number in enumerate(ranked)}

@@ -83,7 +83,6 @@ def _describe_pruning(findings: StudyFindings) -> Fact | None:
 
 
 def _measure_intervals(findings: StudyFindings) -> Fact | None:
-    """Return the typical half-width of an effect's interval."""
     widths = [(effect.high - effect.low) / 2 for effect in findings.effects]
     widths = [width for width in widths if not math.isnan(width)]
     if not widths:
@@ -136,7 +135,6 @@ def _describe_intervals(findings: StudyFindings) -> str:
 
 
 def _count_replicates(findings: StudyFindings) -> Fact:
-    """Return how often each architecture was run."""
     results = findings.results
     if results.has_replicates:
         counts = [entry.runs for entry in findings.summary.entries]
@@ -148,7 +146,6 @@ def _count_replicates(findings: StudyFindings) -> Fact:
 
 
 def _count_solved(findings: StudyFindings) -> Fact | None:
-    """Return how many runs are solved, by the task."""
     task = findings.results.config.task_record
     if findings.solved is None or task is None:
         return None
@@ -157,7 +154,6 @@ def _count_solved(findings: StudyFindings) -> Fact | None:
 
 
 def _count_reached(findings: StudyFindings) -> Fact | None:
-    """Return how many runs are better than the threshold of the study."""
     threshold = of_task(findings.results.config.report_threshold)
     if findings.reached is None or threshold is None:
         return None
@@ -168,7 +164,6 @@ def _count_reached(findings: StudyFindings) -> Fact | None:
 
 
 def _describe_training(findings: StudyFindings) -> Fact | None:
-    """Return how long each network was trained, and on what."""
     results = findings.results
     config = results.config
     task = config.task_record
@@ -183,7 +178,6 @@ def _describe_training(findings: StudyFindings) -> Fact | None:
 
 
 def _state_floor(findings: StudyFindings) -> Fact | None:
-    """Return the least loss of a task without memory."""
     best = findings.summary.best
     measure = findings.results.measure
     floors = list_floors(findings.results.floors, best)[1:]

@@ -204,7 +204,6 @@ def _templates() -> jinja2.Environment:
 
 
 def _create_test(kind: type) -> Callable[[object], bool]:
-    """Return a test of templates: whether a block is of a kind."""
     return lambda block: isinstance(block, kind)
 
 
@@ -238,13 +237,11 @@ def _compress_plotly() -> Markup:
 
 
 def _compress(text: str) -> Markup:
-    """Return a text as gzip in Base64, which ``report.js`` reads."""
     return Markup(base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii"))
 
 
 @cache
 def _build_template() -> dict[str, Any]:
-    """Return the template of all figures of the page."""
     template: dict[str, Any] = plotly.io.templates["plotly_white"].to_plotly_json()
     layout = template["layout"]
     layout |= {
@@ -269,6 +266,5 @@ def _build_template() -> dict[str, Any]:
 
 @cache
 def _code_styles() -> Markup:
-    """Return the style sheet of source code."""
     styles: str = HtmlFormatter(style="xcode").get_style_defs(".code")  # type: ignore[no-untyped-call]
     return Markup(styles)

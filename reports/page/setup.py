@@ -67,7 +67,6 @@ def show_setup(findings: StudyFindings) -> Section:
 
 
 def _list_source_facts(results: Results) -> list[tuple[str, str]]:
-    """List the facts about imported results."""
     source = results.config.results
     assert source is not None
     better = "higher" if results.measure.higher_is_better else "lower"
@@ -139,7 +138,6 @@ def _list_corpus_facts(task: TaskRecord, text: TextRecord) -> list[tuple[str, st
 
 
 def _describe_length(results: Results) -> str:
-    """Describe the length of the training's sequences."""
     task = results.config.task_record
     if task is None or task.steps is None:
         return f"{results.values_of('sequence_length')} {results.config.token_name}s"
@@ -215,7 +213,6 @@ def _describe_evaluation(results: Results) -> str:
 
 
 def _list_accounts(results: Results) -> list[tuple[str, str]]:
-    """List how many trials ended how, on what, and how long they took."""
     counts = results.counts
     states = ("planned", "complete", "pruned", "diverged", "failed", "running", "waiting")
     found = [f"{getattr(counts, state):,} {state}" for state in states if getattr(counts, state)]
@@ -257,12 +254,7 @@ class FloorRow:
 
 
 def list_floors(floors: Floors | None, best: LeaderboardEntry) -> list[FloorRow]:
-    """List the floors below the best network; empty if none are stored.
-
-    Args:
-        floors: floors of the study.
-        best: its best architecture, whose numbers are those of the validation split.
-    """
+    """List the floors below the best network; empty if none are stored."""
     if floors is None:
         return []
     rows = [FloorRow(best.full_label, best.validation_loss, best.validation_metrics)]

@@ -25,9 +25,7 @@ MAX_SAMPLES = 3
 def list_sections(findings: StudyFindings, shown: Chart | None) -> list[Section]:
     """List the sections of a study's page below its first screen.
 
-    Args:
-        findings: findings of the study.
-        shown: the figure of the first screen, which is not drawn again.
+    The figure that this has shown is not drawn again.
     """
     sections = [
         _show_effects(findings, shown),

@@ -31,7 +31,7 @@ architecture with no other trial is left out, as one whose trials have failed.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,16 +239,18 @@ MIN_STOPPED = 6
 """Audited architectures with another value than number, from which effects are estimated."""
 
 
-class Obstacle(Enum):
-    """Why the effects of a pruned study cannot be estimated."""
+class Obstacle(StrEnum):
+    """Why the effects of a pruned study cannot be estimated, as a clause."""
 
-    NO_AUDIT = auto()
-    OTHER_SAMPLE = auto()
-    """The audited trials were drawn over other nuisance parameters than the study has now."""
-    UNFINISHED = auto()
-    FEW_STOPPED = auto()
-    """Fewer than :data:`MIN_STOPPED` audited architectures would have another value."""
-    NO_PAIRS = auto()
+    NO_AUDIT = "no trial was audited, so no effect can be estimated"
+    OTHER_SAMPLE = (
+        "the audited trials were drawn for other nuisance parameters, so no effect can be estimated"
+    )
+    UNFINISHED = (
+        "no answer yet: the effects of a pruned study are estimated once its search is finished"
+    )
+    FEW_STOPPED = f"fewer than {MIN_STOPPED} audited architectures would have another value"
+    NO_PAIRS = "no two architectures differ in one parameter only"
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,6 @@ def compute_conditional_effects(
 ) -> list[ConditionalEffect]:
     """Estimate each effect within each value of every other parameter.
 
-    Args:
-        table: values of the trials.
-        effects: main effects in this table.
-
     Returns:
         One conditional effect per effect and parameter, without those that share no pair. The order
         is that of the effects, and of the parameters of the table.

@@ -242,9 +242,7 @@ def _estimate_by_seeds(differences: Floats, contexts: Integers) -> MeanError:
 def _build_basis(codes: bytes, shape: tuple[int, int]) -> Floats:
     """Build an orthonormal basis (N, columns) of what is removed from N differences.
 
-    Args:
-        codes: the codes (N, parameters) of the other parameters.
-        shape: their shape.
+    Codes (N, parameters) of the other parameters come as bytes, which can be cached.
     """
     factors = np.frombuffer(codes, dtype=np.int64).reshape(shape)
     count = len(factors)

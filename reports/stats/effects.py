@@ -251,12 +251,7 @@ class FactorialTable:
     ) -> PairedDifference:
         """Estimate the difference between two settings of the same parameters.
 
-        Args:
-            before: value of each parameter that differs, in the first trial of a pair.
-            after: values in the second trial.
-
-        Returns:
-            The difference; it has no pairs if the table lacks one of the values.
+        It has no pairs if the table lacks one of the values.
         """
         return self.estimate(PairedDifference, self.match(before, after), (-1, 1))
 
@@ -356,10 +351,6 @@ class FactorialTable:
 
     def match_by_level(self, contrast: Contrast, parameter: str) -> dict[Any, Matches]:
         """Match the pairs of a contrast within each value of another parameter.
-
-        Args:
-            contrast: the contrast.
-            parameter: name of the other parameter.
 
         Returns:
             The pairs before and after, by value. All values have the same contexts in the same

@@ -122,13 +122,8 @@ def _fit_values(
 ) -> Deviations:
     """Fit each value alone of the parameter between whose values the noise differs most.
 
-    In a common fit, residuals of noisy units spread to others.
-
-    Args:
-        codes: (trials, parameters), index of each parameter's value.
-        known: (units,), trial of each row of the fit.
-        fit: fit of all units.
-        refit: fits some units alone.
+    In a common fit, residuals of noisy units spread to others. ``known`` is the trial of each row
+    of the fit, and ``refit`` fits some of these rows alone.
 
     Returns:
         The deviations: one if the noise differs between the values of no parameter.
@@ -147,12 +142,7 @@ def _fit_values(
 
 
 def _find_uneven(codes: Integers, fit: ResidualFit) -> int | None:
-    """Return the parameter between whose values the noise differs most; None if it does not differ.
-
-    Args:
-        codes: (units, parameters), index of each parameter's value.
-        fit: fit of all units.
-    """
+    """Return the parameter between whose values the noise differs most; None for none."""
     squares = fit.residuals**2
     shares = 1 - fit.leverages
     tests = []
@@ -174,11 +164,8 @@ def _compare_variances(squares: Floats, degrees: Floats) -> float:
     """Return the p-value of Bartlett's test that variances are equal.
 
     Bartlett, *Properties of Sufficiency and Statistical Tests*, 1937. ``scipy.stats.bartlett``
-    takes samples; these are sums of squares of residuals, each with its degrees of freedom.
-
-    Args:
-        squares: (parts,), residual sum of squares of each part.
-        degrees: (parts,), its degrees of freedom.
+    takes samples; these are sums of squares of residuals (parts,), each with its degrees of freedom
+    (parts,).
     """
     from scipy import special
 

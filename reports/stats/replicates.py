@@ -290,20 +290,15 @@ class Difference(Estimate):
         degrees: their degrees of freedom.
         runs: number R of common runs.
         windows: number W of common evaluation windows.
-        p_alone: p-value without a correction; 1 with fewer than two runs.
+        p: two-sided p-value of a zero mean; 1 with fewer than two runs.
     """
 
     variances: tuple[float, float]
     degrees: tuple[float, float]
     runs: int
     windows: int
-    p_alone: float = 1.0
+    p: float = 1.0
     p_adjusted: float = 1.0
-
-    @property
-    def p(self) -> float:
-        """Two-sided p-value of a zero mean."""
-        return self.p_alone
 
     @property
     def half_width(self) -> float:
@@ -371,7 +366,7 @@ def compare_pairwise(losses: Mapping[str, LossesByRun]) -> Comparison:
         p[[difference.runs < 2 for difference in found]] = 1.0
         adjusted = adjust_by_holm(p)
         found = [
-            replace(difference, p_alone=float(alone), p_adjusted=float(corrected))
+            replace(difference, p=float(alone), p_adjusted=float(corrected))
             for difference, alone, corrected in zip(found, p, adjusted, strict=True)
         ]
     return Comparison(names, dict(zip(pairs, found, strict=True)))
@@ -386,7 +381,6 @@ def compare_single_runs(
 
 
 def _subtract(runs: Integers, losses: Floats, other_runs: Integers, others: Floats) -> Floats:
-    """Return the differences (R, W) of two architectures over their common runs."""
     common, first, second = np.intersect1d(runs, other_runs, return_indices=True)
     return np.asarray(losses[first] - others[second]) if len(common) else np.empty((0, 0))
 
