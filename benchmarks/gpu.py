@@ -70,12 +70,9 @@ class Scale:
     """Sizes of the benchmark.
 
     Attributes:
-        precisions: precisions of matrix products.
         counts: numbers of networks in lockstep.
         sizes: sizes that are measured with each of these numbers.
         baseline_size: size of baselines and gradient windows.
-        windows: ``bptt_steps``.
-        streams: B.
         log_every: steps between two log points, at which the host waits for the device.
         seconds: time for each measurement of a speed.
     """

@@ -39,7 +39,6 @@ class Database(NamedTuple):
     """A database with one study.
 
     Attributes:
-        folder: folder of the benchmark.
         trials: number of grid trials.
         kind: ``finished``, ``running``, ``pruned``, or ``new`` without a study.
     """

@@ -39,8 +39,6 @@ class Column(Generic[Row]):
         ends: ends of the interval of the value.
         note: what follows the value for a reader, such as a mark or a standard error.
         hint: more about a cell, which a page shows when a reader points at it.
-        condition: whether the table has the column.
-        is_strong: whether it is emphasized.
     """
 
     title: str
@@ -85,7 +83,6 @@ class Table(Generic[Row]):
 
     Attributes:
         name: what the table shows; also the name of the file when a reader downloads it.
-        rows: the rows.
         columns: the columns whose condition holds.
     """
 
@@ -184,7 +181,6 @@ class Text:
     """A paragraph of sentences, which may have marks of :func:`reports.formatting.strong`.
 
     Attributes:
-        sentences: the sentences.
         is_note: whether it is set smaller, as a caption.
     """
 
@@ -204,7 +200,6 @@ class Code:
     """Source code, or another text of fixed width, that a reader can copy.
 
     Attributes:
-        text: the text.
         language: ``python``, or ``text`` for one that is not highlighted.
     """
 
@@ -236,8 +231,6 @@ class Section:
 
     Attributes:
         name: end of its id, such as ``effects``.
-        title: its heading.
-        blocks: what it shows.
     """
 
     name: str

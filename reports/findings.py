@@ -92,7 +92,6 @@ class UnequalBudget:
     """A parameter that is compared at equal steps, in which its values get unequal budgets.
 
     Attributes:
-        parameter: name of the parameter.
         unit: what is unequal: ``updates``, or what is read: ``bytes``, ``tokens`` or ``inputs``.
         least: value of the parameter with the smallest budget.
         most: value with the largest one.
@@ -437,7 +436,6 @@ class TaskContrast:
     """A change in all tasks that have its matched pairs.
 
     Attributes:
-        contrast: the change.
         by_task: its effect by the name of the task, corrected for all changes in all tasks.
     """
 
@@ -487,9 +485,7 @@ class TaskComparison:
     """What a study of several tasks says about all of them.
 
     Attributes:
-        name: name of the study.
         measures: measure of each task that has complete trials, by its name.
-        contrasts: the changes.
     """
 
     name: str

@@ -53,8 +53,6 @@ class Results:
     """Results of a study with at least one complete trial.
 
     Attributes:
-        name: name of the study.
-        config: its configuration.
         floors: losses without memory in a task other than text; None if they are not stored.
         task_floors: the same of each of several tasks.
         task: name of the task, in the results of one of several; else "".
@@ -73,7 +71,6 @@ class Results:
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         windows: held-out loss on each evaluation window, or sequence, by trial number.
-        hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
         audit_nuisance: nuisance parameters over which its audited architectures were drawn.
     """

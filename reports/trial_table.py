@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -53,32 +53,6 @@ _TEXT_RESULTS = (
 _TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "lengths", "slices")
 """Attributes of trials that learn another task."""
 
-_NUMERIC = (
-    "value",
-    "training_loss",
-    "training_mean_loss",
-    "validation_loss",
-    "validation_bits_per_byte",
-    "validation_stderr",
-    "test_bits_per_byte",
-    "test_loss",
-    "test_stderr",
-    "context_loss",
-    "effective_context",
-    "effective_context_low",
-    "effective_context_high",
-    "parameter_count",
-    "steps",
-    "updates",
-    "inputs",
-    "steps_per_second",
-    "seconds",
-    "rung",
-    "keep_probability",
-    "predicted_value",
-    "predicted_scale",
-)
-
 _METRICS = {"metrics": "validation", "test_metrics": "test"}
 """Split of each attribute with the metrics of a task, which have columns of their own."""
 
@@ -88,6 +62,19 @@ _RECORDED = [
 """Recorded attributes in the table: the replicate is a parameter, long results are read apart."""
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
+
+
+def _is_number(annotation: Any) -> bool:
+    """Return whether a field holds a number, perhaps with bounds, or None."""
+    kinds = get_args(annotation) or (annotation,)
+    return any(getattr(kind, "__origin__", kind) in (int, float) for kind in kinds)
+
+
+_NUMERIC = (
+    "value",
+    *(name for name in _RECORDED if _is_number(TrialRecord.model_fields[name].annotation)),
+    *_CONTEXT_COLUMNS,
+)
 
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""

@@ -259,8 +259,6 @@ class TrialColumns(TypedDict, total=False):
     effective_context: float
     effective_context_low: float
     effective_context_high: float
-    min_loss: float
-    """The value, next to the training curves."""
 
 
 RESULT_NAMES = frozenset({*TrialColumns.__annotations__, *TrialRecord.model_fields})

@@ -94,7 +94,6 @@ class ExportResult:
     """What was exported.
 
     Attributes:
-        trials: number of trials.
         size: size of the file in bytes.
     """
 
@@ -275,9 +274,7 @@ class ImportResult:
     """A study that was imported.
 
     Attributes:
-        name: name of the study.
         storage: URL of its storage, without the password.
-        trials: number of its trials.
         missing_source: name of the study that it derives from, if the storage lacks that.
     """
 

@@ -101,7 +101,6 @@ class ListedStudy:
     """A study of a storage.
 
     Attributes:
-        name: name of the study.
         kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``imported``, ``schema N`` for
             a study of another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
         counts: its grid trials by state; of plain Optuna's study, all trials.

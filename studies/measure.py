@@ -39,7 +39,6 @@ class Measure:
         unit: unit of a value: ``nats per byte``; "" for none.
         loss: name of the loss on any data, as in "training loss".
         difference_unit: short unit of a difference: ``nats``; "" for none.
-        higher_is_better: whether a higher value is better.
         spec: format of a value. Losses that may have any size and sign have significant digits.
         difference_spec: format of a difference, without its sign.
         column: column of trial tables that has it.

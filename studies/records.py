@@ -343,7 +343,6 @@ class TextRecord(StrictModel):
 
     Attributes:
         corpus: name of the corpus, or absolute path of its file where the study was created.
-        sha256: hash of the text.
         length: number of bytes.
         split: byte offsets at which the validation and the test split start.
         bytes_per_token: mean over the training split.

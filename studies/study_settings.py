@@ -168,7 +168,6 @@ class TrainingLength(StrictModel):
     """How long the trials of a task train: to the end of an update, with one at each log point.
 
     Attributes:
-        steps: number of time steps.
         log_every: number of steps between two log points.
     """
 

@@ -66,8 +66,6 @@ class LeaderboardEntry:
         value: mean objective value, adjusted.
         validation_loss: mean loss on the validation split, adjusted: of text in bits per byte.
         validation_stderr: standard error of that over the evaluation windows; NaN for a mean.
-        parameter_count: number of weights and biases.
-        seconds: mean computing time of a run.
         source_trials: numbers of the trials that it was derived from.
         sample: generated text; None if there is none.
         sample_trial: number of the trial that generated the text.
@@ -81,7 +79,6 @@ class LeaderboardEntry:
         gap: difference to the best architecture, of the held-out loss or by the metric; None for
             the best, and without losses on the same evaluation windows.
         verdict: of a replicated architecture, what its runs show.
-        least_loss: least possible loss.
         bound: upper confidence bound of its difference to the best architecture, whichever that is;
             infinite without one.
     """

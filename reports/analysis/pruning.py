@@ -128,9 +128,6 @@ class PruningSummary:
     Attributes:
         planned: number of trials.
         top_count: number of best trials that pruning is to keep.
-        expected_share: expected share of them that is complete, by the predictions at the time of
-            pruning; NaN until every trial is finished, and without predictions or audited trials,
-            which test them.
         step_share: share of the steps of all trials that was trained.
         rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
@@ -138,7 +135,6 @@ class PruningSummary:
 
     planned: int
     top_count: int
-    expected_share: float
     step_share: float
     rungs: pd.DataFrame
 
@@ -149,8 +145,6 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     if not settings.enabled:
         return None
     table = merge_runs(results.table, results.parameters)
-    counts = results.counts
-    kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialStatus.PRUNED]
     rungs = (
         pruned.groupby("rung")["keep_probability"]
@@ -158,14 +152,10 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         .reset_index()
     )
     last_steps = results.curve_ends["last_step"]
-    is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
-    is_stated = is_final and table["audited"].any()
     trained_steps = float(last_steps.reindex(results.table.index).fillna(0).sum())
-    expected = 1 - float(pruned["keep_probability"].sum()) / kept
     return PruningSummary(
         planned=len(table),
-        top_count=kept,
-        expected_share=expected if is_stated else math.nan,
+        top_count=top_count(settings.keep, len(table)),
         step_share=trained_steps / (results.config.length_of().steps * len(results.table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
     )

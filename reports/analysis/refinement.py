@@ -29,15 +29,12 @@ class SourceComparison:
     """Losses of a refinement next to those of its source study.
 
     Attributes:
-        source: name of the source study.
-        study: name of the refinement.
         rows: one row per source architecture and variant: ``origin`` (number of the source trial,
             the lowest of its replicates), ``source_value`` and ``value`` (adjusted means over
             replicates; of the source the best over its nuisance values), ``variant`` (name of the
             change) and ``label`` (name of the new architecture).
         runs: the runs of all architectures: ``label``, ``replicate`` and ``value``; of a task that
             says when it is solved 1 for one that is, 0 for another.
-        higher_is_better: whether a higher value of these is better.
         is_solved: whether the task says so; the values of the rows are then medians.
     """
 
@@ -62,7 +59,6 @@ class VariantEffect(PairedDifference):
     There are no pairs for the unchanged variant itself, and in a study without it.
 
     Attributes:
-        variant: name of the variant.
         count: number of its architectures.
         best: its least value.
         source_difference: mean difference to the values in the source study, which may have been

@@ -77,8 +77,6 @@ class Chart:
     """A figure on the page.
 
     Attributes:
-        title: title of the figure.
-        figure: the Plotly figure.
         caption: how to read the figure.
         finding: what the figure shows, in one sentence; "" for none.
         width: width in pixels below which the figure scrolls instead of shrinking; 0 for none.

@@ -29,7 +29,6 @@ class Fact:
     Attributes:
         name: what it is.
         value: the number.
-        unit: its unit.
         detail: where it is from, or what follows from it.
     """
 

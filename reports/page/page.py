@@ -46,7 +46,6 @@ class Report:
     """Written report.
 
     Attributes:
-        path: path of the file.
         headline: lines of the answer and the warnings, for a terminal.
     """
 
@@ -61,12 +60,9 @@ class Part:
     Attributes:
         prefix: beginning of its ids.
         name: its name in the contents.
-        title: its heading.
-        answer: lines of the answer.
         warnings: what a reader of the answer must know.
         chart: figure of its first screen; None for none.
         facts: numbers that limit the answer.
-        sections: what follows.
     """
 
     prefix: str

@@ -244,7 +244,6 @@ class FloorRow:
 
     Attributes:
         name: what predicts.
-        loss: its validation loss.
         metrics: its metrics by name, as far as they are known.
     """
 

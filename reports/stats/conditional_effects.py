@@ -26,11 +26,7 @@ from reports.stats.estimate import adjust_by_holm, adjust_estimates
 
 @dataclass(frozen=True, kw_only=True)
 class LevelEffect(PairedDifference):
-    """Effect of a contrast within one value of another parameter.
-
-    Attributes:
-        value: the value.
-    """
+    """Effect of a contrast within one value of another parameter."""
 
     value: Any
 
@@ -91,7 +87,6 @@ class RankedEffect:
     """An effect with the one condition that says more than its mean.
 
     Attributes:
-        main: the main effect.
         condition: its largest interaction that rivals it, before others one that reverses it; None
             if there is none.
     """

@@ -42,7 +42,6 @@ class Contrast:
     """A change of one parameter, all others being equal.
 
     Attributes:
-        parameter: name of the parameter.
         before: value in the first trial of a pair.
         after: value in the second trial.
         name: short name of the change; "" for one that tells the values.

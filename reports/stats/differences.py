@@ -76,7 +76,6 @@ class PairedDifference(Estimate):
         degrees: degrees of freedom of the error; 0 if it is unknown.
         method: what the error rests on.
         improved_count: number of pairs of architectures whose mean difference is an improvement.
-        higher_is_better: whether a higher value is better.
         shares: change of the share of runs that are solved; None where losses are compared.
     """
 

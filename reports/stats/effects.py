@@ -68,7 +68,6 @@ class Effect(PairedDifference):
     """Main effect of a contrast.
 
     Attributes:
-        contrast: the change.
         missing_pairs: number of pairs of runs that the design has and that lack a value.
         variants: number of trials of which each side of a pair is the best, before and after: 1
             but for values, such as cells, that have parameters of their own.
@@ -102,10 +101,6 @@ class Interaction(PairedDifference):
     """How much larger the effect of one contrast is after another contrast than before it.
 
     Each of its ``pairs`` consists of two matched pairs, hence of four trials.
-
-    Attributes:
-        first: one contrast.
-        second: the other, of another parameter.
     """
 
     first: Contrast
@@ -124,7 +119,6 @@ class FactorialTable:
         values: (trials,), their values; NaN where there is none. Of trials that are solved or not,
             1 or 0.
         slopes: how the values depend on estimated standard deviations; None if they do not.
-        higher_is_better: whether a higher value is better.
         uncontrasted: parameters of which no two values are compared; trials of a pair have the same
             value of them.
         losses: (trials,), losses of trials that are solved or not, infinite for one that diverged;

@@ -73,7 +73,6 @@ class PairMoments(NamedTuple):
     """Differences between the architectures of P pairs, each an array (..., P).
 
     Attributes:
-        mean: mean difference.
         of_runs: variance of a run's difference; 0 for one run, of which it is unknown.
         of_windows: variance of the mean over the windows, beyond that of the runs.
     """

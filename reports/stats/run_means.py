@@ -97,8 +97,6 @@ class Run:
 
     Attributes:
         architecture: what stands for the architecture.
-        number: number of the trial.
-        replicate: number of the replicate.
         value: objective value; negated if a higher one is better.
         loss: number by which architectures are ranked, likewise.
         is_solved: whether it solved its task; None if the mean loss ranks them.

@@ -231,7 +231,6 @@ class Mixture(NamedTuple):
         below: greatest loss below the gap.
         above: least loss above it.
         split: number of architectures with runs on both sides.
-        architectures: number of architectures.
     """
 
     below: float

@@ -406,9 +406,8 @@ def read_curves(
     storage: "LeasedRDBStorage",
     study_id: int,
     numbers: Collection[int] | None = None,
-    step: int | None = None,
 ) -> list[Point]:
-    """Read the intermediate values of grid trials: of all or of some, at all steps or at one.
+    """Read the intermediate values of grid trials, of all or of some.
 
     Returns:
         Tuples (number, step, value), ordered by number and step; values that are not finite are
@@ -422,8 +421,6 @@ def read_curves(
     )
     if numbers is not None:
         query = query.where(TRIALS.c.number.in_(numbers))
-    if step is not None:
-        query = query.where(INTERMEDIATE_VALUES.c.step == step)
     points: list[Point] = []
     with storage.reading() as connection:
         for number, reported, stored, kind in connection.execute(query):

@@ -90,7 +90,6 @@ class AuditDecision(NamedTuple):
 
     Attributes:
         before: earlier decision, which must not have changed.
-        after: decision to store.
     """
 
     before: AuditState

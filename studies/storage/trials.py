@@ -64,7 +64,6 @@ class StoredTrial:
             whatever that is; None for any other.
         value: value of a complete trial; None if it is not finite, as of plain Optuna.
         number: number of the trial; when it is stored, it gets the next one.
-        trial_id: its id in the database.
         started: time of the last claim, UTC.
         completed: time at which it finished, UTC.
         is_grid: whether it belongs to the study's grid.
