@@ -44,9 +44,6 @@ OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
 
 
-STUDY = "study"
-"""Column with the name of the study."""
-
 _CLAIM = "rnn_search:report"
 """Study system attribute: which process writes the report of which state of the study."""
 
@@ -54,8 +51,6 @@ _WRITTEN = "rnn_search:written_report"
 """Study system attribute: key, path and lines of the last report at the end of a search."""
 
 _CODE = {".py", ".html", ".css", ".js", ".toml"}
-
-_SAMPLE = "sample"
 
 _COLLECTIONS = [SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS, "lengths", "slices"]
 """Columns whose values are no scalars."""
@@ -231,13 +226,13 @@ def write_csv(results: "Sequence[Results]", path: Path) -> None:
     tables = []
     for study in results:
         table = study.table[study.data_columns].reset_index()
-        table.insert(0, STUDY, study.name)
+        table.insert(0, "study", study.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
     for column in rows.columns.intersection(_COLLECTIONS):
         rows[column] = rows[column].map(json.dumps, na_action="ignore")
-    if _SAMPLE in rows:
-        rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
+    if "sample" in rows:
+        rows["sample"] = rows.pop("sample").map(_escape, na_action="ignore")
     try:
         require_regular(path)
         atomic_write(path, [rows.to_csv(index=False, lineterminator="\n").encode()])

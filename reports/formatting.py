@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-import jinja2
 import markupsafe
 
 from reports.stats.design import Contrast
@@ -124,14 +123,3 @@ def format_stderr(error: float | None, spec: str) -> str:
     """Format a standard error to follow its estimate; None and NaN give ""."""
     text = format_number(error, spec)
     return text and f" ± {text}"
-
-
-def load_templates() -> jinja2.Environment:
-    """Create a Jinja environment with the templates of this package, which escapes HTML."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("reports"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )

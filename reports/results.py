@@ -194,11 +194,6 @@ class Results:
         return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
 
     @property
-    def has_gated(self) -> bool:
-        """Whether some networks are gated."""
-        return GATED_CELL in self.cells
-
-    @property
     def effects_title(self) -> str:
         """Title of the main effects: of gated networks alone, each parameter is a switch."""
         return f"Effect of each {'switch' if self.cells == [GATED_CELL] else 'parameter'}"
@@ -219,18 +214,6 @@ class Results:
         if not self.has_replicates:
             return "trial"
         return "setting" if self.nuisance else self.noun
-
-    @property
-    def data(self) -> tuple[object, ...]:
-        """What the trials learn: comparable studies have the same, and no two imported ones."""
-        task = self.config.task_record and self.config.task_record.identity()
-        source = self.config.results and self.name
-        return task, source
-
-    @property
-    def data_name(self) -> str:
-        """Name of the corpus, without the folder of a file, or of another task."""
-        return self.config.task_record.data_name if self.config.task_record else ""
 
     @cached_property
     def measure(self) -> Measure:

@@ -462,7 +462,8 @@ def _describe_budget(budget: UnequalBudget) -> str:
 def describe_pairs(findings: StudyFindings) -> str:
     """Say in sentences what the effects are means over."""
     results = findings.results
-    better = f"a {findings.measure.better_sign} difference is better"
+    sign = "positive" if findings.measure.higher_is_better else "negative"
+    better = f"a {sign} difference is better"
     if findings.is_additive:
         return to_sentence(better)
     if findings.solved is not None:
@@ -535,7 +536,7 @@ def list_audit(findings: StudyFindings) -> list[str]:
         f"{sample} of {audit.planned}, chosen at random, were to be trained to the end whatever "
         f"the pruner decided; {audit.stopped} of them would have been pruned."
     ]
-    if audit.has_held_back:
+    if any(look.alarm for look in audit.looks.values()):
         sentences.append(
             "Too few of them finished where they were predicted: the predictions were recalibrated."
         )

@@ -29,7 +29,7 @@ from reports.study_reader import MAX_DRAWN
 from reports.trial_table import is_continuous
 from studies.measure import Measure
 from studies.messages import format_count, format_param, format_value, is_missing
-from studies.records import of_task
+from studies.records import Direction, of_task
 
 # ------------------------------------------------------------------ effects
 
@@ -280,10 +280,13 @@ def metric_columns(
 
     if task is None:
         return []
-    ways = {"maximize": "higher is better", "minimize": "lower is better"}
-    return [
-        Column(name, partial(get, name), ".4g", unit=ways[task.metrics[name]]) for name in names
-    ]
+    units = {name: describe_direction(task.metrics[name]) for name in names}
+    return [Column(name, partial(get, name), ".4g", unit=unit) for name, unit in units.items()]
+
+
+def describe_direction(direction: Direction) -> str:
+    """Say whether a higher or a lower value of a metric is better."""
+    return "higher is better" if direction == "maximize" else "lower is better"
 
 
 def tabulate_memory(
@@ -384,7 +387,8 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
             Column(measure.name_loss("validation"), lambda row: row[validation], spec,
                    unit=measure.held_out_unit,
                    note=lambda row: format_stderr(row["validation_stderr"], spec),
-                   condition=measure.converts_held_out or results.shows_validation),
+                   condition=measure.held_out_unit != measure.unit
+                   or results.shows_validation),
             *(Column(metric, itemgetter(column), ".4g")
               for metric, column in results.metric_columns.items()),
             *axes,

@@ -5,7 +5,7 @@ precisions and of optimizers.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
@@ -126,6 +126,13 @@ GATED_OPTIONS: dict[str, tuple[ParamValue, ...]] = {
     for field in fields(GatedOptions)
 }
 """Values of each option of the gated cell; the last one makes the largest network."""
+
+LATER_SWITCHES: dict[str, ParamValue] = {
+    field.name: field.default
+    for field in fields(GatedOptions)
+    if field.default is not MISSING and field.name != "gate_inputs"
+}
+"""Switches that were added when studies existed, with their value in these: off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,19 +75,9 @@ class Measure:
         return self.column == VALUE
 
     @property
-    def converts_held_out(self) -> bool:
-        """Whether losses on held-out data have another unit than the value."""
-        return self.held_out_unit != self.unit
-
-    @property
     def axis_title(self) -> str:
         """Title of an axis of it."""
         return add_unit(self.name, self.unit)
-
-    @property
-    def better_sign(self) -> str:
-        """Sign of a difference that is better: ``negative`` or ``positive``."""
-        return "positive" if self.higher_is_better else "negative"
 
     def held_out_column(self, split: str) -> str:
         """Return the attribute of a trial with its loss on a held-out split."""
@@ -138,13 +128,9 @@ class Measure:
         """Format a value with its unit."""
         return f"{self.format_number(value)} {self.unit}".rstrip()
 
-    def format_short(self, value: float) -> str:
-        """Format a value with the short unit of a difference: ``1.4321 nats``."""
-        return f"{self.format_number(value)} {self.difference_unit}".rstrip()
-
     def describe(self, value: float) -> str:
         """Format a value for a line of text: ``1.4321 nats``, with its name if it is named."""
-        text = self.format_short(value)
+        text = f"{self.format_number(value)} {self.difference_unit}".rstrip()
         return f"{self.name} {text}" if self.is_named else text
 
     def format_size(self, difference: float) -> str:

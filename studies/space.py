@@ -27,6 +27,7 @@ from rnn.config import (
     BUILT_IN_CELLS,
     GATED_CELL,
     GATED_OPTIONS,
+    LATER_SWITCHES,
     STATE_SOURCES,
     GatedOptions,
     NetworkConfig,
@@ -116,12 +117,13 @@ if TYPE_CHECKING:
     class TrainingSpace(StrictModel):
         """Values of the training settings that a grid varies; None for the study's value."""
 
-else:  # a field for each parameter
+else:  # a field for each parameter; a switch that studies may lack varies only where it is named
+    _defaults = GATED_OPTIONS | {name: (value,) for name, value in LATER_SWITCHES.items()}
     _NetworkValues = create_model(
         "_NetworkValues",
         __base__=StrictModel,
         **{
-            name: (Values[_TYPES[name]], list(GATED_OPTIONS[name]) if name in SWITCHES else ...)
+            name: (Values[_TYPES[name]], list(_defaults[name]) if name in SWITCHES else ...)
             for name in GATED_PARAMS
         },
     )
@@ -323,6 +325,14 @@ def architecture_items(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
 def run_key(params: Mapping[str, Any]) -> Hashable:
     """Return what identifies a trial by its parameters, with or without a replicate 0."""
     return architecture_items(params), replicate_of(params)
+
+
+def complete_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a stored trial with the switches that its study was without: off."""
+    is_gated = params.get(CELL, GATED_CELL) == GATED_CELL
+    if is_gated and all(name in params or name in LATER_SWITCHES for name in GATED_PARAMS):
+        return {**LATER_SWITCHES, **params}
+    return params
 
 
 def param_order(names: Iterable[str]) -> list[str]:

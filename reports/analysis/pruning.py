@@ -77,11 +77,6 @@ class PruningAudit(Recall):
         """Whether the recorded predictions are not calibrated."""
         return self.p_value < ALARM_LEVEL
 
-    @property
-    def has_held_back(self) -> bool:
-        """Whether a look during the search failed, and the predictions were recalibrated."""
-        return any(look.alarm for look in self.looks.values())
-
 
 def audit_pruning(results: Results) -> PruningAudit | None:
     """Compute what the audited trials of a study measure; None without audited trials."""

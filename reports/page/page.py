@@ -2,7 +2,7 @@
 
 import base64
 import gzip
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +20,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from threadpoolctl import threadpool_limits
 
-from reports.blocks import Block, Code, Facts, Folded, Pair, Section, Table, Text
+from reports.blocks import Block, Section, Text
 from reports.charts.chart import MARGIN, Chart
 from reports.findings import StudyFindings, TaskComparison, compare_across_tasks
-from reports.formatting import load_templates, to_html, to_sentence
+from reports.formatting import to_html, to_sentence
 from reports.page.first_screen import Fact, choose_chart, choose_title, list_facts
 from reports.page.study_sections import list_sections
 from reports.results import Results
@@ -186,21 +186,20 @@ def render_page(parts: Sequence[Part]) -> Iterator[str]:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = load_templates()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     environment.filters |= {
         "code": lambda source: Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))),
         "marked": to_html,
         "sentence": to_sentence,
     }
-    kinds = {"chart": Chart, "table": Table, "text": Text, "facts": Facts, "code": Code}
-    for name, kind in {**kinds, "folded": Folded, "pair": Pair}.items():
-        environment.tests[name] = _create_test(kind)
     environment.globals["code_styles"] = _code_styles()
     return environment
-
-
-def _create_test(kind: type) -> Callable[[object], bool]:
-    return lambda block: isinstance(block, kind)
 
 
 class _Figures:

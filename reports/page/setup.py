@@ -9,9 +9,10 @@ from reports.analysis.leaderboard import LeaderboardEntry
 from reports.blocks import Block, Code, Column, Facts, Folded, Section, Table, Text
 from reports.findings import StudyFindings
 from reports.results import Results
-from reports.study_tables import metric_columns
+from reports.study_tables import describe_direction, metric_columns
+from rnn.config import GATED_CELL
 from studies.messages import format_count, format_duration, format_param, format_value
-from studies.records import Direction, Floors, TaskRecord, TextRecord
+from studies.records import Floors, TaskRecord, TextRecord
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors."""
@@ -169,7 +170,7 @@ def _list_training_facts(results: Results) -> list[tuple[str, str]]:
         ("Evaluation", _describe_evaluation(results)),
         ("Settings", f"precision {config.precision}, seed {config.seed}"),
     ]
-    if results.has_gated:
+    if GATED_CELL in results.cells:
         facts.append(("Gate inputs", config.gate_inputs))
     return facts
 
@@ -282,8 +283,3 @@ def _tabulate_floors(floors: Sequence[FloorRow], results: Results) -> Table[Any]
             *metric_columns(task.metrics if task else (), results, lambda row: row.metrics),
         ],
     )
-
-
-def describe_direction(direction: Direction) -> str:
-    """Say whether a higher or a lower value of a metric is better."""
-    return "higher is better" if direction == "maximize" else "lower is better"

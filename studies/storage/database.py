@@ -123,11 +123,6 @@ def redact(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
-def read_only_url(url: URL) -> URL:
-    """Return the URL of an SQLite file for read-only connections."""
-    return url.update_query_dict({"mode": "ro", "uri": "true"})
-
-
 def _is_in_wal_mode(path: Path) -> bool:
     """Return whether an SQLite file is in WAL mode, so that it has a log whenever it is open."""
     with path.open("rb") as file:

@@ -32,7 +32,6 @@ from studies.storage.database import (
     error_message,
     log_path,
     parse_url,
-    read_only_url,
     redact,
 )
 from studies.storage.optuna_tables import METADATA, MIGRATIONS
@@ -103,7 +102,7 @@ def read_storage(url: str) -> LeasedRDBStorage:
                     "--storage"
                 )
             require_regular(path)
-            parsed = read_only_url(parsed)
+            parsed = parsed.update_query_dict({"mode": "ro", "uri": "true"})
         return _open(parsed)
 
 

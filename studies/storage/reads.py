@@ -21,6 +21,7 @@ from studies.attributes import (
     parse_trial_system_attribute,
 )
 from studies.errors import RowError
+from studies.space import complete_params
 from studies.storage.counts import find_study
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
@@ -111,6 +112,7 @@ def read_grid_trials(
     for table in columns:
         _fill(connection, trials, table, ids, _RESULT_FILLERS[table])
     for trial in trials.values():
+        trial.params = complete_params(trial.params)
         if trial.state is TrialState.COMPLETE and TRIAL_VALUES in columns:
             trial.value = _choose_value(trial)
     return list(trials.values())

@@ -67,7 +67,7 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url):
     assert results.parameters[:4] == ["cell", "residual", "norm", "expansion"]
     assert results.parameters[4:] == ["layers", "state_size", "learning_rate"]
     assert results.cells == ["MinGRU", "gated", "gru"]
-    assert (results.has_gated, results.effects_title) == (True, "Effect of each parameter")
+    assert results.effects_title == "Effect of each parameter"
     own = results.table[results.table["cell"] == "MinGRU"]
     others = results.table.drop(own.index)
     assert own["input_gate"].isna().all()

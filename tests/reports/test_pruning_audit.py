@@ -62,7 +62,7 @@ def test_audit_measures_recall_and_the_predictions(sqlite_url):
         study_id = storage.get_study_id_from_name("wrong")
         storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
     found = audit_pruning(results_of(sqlite_url, "wrong"))
-    assert (found.inside, found.is_alarm, found.has_held_back) == (0, True, True)
+    assert (found.inside, found.is_alarm, found.looks) == (0, True, {"last": look})
 
 
 def make_table(seed):
