@@ -33,6 +33,7 @@ from studies.space import (
     CELL,
     REPLICATE,
     TASK,
+    architecture_key,
     param_order,
 )
 from studies.storage.open import load_study, read_study_record
@@ -206,8 +207,9 @@ def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> l
         return names
     values: dict[Any, set[Any]] = {}
     for row in params:
-        key = frozenset(item for item in row.items() if item[0] not in (*names, REPLICATE))
-        values.setdefault(key, set()).add(tuple(row.get(name) for name in names))
+        values.setdefault(architecture_key(row, names), set()).add(
+            tuple(row.get(name) for name in names)
+        )
     return names if all(len(found) == 1 for found in values.values()) else []
 
 

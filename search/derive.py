@@ -12,7 +12,7 @@ from rnn.config import GATED_CELL
 from rnn.errors import UserError
 from search.run_options import MAX_UNCONFIRMED
 from studies.attributes import COPIED_FROM, CURVE, LONG_RESULTS, SOURCE_TRIALS
-from studies.best import architecture_key, rank_trials, split_by_task
+from studies.best import rank_trials, split_by_task
 from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
 from studies.loader import diff_configs
@@ -23,7 +23,7 @@ from studies.space import (
     Params,
     Refinement,
     SearchSpace,
-    architecture_items,
+    architecture_key,
     observed_search_space,
     param_order,
     replicate_of,
@@ -42,7 +42,7 @@ def list_combinations(config: StudyConfig) -> list[Params]:
     assert config.grid is not None
     runs: dict[Hashable, list[Params]] = {}
     for params in config.grid.combinations():
-        runs.setdefault(architecture_items(params), []).append(params)
+        runs.setdefault(architecture_key(params), []).append(params)
     architectures = list(runs.values())
     random.Random(config.seed).shuffle(architectures)
     return sorted(chain.from_iterable(architectures), key=replicate_of)
@@ -229,7 +229,7 @@ def copy_results(derived: StoredTrial, run: StoredTrial) -> StoredTrial:
 
 def _count_candidates(trials: Iterable[StoredTrial]) -> int:
     """Count what pruning decides about: all replicates of an architecture count once."""
-    return len({architecture_items(trial.params) for trial in trials})
+    return len({architecture_key(trial.params) for trial in trials})
 
 
 def _require_kept(

@@ -9,7 +9,7 @@ split, else of the value; it is adjusted for the replicates that each architectu
 which is independent of the test text.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,17 +21,11 @@ from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import Measure, find_measure
 from studies.records import TaskRecord
-from studies.space import REPLICATE, TASK, param_order, replicate_of
+from studies.space import REPLICATE, TASK, architecture_key, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-
-
-def architecture_key(params: Mapping[str, Any], nuisance: Collection[str] = ()) -> Hashable:
-    """Return what the trials of an architecture share: all but replicate and nuisance."""
-    names = (name for name in param_order(params) if name not in (*nuisance, REPLICATE))
-    return tuple((name, params[name]) for name in names)
 
 
 def split_by_task(

@@ -1,6 +1,6 @@
 """Tables ``[space]`` and ``[refinement]`` of a study file, and the parameters of its trials."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -317,14 +317,15 @@ def replicate_of(params: Mapping[str, Any]) -> int:
     return int(params.get(REPLICATE, 0))
 
 
-def architecture_items(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    """Return the parameters of a trial but for its replicate."""
-    return frozenset(item for item in params.items() if item[0] != REPLICATE)
+def architecture_key(params: Mapping[str, Any], without: Collection[str] = ()) -> Hashable:
+    """Return what the runs of an architecture share: parameters but the replicate and some more."""
+    left_out = {*without, REPLICATE}
+    return frozenset(item for item in params.items() if item[0] not in left_out)
 
 
 def run_key(params: Mapping[str, Any]) -> Hashable:
     """Return what identifies a trial by its parameters, with or without a replicate 0."""
-    return architecture_items(params), replicate_of(params)
+    return architecture_key(params), replicate_of(params)
 
 
 def complete_params(params: dict[str, Any]) -> dict[str, Any]:

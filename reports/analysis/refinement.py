@@ -18,7 +18,7 @@ from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
 from studies.messages import format_param, format_value
-from studies.space import REPLICATE, replicate_of
+from studies.space import REPLICATE, architecture_key, replicate_of
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -125,10 +125,7 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
         | {"value": row["value"]}
         for number, row in zip(rows.index, rows.to_dict("records"), strict=True)
     }
-    settings = {
-        number: frozenset(item for item in row.items() if item[0] not in ("value", REPLICATE))
-        for number, row in params.items()
-    }
+    settings = {number: architecture_key(row, ["value"]) for number, row in params.items()}
     means = average_runs(
         (settings[n], replicate_of(row), row["value"]) for n, row in params.items()
     )
@@ -152,9 +149,7 @@ def _find_best_sources(
     best: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number in sorted(numbers):
         source = sources[number]
-        architecture = frozenset(
-            item for item in source.items() if item[0] not in ("value", REPLICATE, *nuisance)
-        )
+        architecture = architecture_key(source, ("value", *nuisance))
         if architecture not in best or source["value"] < best[architecture][1]["value"]:
             best[architecture] = (number, source)
     return list(best.values())

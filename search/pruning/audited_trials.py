@@ -7,7 +7,7 @@ and set their scale. ``docs/pruning.md`` describes the planned looks.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Indices, Mask
 from studies.attributes import AuditLook, AuditState
 from studies.config import StudyConfig
-from studies.space import TASK, architecture_items
+from studies.space import TASK, architecture_key
 from studies.storage.trials import StoredTrial
 
 DIVISOR = 10
@@ -44,11 +44,8 @@ def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence
 
     Its trials have other values of the nuisance parameters, or are replicates.
     """
-    numbers: dict[frozenset[tuple[str, Any]], int] = {}
-    keys = (
-        frozenset(item for item in architecture_items(of_trial) if item[0] not in nuisance)
-        for of_trial in params
-    )
+    numbers: dict[Hashable, int] = {}
+    keys = (architecture_key(of_trial, nuisance) for of_trial in params)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
