@@ -111,7 +111,7 @@ class ForecastReplay(Replay):
 @pytest.fixture(scope="module")
 def search():
     """A search in half of a simulated grid, with four audited trials."""
-    whole = simulate_curves("ordinary", 0)
+    whole = simulate_curves("overfitting", 0)
     half = RecordedCurves(whole.params[::2], whole.steps, whole.curves[::2], whole.values[::2])
     replay = ForecastReplay(half, 4, 0.1, 0.95, range(0, len(half.values), 24))
     replay.run(np.random.default_rng(0).permutation(len(half.values)).tolist())
