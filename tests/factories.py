@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from reports import study_reader
 from reports.results import Results
-from studies.attributes import OBJECTIVE_NAMES, AuditState
+from studies.attributes import LONG_RESULTS, OBJECTIVE_NAMES, PAUSED, AuditState
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
 from studies.stated_hypotheses import HypothesisRecord
@@ -30,6 +30,9 @@ RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "se
             "validation_bits_per_byte": 2.5}  # fmt: skip
 """Attributes of every finished trial."""
 
+
+BEGIN = datetime(2026, 11, 26, 16)
+"""When every trial started, UTC."""
 
 NO_GATES = {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
 """Part of a search space: the switches that do not vary in a small grid."""
@@ -122,7 +125,7 @@ def make_runs(
         name: name of the study.
         raw: its configuration.
         runs: (parameters, value, recorded attributes) of each trial. A value of NaN is that of a
-            diverged trial; None are those of waiting trials, after all others. The attributes may
+            diverged trial; None that of a waiting one. The attributes may
             have ``source_trials`` of this trial alone, whether it is ``audited``, its ``state`` if
             it is pruned or, as WAITING, paused, and its ``curve``, which otherwise falls to the
             recorded ``training_loss`` or to the value.
@@ -137,44 +140,47 @@ def make_runs(
         HypothesisRecord(hypothesis=stated, registered=registered, results=0)
         for stated in config.hypothesis
     ]
-    trials = [
-        StoredTrial(
-            params,
-            {"source_trials": recorded.get("source_trials", list(sources))},
-            AuditState() if recorded.get("audited") else None,
-        )
-        for params, _, recorded in runs
-    ]
-    distributions = distributions_of([params for params, _, _ in runs])
-    objective = OBJECTIVE_NAMES[config.objective]
     attributes = study_attributes(with_text(config, text, **tokenizer or {}), **record)
+    distributions = distributions_of([params for params, _, _ in runs])
+    trials = [_store_run(config, *run, sources) for run in runs]
     if not Path(url.removeprefix("sqlite:///")).exists():
         make_empty(url)
-    storage = open_storage(url)
-    create_study(storage, StoredStudy(name, objective, attributes, distributions, trials))
-    study_id = storage.get_study_id_from_name(name)
-    for _, value, recorded in runs:
-        if value is None:
-            continue
-        trial_id = storage.claim(study_id, "me")
-        known = (
-            RECORDED
-            if config.token_name != "step"
-            else {**RECORDED, "validation_bits_per_byte": None}
-        )
-        found = known | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
-        least = found.get("training_loss", value)
-        curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})
-        state = found.pop("state", TrialState.COMPLETE)
-        found.pop("audited", None)
-        if math.isnan(value):
-            state, found = TrialState.FAIL, RECORDED | {"failure": "diverged"}
-        if state is TrialState.WAITING:
-            storage.pause(trial_id, "me", found, curve)
-        else:
-            known = value if state is TrialState.COMPLETE else None
-            storage.finish(trial_id, "me", state, known, found, curve)
-    storage.close()
+    with closing(open_storage(url)) as storage:
+        objective = OBJECTIVE_NAMES[config.objective]
+        create_study(storage, StoredStudy(name, objective, attributes, distributions, trials))
+
+
+def _store_run(
+    config: StudyConfig, params: dict, value: float | None, recorded: dict, sources: Sequence[int]
+) -> StoredTrial:
+    """Return a trial as its worker would have stored it; see :func:`make_runs`."""
+    derived = {"source_trials": recorded.get("source_trials", list(sources))}
+    audit = AuditState() if recorded.get("audited") else None
+    if value is None:
+        return StoredTrial(params, derived, audit)
+    known = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"}
+    if config.token_name == "step":
+        known["validation_bits_per_byte"] = None
+    found = known | derived | recorded
+    least = found.get("training_loss", value)
+    curve = found.pop("curve", {} if math.isnan(least) else {50: least + 1, 100: least})
+    state = found.pop("state", TrialState.COMPLETE)
+    found.pop("audited", None)
+    if math.isnan(value):
+        state, found = TrialState.FAIL, RECORDED | derived | {"failure": "diverged"}
+    is_ended = state.is_finished()
+    return StoredTrial(
+        params,
+        {key: each for key, each in found.items() if key not in LONG_RESULTS},
+        audit,
+        state,
+        value if state is TrialState.COMPLETE else None,
+        started=BEGIN,
+        completed=BEGIN + timedelta(seconds=2) if is_ended else None,
+        system_attributes={key: each for key, each in found.items() if key in LONG_RESULTS}
+        | ({} if is_ended else {PAUSED: BEGIN.isoformat()}),
+        curve=curve,
+    )
 
 
 def state(statement: str, parameter: str, before: Any, after: Any, **settings: Any) -> dict:

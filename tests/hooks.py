@@ -41,6 +41,11 @@ def make_patient(patch=setattr):
             patch(importlib.import_module(module), name, HANG_TIMEOUT)
 
 
+def use_one_core():
+    """Let each worker train on one thread: several tests run at a time."""
+    importlib.import_module("search.worker.cpu_budget").cores = lambda: 1
+
+
 class FolderGate:
     """Gate in a folder, through which its processes, which get the settings, and the test speak."""
 
@@ -126,6 +131,7 @@ def install() -> None:
         make_patient()
     if not settings["report"]:
         importlib.import_module("reports.final_report").finalize_search = lambda *study: None
+    use_one_core()
     # No test looks at the floors that a command measures.
     importlib.import_module("search.task_check")._MAX_UPDATES = 20
     for name, apply in (

@@ -20,6 +20,7 @@ from slurm_service import Slurm
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("search").setLevel(logging.INFO)
+hooks.use_one_core()
 
 BROWSER_FLAGS = [
     "--no-sandbox",

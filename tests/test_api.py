@@ -360,14 +360,3 @@ def test_package_has_the_public_names_and_base_errors():
     assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
     exported = [getattr(errors, name) for name in errors.__all__]
     assert all(issubclass(error, rnn_search.UserError) for error in exported)
-
-
-def test_package_is_imported_without_slow_libraries():
-    code = """if True:
-        import sys, rnn_search, rnn_search.commands
-        assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
-        import rnn_search.commands.searches, studies.storage.edits
-        import reports.final_report, reports.page.page
-        assert not {"torch", "optuna_dashboard"} & sys.modules.keys()
-    """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -97,11 +97,7 @@ def test_extension_runs_the_new_trials_only_and_accepts_earlier_configs(search, 
     for name in ("params", "value", "datetime_complete"):
         assert getattr(again, name) == getattr(first, name)
     assert again.distributions["layers"].choices == (1, 2)
-    line = "study 'quick' was extended: using its stored trials"
-    for words in ((), ("--extend",), wider[1:]):
-        assert line in search(*words).stdout
-    for words in (wider, (*wider, "--extend")):  # nothing is left to add
-        assert line not in search(*words).stdout
+    assert "study 'quick' was extended: using its stored trials" in search().stdout
 
 
 def test_extension_does_not_wait_for_trials_of_plain_optuna(search, create_only, sqlite_url):
@@ -123,21 +119,6 @@ def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke
     done = invoke(*derive, "--set=question='Why?'", "--extend", report=False)
     assert "changed question from" in done.stdout
     assert load(sqlite_url, "quick-refined").user_attrs["config"]["question"] == "Why?"
-
-
-def test_help_of_a_search_imports_no_library_that_is_slow():
-    program = """
-import sys
-import studies.failures
-from rnn_search.commands import rnn_search_command
-for command in ([], ["run"], ["refine"], ["continue"], ["status"], ["report"], ["dashboard"]):
-    rnn_search_command.main([*command, "--help"], standalone_mode=False)
-slow = {"alembic", "numpy", "optuna", "pandas", "plotly", "sqlalchemy", "torch"}
-sys.exit(", ".join(slow & sys.modules.keys()))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr.strip() == ""
-    assert "--precision" in done.stdout
 
 
 def test_many_trials_need_confirmation(create_only, monkeypatch):
@@ -185,7 +166,7 @@ def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlit
     replicate = ("--set=refinement={source='quick', top=1, replicates=2}", *TINY, *alone)
     assert invoke("refine", "replicates", *replicate, report=False).returncode == 0
     for name in ("quick", "replicates"):
-        done = invoke("run", name, "--trial=1", *alone, cwd=text.parent)
+        done = invoke("run", name, "--trial=1", *alone, cwd=text.parent, report=name == "quick")
         assert done.returncode == 0, done.stderr
         study = load(sqlite_url, f"{name}-trial-1")
         trials = [load(sqlite_url, name).trials[1], *study.trials]
@@ -193,9 +174,9 @@ def test_trial_is_run_once_more_alone_with_the_same_result(search, invoke, sqlit
         assert again == original
         assert study.user_attrs["config"]["nuisance"] == []
         assert study.user_attrs["commands"] == [f"rnn-search run {name} --trial 1"]
-        page = (text.parent / f"reports/out/{name}-trial-1.html").read_text()
-        assert f"trial 1 of {name}, once more" in page
-        assert f"rnn-search run {name}-trial-1 --trial 0" in page
+    page = (text.parent / "reports/out/quick-trial-1.html").read_text()
+    assert "trial 1 of quick, once more" in page
+    assert "rnn-search run quick-trial-1 --trial 0" in page
     assert "trial 1 of 'quick'" in invoke("list", *alone[:2]).stdout
     again = ("run", "quick", "--name=new", *alone)
     require_refused(invoke(*again, "--trial=9"), "trial 9 not found in study 'quick', which has 4")
@@ -361,21 +342,21 @@ BUGS = {
 """Command lines, a function that each of them calls, and a bug in its place."""
 
 
-@pytest.mark.parametrize("line", BUGS)
 def test_bug_ends_a_command_with_its_traceback_and_asks_for_a_report(
-    search, invoke, sqlite_url, monkeypatch, line
+    search, invoke, sqlite_url, monkeypatch
 ):
     search()
-    function, bug = BUGS[line]
-    monkeypatch.setattr(function, bug)
-    done = invoke(*line.split(), "--storage", sqlite_url)
-    assert done.returncode == 1
-    first, *_, last = done.stderr.splitlines()
-    assert first == "Traceback (most recent call last):"
-    assert f"in {bug.__name__}" in done.stderr
-    error = "KeyError: 'key'" if bug is read_missing_key else "OperationalError: "
-    assert last.startswith(f"error: bug in rnn-search ({error}")
-    assert "please report it" in last
+    for line, (function, bug) in BUGS.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(function, bug)
+            done = invoke(*line.split(), "--storage", sqlite_url)
+        assert done.returncode == 1
+        first, *_, last = done.stderr.splitlines()
+        assert first == "Traceback (most recent call last):"
+        assert f"in {bug.__name__}" in done.stderr
+        error = "KeyError: 'key'" if bug is read_missing_key else "OperationalError: "
+        assert last.startswith(f"error: bug in rnn-search ({error}")
+        assert "please report it" in last
     assert [trial.state for trial in load(sqlite_url).trials] == [TrialState.COMPLETE]
 
 
@@ -392,6 +373,23 @@ def test_console_command_has_every_command(invoke):
         done = invoke(name, "--help")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"Usage: rnn-search {name} ")
+
+
+def test_neither_help_nor_the_package_imports_a_library_that_is_slow():
+    program = """
+import sys
+import studies.failures
+from rnn_search.commands import rnn_search_command
+for command in ([], ["run"], ["refine"], ["continue"], ["status"], ["report"], ["dashboard"]):
+    rnn_search_command.main([*command, "--help"], standalone_mode=False)
+slow = {"alembic", "numpy", "optuna", "pandas", "plotly", "sqlalchemy", "torch"}
+assert not slow & sys.modules.keys()
+import rnn_search
+assert not {"pandas", "plotly", "torch"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--precision" in done.stdout
 
 
 @pytest.mark.parametrize(("file", "name"), [("run_search.py", "run"), ("refine.py", "refine")])

@@ -77,19 +77,20 @@ def resolve_settings(text: str, folder: Path) -> StudyConfig:
     return file.resolve()
 
 
-@pytest.fixture
-def readers_folder(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory) -> Path:
     """Folder with the cells, the task and the data that documented study files name."""
-    shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(ROOT / "examples" / "cells", folder / "examples" / "cells")
     for block in (block for page in PAGES for block in read_blocks(page)):
         if block.name.endswith(".py"):
-            (tmp_path / block.name).write_text(block.text, encoding="utf-8")
-    (tmp_path / "my_task.py").write_text(OWN_TASK, encoding="utf-8")
-    (tmp_path / "my-text.txt").write_bytes(TEXT)
-    with contextlib.chdir(tmp_path):
+            (folder / block.name).write_text(block.text, encoding="utf-8")
+    (folder / "my_task.py").write_text(OWN_TASK, encoding="utf-8")
+    (folder / "my-text.txt").write_bytes(TEXT)
+    with contextlib.chdir(folder):
         for code in blocks(OWN_DATA, "python"):
             exec(code, {})
-    return tmp_path
+    return folder
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])

@@ -334,13 +334,13 @@ GPU_IMPLEMENTATIONS = [
     if each.place == "stand-in" or not each.is_recorded
 ]
 
-EVERY_NETWORK = {
-    f"{layers} layers {inputs}": group(gated_configs(layers, SIZE, [inputs]))
-    for layers, inputs in ((2, "candidate"), (3, "state"))
-}
 EVERY_OPTION = [
-    replace(each, groups=EVERY_NETWORK, precisions=each.precisions[:1])
-    for each in IMPLEMENTATIONS[:2]
+    replace(
+        each,
+        groups={f"{layers} layers {inputs}": group(gated_configs(layers, SIZE, [inputs]))},
+        precisions=each.precisions[:1],
+    )
+    for each, (layers, inputs) in zip(IMPLEMENTATIONS, SHAPES, strict=False)
 ]
 
 

@@ -43,8 +43,11 @@ RANDOM = np.random.default_rng(0)
 DATA = TextData(RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8), VOCAB_SIZE)
 WINDOWS = RANDOM.integers(0, VOCAB_SIZE, (9, 2 * STREAMS), dtype=np.uint8)
 
-SETTINGS = TrainConfig(20, STREAMS, 9, 2, 0.9, seed=3, average_fraction=0.6, eval_every=7)
-"""Two and a half sequences of eight steps; weights are averaged from step 8 on."""
+SETTINGS = TrainConfig(12, STREAMS, 6, 2, 0.9, seed=3, average_fraction=0.6, eval_every=5)
+"""Two and a half sequences of five steps; weights are averaged from step 5 on."""
+
+MIDDLE = 7
+"""A step within a sequence, while weights are averaged."""
 
 TOKENS = WINDOWS.astype(np.int64)
 CURVE_DATA = CurveData(Batch(TOKENS[:-1], TOKENS[1:]), {})
@@ -146,7 +149,7 @@ def tensors_of(result: Result) -> NamedTensors:
 
 
 def assert_equal(result: Result, expected: Result) -> None:
-    assert (result.state.step, [*result.state.curve]) == (20, [*range(2, 21, 2)])
+    assert (result.state.step, [*result.state.curve]) == (12, [*range(2, 13, 2)])
     found, others = tensors_of(result), tensors_of(expected)
     assert found.keys() == others.keys()
     for name, tensor in found.items():
@@ -184,8 +187,8 @@ def test_networks_of_every_option_train_as_the_plain_modules(case):
 @each_complete_case
 def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
     run = begin(case)
-    # Before the first step, at a sequence's end, early in one with averaged weights, at the end.
-    for step in (0, 8, 9, 20):
+    # Before the first step, at a sequence's end, within one with averaged weights, at the end.
+    for step in (0, 5, MIDDLE, 12):
         train_until(run, step)
         run = begin(case, store(run))
     assert list(run.train()) == []
@@ -195,27 +198,22 @@ def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
 
 @each_case
 def test_evaluation_equals_the_plain_modules_and_does_not_disturb_training(case):
-    run = begin(case)
+    """Held-out curves, which are of averaged weights, do not disturb it either."""
+    tolerance = max(TOLERANCE[case.precision], 1e-6)
+    run = TrainLoop(case.build(), DATA, SETTINGS)  # without held-out curves
 
     def evaluate() -> None:
-        if run.step == 11:
+        if run.step == MIDDLE:
             assert_evaluates_as_plain_modules(run.stack, case.precision, WINDOWS)
 
-    for config, result in finish(run, evaluate).items():
-        assert_equal(result, train(case)[config])
-
-
-@each_case
-def test_held_out_curves_are_of_averaged_weights_and_do_not_disturb_training(case):
-    tolerance = max(TOLERANCE[case.precision], 1e-6)
-    without = finish(TrainLoop(case.build(), DATA, SETTINGS))
+    results = finish(run, evaluate)
     for config, expected in train(case).items():
         curve = expected.state.metrics["validation_loss"]
-        assert [*curve] == [7, 14, 20]
-        assert curve[20] == pytest.approx(expected.eval_losses.mean().item(), rel=tolerance)
-        assert not without[config].state.metrics
-        state = replace(without[config].state, metrics=expected.state.metrics)
-        assert_equal(without[config]._replace(state=state), expected)
+        assert [*curve] == [5, 10, 12]
+        assert curve[12] == pytest.approx(expected.eval_losses.mean().item(), rel=tolerance)
+        assert not results[config].state.metrics
+        state = replace(results[config].state, metrics=expected.state.metrics)
+        assert_equal(results[config]._replace(state=state), expected)
 
 
 BY_NAME = {f"{each.name} {each.place}": each for each in ALL}
@@ -249,7 +247,7 @@ def test_training_resumes_in_another_implementation_or_on_another_device(
     configs = min(first.groups.values(), key=len)
     uninterrupted = Case(first, tuple(configs[:4]), precision)
     run = begin(uninterrupted)
-    train_until(run, 11)
+    train_until(run, MIDDLE)
     resumed = finish(begin(replace(uninterrupted, implementation=second), store(run)))
     for config, result in train(uninterrupted).items():
         assert_same(uninterrupted, result, resumed[config])
@@ -266,12 +264,11 @@ def test_network_trains_in_a_stack_as_alone(case):
 
 @each_stack
 def test_networks_leave_a_stack_and_resume_alone_without_affecting_the_others(case):
-    """Within a sequence, while weights are averaged."""
     run, leaving = begin(case), case.configs[::3]
     stored = {}
 
     def leave() -> None:
-        if run.step == 11:
+        if run.step == MIDDLE:
             stored.update(store(run))
             run.remove_configs(leaving)
 

@@ -213,9 +213,9 @@ def test_tokens_are_sampled_with_their_probabilities():
     for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 3)):
         kept = logits if top_k is None else logits.topk(top_k).values
         p = torch.softmax(logits[logits >= kept.min()] / temperature, 0).max().item()
-        samples = [generate(model, b"a", 1, temperature, top_k, seed)[0] for seed in range(200)]
-        share = samples.count(int(logits.argmax())) / 200
-        assert abs(share - p) < 4 * (p * (1 - p) / 200) ** 0.5
+        samples = [generate(model, b"a", 1, temperature, top_k, seed)[0] for seed in range(80)]
+        share = samples.count(int(logits.argmax())) / 80
+        assert abs(share - p) < 4 * (p * (1 - p) / 80) ** 0.5
         if top_k:
             assert set(samples) == set(logits.topk(top_k).indices.tolist())
 

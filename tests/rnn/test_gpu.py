@@ -19,7 +19,7 @@ import pytest
 import torch
 from graph_stand_in import StandInRecorder
 from networks import GPU_IMPLEMENTATIONS, IMPLEMENTATIONS, list_cases
-from test_contract import assert_equal, assert_same, begin, finish, train
+from test_contract import MIDDLE, assert_equal, assert_same, begin, finish, train
 
 from rnn.training.devices import available_memory
 from rnn.training.step import WARMUP_STEPS, CudaGraphRecorder, GraphRunner
@@ -67,7 +67,7 @@ def test_step_is_recorded_again_after_networks_have_left(case):
     earlier = []
 
     def leave():
-        if run.step in (WARMUP_STEPS, 11):
+        if run.step in (WARMUP_STEPS, MIDDLE):
             earlier.append(weakref.ref(run._train_step))
             run.remove_configs(run.configs[1:2])
 
@@ -90,7 +90,7 @@ def test_memory_of_a_stack_is_freed_when_networks_leave():
 
     def train_and_leave():
         run = begin(case)
-        finish(run, lambda: run.remove_configs(case.configs[:3]) if run.step == 11 else None)
+        finish(run, lambda: run.remove_configs(case.configs[:3]) if run.step == MIDDLE else None)
         assert is_recorded(run)
 
     before = free()

@@ -91,7 +91,7 @@ def test_networks_take_no_more_memory_than_estimated(build, configs, precision, 
 
 # ------------------------------------------------------------------ built-in cells
 
-EVERY = [*gated_configs(2, 4), *baseline_configs(2, 4)]
+EVERY = [*representatives(gated_configs(2, 4)), *baseline_configs(2, 4)]
 
 
 def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():

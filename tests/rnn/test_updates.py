@@ -120,20 +120,28 @@ def train_plainly(config, data, train_config, weights):
     return module.state_dict(), losses
 
 
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+TRAININGS = {
+    "numbers": (GRU, RandomData()),
+    "classes": (GATED, RandomData(classes=True)),
+    "masks": (LSTM, RandomData(masked=True)),
+    "resets": (LEARNED, RandomData(resets=True, classes=True)),
+    "learned states": (LEARNED, RandomData(masked=True)),
+    "masks and resets": (GATED, RandomData(masked=True, resets=True)),
+}
+
+
 @pytest.mark.parametrize(
-    ("architecture", "data"),
+    ("window", "training"),
     [
-        (GRU, RandomData()),
-        (GATED, RandomData(classes=True)),
-        (LSTM, RandomData(masked=True)),
-        (LEARNED, RandomData(resets=True, classes=True)),
-        (LEARNED, RandomData(masked=True)),
-        (GATED, RandomData(masked=True, resets=True)),
+        pytest.param(
+            window, training, marks=[pytest.mark.extended] * ((row + column) % 2), id=f"{a}, {b}"
+        )
+        for row, (a, window) in enumerate(WINDOWS.items())
+        for column, (b, training) in enumerate(TRAININGS.items())
     ],
-    ids=["numbers", "classes", "masks", "resets", "learned states", "masks and resets"],
 )
-def test_updates_are_those_of_a_plain_loop(window, architecture, data):
+def test_updates_are_those_of_a_plain_loop(window, training):
+    architecture, data = training
     train_config = TrainConfig(3 * STEPS, STREAMS, 0, log_every=STEPS, smoothing=0.0, seed=1)
     reach, every = window
     configs = [

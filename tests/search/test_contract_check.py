@@ -113,26 +113,32 @@ def test_cell_that_breaks_the_contract_is_refused(tmp_path, text, reason):
         check_networks(networks_of(text, tmp_path))
 
 
+DIFFERENT = {
+    "unregistered": (
+        cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
+        "random numbers in nn.Parameter or register_buffer only",
+    ),
+    "project": (
+        "import rnn.config\n" + cell(),
+        "fails in a new process (ModuleNotFoundError: No module na",
+    ),
+    "set": (
+        cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
+        "its export computes other numbers in a new process: expected nothing that depends on",
+    ),
+    "exit": (
+        cell("__name__ == 'cell' and exit(3)"),
+        "fails in a new process (exit code 3): expected",
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
-            "its export computes other numbers in a new process: expected nothing that depends on",
-        ),
-        (
-            cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
-            "random numbers in nn.Parameter or register_buffer only",
-        ),
-        (
-            "import rnn.config\n" + cell(),
-            "fails in a new process (ModuleNotFoundError: No module na",
-        ),
-        (cell("__name__ == 'cell' and exit(3)"), "fails in a new process (exit code 3): expected"),
-    ],
-    ids=["set", "unregistered", "project", "exit"],
+    "name",
+    [pytest.param(x, marks=[pytest.mark.extended] * (x in ("set", "exit"))) for x in DIFFERENT],
 )
-def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, text, reason):
+def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, name):
+    text, reason = DIFFERENT[name]
     networks = networks_of(text, tmp_path)
     for check in CHECKS.values():
         check(networks[0])

@@ -114,10 +114,9 @@ def start_in(runner, sqlite_url, text, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_terminal_shows_one_bar_below_whole_lines(start_in, terminal, workers):
-    """A worker's process leaves the terminal to its parent; the bar is gone at the end."""
-    command, gate = start_in(terminal, *FOUR_TRIALS, f"--workers={workers}")
+def test_terminal_shows_one_bar_below_whole_lines(start_in, terminal):
+    """The bar is gone at the end."""
+    command, gate = start_in(terminal, *FOUR_TRIALS)
     wait_until(lambda: re.fullmatch(BAR, terminal.screen[-1]))
     assert sum(bool(re.fullmatch(BAR, line)) for line in terminal.screen) == 1
     gate.open()
@@ -126,7 +125,7 @@ def test_terminal_shows_one_bar_below_whole_lines(start_in, terminal, workers):
     *lines, _ = terminal.screen
     assert sum(bool(re.fullmatch(END, line)) for line in lines) == 4
     others = [line for line in lines if not re.fullmatch(END, line)]
-    assert len(others) == 3 + (workers == 2), others
+    assert len(others) == 3, others
     assert not any("━" in line for line in lines)
     assert any(bar.startswith("━" * 20 + " 0 of 4 finished") for bar in terminal.bars)
 
@@ -145,6 +144,7 @@ def test_terminal_names_a_killed_worker_above_the_bar_and_stops_on_ctrl_c(start_
     assert terminal.screen[-2].startswith("study quick: 0 of 4 finished")
 
 
+@pytest.mark.extended
 def test_output_and_error_of_a_worker_are_lines_above_the_bar(start_in, terminal, tmp_path):
     cell = tmp_path / "cells.py"
     example = (ROOT / "examples" / "cells" / "min_gru.py").read_text()

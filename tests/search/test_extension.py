@@ -174,6 +174,7 @@ def extend(url, text):
     return join(url, text, WIDER, extend=True).study.user_attrs
 
 
+@pytest.mark.extended
 def test_concurrent_extensions_add_values_once(url, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a server's files are in studies/
     finish(join(url, text), 4)

@@ -556,7 +556,7 @@ class TrialMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("url", "examples", "steps"),
     [
-        ("sqlite", 16, 40),
+        ("sqlite", 8, 40),
         pytest.param("sqlite", 80, 50, marks=pytest.mark.extended),
         pytest.param("postgresql", 8, 30, marks=pytest.mark.extended),
     ],
