@@ -47,13 +47,13 @@ SETTINGS: dict[str, Any] = {
     "hypothesis": [HYPOTHESIS],
 }
 
-LARGER = SETTINGS | {"space": SETTINGS["space"] | {"state_size": [2, 3, 4, 5, 6]}}
-
-DERIVED = {
+DERIVED: dict[str, Any] = {
     "refinement": {"source": "first", "top": 1, "replicates": 2},
     "training": {"bptt_steps": 2},
     "pruning": {"enabled": False},
 }
+
+LARGER = DERIVED | {"refinement": DERIVED["refinement"] | {"replicates": 3}}
 
 RESULTS = {"validation_loss": 2.25, "validation_windows": [3.0, 3.5], "worker": "w", "seconds": 1.0}
 
@@ -133,18 +133,17 @@ def live(folder: Path) -> Iterator[str]:
         claim("w/6")
         storage.finish(trial_id, "w/6", TrialState.COMPLETE, value, RESULTS, {4: value})
     yield "complete both"
-    storage.close()
-    storage = join("first", LARGER, extend=True, recorded="extend first").storage
-    yield "extend the grid"
     four = claim("w/7")
     storage.finish(four, "w/7", TrialState.PRUNED, None, {"reason": "slow"})
     yield "prune"
     terms = {"corpus": corpus, "threads": 1, "lockstep": 1}
-    rnn_search.run(LARGER, name="first", **place, **terms)
+    rnn_search.run(SETTINGS, name="first", **place, **terms)
     yield "train what waits, and decide on what is paused"
     join("second", DERIVED).storage.close()
     yield "derive"
-    rnn_search.run(DERIVED, name="second", **place, **terms)
+    join("second", LARGER, extend=True, recorded="extend second").storage.close()
+    yield "extend by a replicate"
+    rnn_search.run(LARGER, name="second", **place, **terms)
     yield "train the derived trials"
     rnn_search.rename_study("first", "renamed", storage=url)
     yield "rename"
