@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
-import time
 import uuid
 from pathlib import Path
 
@@ -126,49 +124,3 @@ class PostgreSQL:
             stdout=subprocess.DEVNULL,
             cwd=self._folder.name,
         )
-
-
-class SlowNetwork:
-    """Context that forwards connections to a port of this machine, with a delay."""
-
-    def __init__(self, port: int, round_trip: float) -> None:
-        self.port = free_port()
-        self.round_trips = 0
-        self._target = port
-        self._delay = round_trip / 2
-        self._sockets: list[socket.socket] = []
-
-    def __enter__(self) -> "SlowNetwork":
-        self._sockets.append(socket.create_server(("127.0.0.1", self.port)))
-        threading.Thread(target=self._accept, args=self._sockets, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # ends the call that waits for it
-            each.close()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [client, server]
-                is_answered = threading.Event()
-                is_answered.set()
-                for ends in ((client, server), (server, client)):
-                    arguments = (*ends, ends[0] is client, is_answered)
-                    threading.Thread(target=self._forward, args=arguments, daemon=True).start()
-
-    def _forward(self, source, target, is_request, is_answered) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not is_request:
-                    is_answered.set()
-                elif is_answered.is_set():
-                    self.round_trips += 1
-                    is_answered.clear()
-                time.sleep(self._delay)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)

@@ -79,9 +79,9 @@ def test_simulated_curves_repeat_with_their_seed(name):
 
 @pytest.mark.extended
 def test_recorded_curves_are_replayed(tmp_path):
-    recorded = simulate_curves("few late", 1)
-    trials = pd.DataFrame(recorded.params).assign(value=recorded.values)
-    losses = pd.DataFrame(recorded.curves, columns=recorded.steps).rename_axis("number")
+    recorded = simulate_curves("few late", 1)  # of which every other one is replayed
+    trials = pd.DataFrame(recorded.params[::2]).assign(value=recorded.values[::2])
+    losses = pd.DataFrame(recorded.curves[::2], columns=recorded.steps).rename_axis("number")
     rows = losses.reset_index().melt("number", var_name="step", value_name="loss")
     curves = tmp_path / "curves.csv.gz"
     rows.join(trials, on="number").to_csv(curves, index=False)

@@ -100,14 +100,6 @@ def test_extension_runs_the_new_trials_only_and_accepts_earlier_configs(search, 
     assert "study 'quick' was extended: using its stored trials" in search().stdout
 
 
-def test_extension_does_not_wait_for_trials_of_plain_optuna(search, create_only, sqlite_url):
-    study = create_only("space.layers=[1, 2]")
-    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
-    search("--set=space.layers=[1, 2, 3]", "--extend")
-    states = sorted(trial.state.name for trial in study.trials)
-    assert states == ["COMPLETE"] * 3 + ["RUNNING"]
-
-
 def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke, sqlite_url):
     search()
     derive = ("refine", "quick-refined", "--storage", sqlite_url, *TINY)

@@ -119,26 +119,6 @@ def test_search_refine_and_report_from_two_processes(
     assert "src=" not in html.split("</style>")[0]
 
 
-THREE = (*ONE_TRIAL, "--set=space.state_source=['new', 'old', 'both']", "--lockstep=1")
-"""Three tiny networks, trained one by one."""
-
-
-def report_lines(output):
-    return [line for line in output.splitlines() if line.startswith("report: ")]
-
-
-def test_report_of_a_finished_study_is_written_again(invoke, sqlite_url, text, tmp_path):
-    page = tmp_path / "reports" / "out" / "quick.html"
-    command = ("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *THREE)
-    for _ in range(2):
-        page.unlink(missing_ok=True)
-        done = invoke(*command, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert report_lines(done.stdout) == [f"report: {page}"]
-        assert any(line.startswith("best: 1×") for line in done.stdout.splitlines())
-        assert page.exists()
-
-
 @pytest.fixture
 def held(sqlite_url, text, start, gate):
     """Start a search; return it when every worker is held at its first log point."""

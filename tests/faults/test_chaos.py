@@ -154,9 +154,9 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
 # ------------------------------------------------------------------ crowds
 
 
-CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "160"))
-CROWD = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "30"))
-CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
+CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "96"))
+CROWD = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "16"))
+CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "10"))
 
 
 def work(url, trials, folder):
@@ -179,7 +179,7 @@ def work(url, trials, folder):
     return numbers
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("sqlite", 16), ("postgresql", 64)])
+@pytest.mark.parametrize(("kind", "workers"), [("sqlite", 8), ("postgresql", 24)])
 def test_each_trial_is_claimed_once_by_a_crowd(kind, workers, request, tmp_path_factory):
     url, folder = request.getfixturevalue(f"{kind}_url"), tmp_path_factory.mktemp("claims")
     claimed = run_simultaneously(work, [(url, CLAIMS, folder)] * workers)

@@ -15,7 +15,6 @@ from managed_studies import list_files
 from process_runner import query
 from small_searches import (
     BEATING,
-    FOUR,
     ONE,
     STATES,
     STEP,
@@ -25,7 +24,6 @@ from small_searches import (
     error_of,
     finish,
     kill,
-    list_checkpoints,
     wait_for_message,
 )
 
@@ -93,17 +91,6 @@ def test_search_resumes_when_its_folder_is_moved_back(
     moved.rename(file.parent)
     assert f"trial 0 resumes from step {STEP}" in finish(search(**BEATING))
     assert_all_trials_match(search_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
-def test_deleted_file_ends_several_searches(held, file, artifacts):
-    """One of them has two processes."""
-    settings = FOUR | {"lease_seconds": 4}
-    searches = [held("--workers=2", trainings=2, **settings), held(**settings)]
-    file.unlink()
-    for each in searches:
-        assert "was deleted, moved or replaced" in error_of(each)
-    assert len(list_checkpoints(artifacts)) == 3
 
 
 @pytest.mark.extended

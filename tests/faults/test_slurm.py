@@ -108,7 +108,7 @@ def test_cancelled_job_leaves_its_trial_to_one_that_is_requeued_when_it_is_ended
     ((job, _),) = slurm.jobs().items()
 
     ended: set[int] = set(gate.held)
-    for restarts, cause in enumerate(("time limit", "time limit", "preemption"), start=1):
+    for restarts, cause in enumerate(("time limit", "preemption"), start=1):
         if cause == "time limit":
             slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
         else:
@@ -121,7 +121,7 @@ def test_cancelled_job_leaves_its_trial_to_one_that_is_requeued_when_it_is_ended
 
     assert search.wait() == 0, search.output + logs()
     assert_all_complete(postgresql_url, TRIALS)
-    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 4, logs()
+    assert len(re.findall("trial [0-9]+ resumes from step [1-9]", logs())) == 3, logs()
     refused = launch("--launch-set=partition=nowhere")
     assert refused.wait() == 2
     assert re.fullmatch(r"error: [^\n]*Invalid partition[^\n]*\n", refused.stderr)

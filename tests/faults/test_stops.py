@@ -126,18 +126,6 @@ def interrupt_all(command):
         os.kill(pid, signal.SIGINT)
 
 
-@pytest.mark.extended
-def test_repeated_interrupts_of_workers_print_one_line(search, gate):
-    command = search("--workers", "2", gate=gate)
-    wait_until_running([command], lambda: len(gate.held) == 2)
-    for _ in range(3):
-        if not command.ended.is_set():
-            interrupt_all(command)
-    assert command.wait() == 130
-    assert command.stderr.strip() in ("", "error: interrupted")
-    assert "KeyboardInterrupt" not in command.output
-
-
 HOLD_WORKERS = """
 import os, pathlib, sys, time
 if "--multiprocessing-fork" in sys.orig_argv:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from test_contract import train_until
 
 import rnn
@@ -54,27 +53,6 @@ def test_training_time_is_resumed():
     resumed = resume(serialize(run))
     assert run.seconds[0] > 0
     assert resumed.seconds == run.seconds
-
-
-def test_checkpoint_lists_all_code_and_versions_that_trained_it_latest_last(monkeypatch):
-    run, code, version = begin(), source_hash(), str(torch.__version__)
-    train_until(run, 4)
-    checkpoint = serialize(run)
-    found = []
-    for step, another_code, another_version in ((8, "b", "9"), (10, "c", "9"), (12, "b", "8")):
-        with monkeypatch.context() as patch:
-            patch.setattr("rnn.training.checkpoint.source_hash", lambda code=another_code: code)
-            patch.setattr("rnn.training.checkpoint.torch_version", lambda v=another_version: v)
-            run = resume(checkpoint)
-            train_until(run, step)
-            checkpoint = serialize(run)
-        state = deserialize(checkpoint)
-        found.append((state.source_hashes, state.torch_versions))
-    assert found == [
-        ((code, "b"), (version, "9")),
-        ((code, "b", "c"), (version, "9")),
-        ((code, "c", "b"), (version, "9", "8")),
-    ]
 
 
 def test_source_hash_changes_with_a_file_of_a_subpackage(tmp_path):

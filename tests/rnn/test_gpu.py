@@ -237,15 +237,6 @@ def test_gpu_benchmark_needs_nothing_else():
 
 
 @pytest.mark.extended
-def test_benchmark_that_needs_another_library_says_so():
-    ended = run('from benchmarks.__main__ import main\nmain(["gpu", "--device=cpu", "scale"])')
-    assert ended.returncode == 2
-    (message,) = ended.stderr.splitlines()
-    assert message.endswith("benchmark 'scale' needs optuna: install the project (make install)")
-    assert ended.stdout == ""
-
-
-@pytest.mark.extended
 def test_gpu_tests_need_nothing_else():
     """Those of the stand-in, in both files, are run; those of a GPU are collected with them."""
     words = "recorded and candidate and fp64 and (plain_module or again)"

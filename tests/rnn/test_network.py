@@ -103,14 +103,6 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
 # ------------------------------------------------------------------ users' own cells
 
 
-def test_network_reads_on_from_the_states_of_another():
-    first, other = (build_seeded(NetworkConfig("lstm", 2, 4), SPEC, 0) for _ in range(2))
-    tokens = random_text(3)
-    _, states = first(tokens[:2])
-    expected = first(tokens)[0][2:]
-    torch.testing.assert_close(other(tokens[2:], states)[0], expected)
-
-
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
     config = cell_config("Everything", layers=1)
     constants = {f"layers.0.{name}" for name in ("frozen", "mixing", "order")}

@@ -12,7 +12,6 @@ from invocation import refused
 from optuna.trial import TrialState
 
 import rnn_search
-import search.extend
 from reports.findings import StudyFindings
 from rnn.errors import UserError
 from rnn_search import export_study, import_study
@@ -214,22 +213,6 @@ def test_study_is_extended_while_a_worker_holds_one_of_its_trials(extend, sqlite
         assert claimed[5] is None
     # Every architecture has three runs before one has four.
     assert [each["replicate"] for each in params] == [3, 3, 4, 4, 4]
-
-
-def test_extension_of_another_process_is_found(extend, sqlite_url, monkeypatch):
-    """Two commands read the study before either extends it, and one of them adds the trials."""
-    plan = search.extend.add_replicates
-
-    def extend_first(*arguments):
-        monkeypatch.setattr("search.extend.add_replicates", plan)
-        extend(replicates=4)
-        return plan(*arguments)
-
-    monkeypatch.setattr("search.extend.add_replicates", extend_first)
-    study = extend(replicates=4)
-    assert study.counts.planned == 12
-    with closing(read_storage(sqlite_url)) as storage:
-        assert len(read_study_record(load_study(storage, "copies")).commands) == 2
 
 
 @pytest.mark.parametrize(

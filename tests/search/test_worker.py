@@ -440,28 +440,6 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
             assert trial.value == pytest.approx(same.value, rel=1e-4)
 
 
-def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
-    sqlite_url, text, alone, monkeypatch
-):
-    evaluate, gone = Trainer._evaluate, []
-
-    def losing(self, run, on_step):
-        first = self._claims[run.configs[0]]
-        first.is_lost = True
-        gone.append(first.trial_id)
-        yield from evaluate(self, run, on_step)
-
-    monkeypatch.setattr(Trainer, "_evaluate", losing)
-    monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0)
-    joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6, wait=False)
-    assert messages.count("complete") == 5
-    for trial, same in zip(joined.study.trials, alone, strict=True):
-        if trial._trial_id not in gone:
-            assert trial.value == pytest.approx(same.value, rel=1e-5)
-            bits = "validation_bits_per_byte"
-            assert trial.user_attrs[bits] == pytest.approx(same.user_attrs[bits], rel=1e-5)
-
-
 def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypatch):
     """Also if the command names no precision and so adopts that of the study."""
     with monkeypatch.context() as patch:
