@@ -236,7 +236,11 @@ class TaskEntry(StrictModel):
     def _join_names(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        return {key: _join(value) for key, value in raw.items()}
+        joined = {key: _join(value) for key, value in raw.items()}
+        for name, value in joined.items():
+            if isinstance(value, list):
+                raise ValueError(f"{name} is {value}: expected one value; write an entry for each")
+        return joined
 
     @property
     def options(self) -> dict[str, ParamValue]:

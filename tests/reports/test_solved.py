@@ -85,6 +85,15 @@ def test_option_that_helps_in_eight_of_eight_pairs_is_significant(sqlite_url):
     ]
 
 
+def test_option_that_lowers_the_losses_of_failed_runs_is_named(sqlite_url):
+    depths = list(range(1, 13))
+    losses = [loss for depth in depths for loss in (FAILS, FAILS - depth / 100)]
+    make_solved(sqlite_url, losses, space={"layers": depths})
+    answer = read_answer(StudyFindings(results_of(sqlite_url)))
+    assert answer[0] == "0 of 24 runs are solved"
+    assert "residual has the lower loss in 12 of 12 pairs of runs" in answer
+
+
 def test_runs_of_one_architecture_have_no_mean(sqlite_url):
     runs = [0.0006, 0.003, 0.675]
     make_solved(sqlite_url, [0.7, 0.8, 0.9, *runs], replicates=3)

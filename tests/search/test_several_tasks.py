@@ -226,6 +226,11 @@ def test_each_task_trains_whole_updates_of_its_own_sequences(folder):
         ),
         ("space.task=[{source='adding', size=10}]", UserError, "adding has no option size"),
         ("space.task=[{length=10}]", UserError, "space.task.1.source: field required"),
+        (
+            "space.task=[{source='adding', length=[10, 20]}]",
+            UserError,
+            "length is [10, 20]: expected one value; write an entry for each",
+        ),
         ("space.task=[10]", UserError, "expected a task such as"),
         (
             "space.task=[{source='text', corpus='a.txt'}]",
