@@ -19,6 +19,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
 from reports.charts.chart import FULL_WIDTH, NEUTRAL, Chart, find_range, sequential_colors
@@ -124,6 +125,14 @@ def _plot_slices(study: optuna.Study, axis: str) -> go.Figure:
     return _fit(figure, 420)
 
 
+class _DrawnStudy(optuna.Study):
+    """Study of which Optuna's figures read all trials for each bar, so they are not copied."""
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self.get_trials(deepcopy=False)
+
+
 def to_optuna_study(
     results: Results, rows: pd.DataFrame, parameters: Sequence[str]
 ) -> optuna.Study:
@@ -150,12 +159,15 @@ def to_optuna_study(
         trials.append(trial)
     is_maximized = results.measure.higher_is_better
     direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
+    name = escape_html(results.name)
+    storage = InMemoryStorage()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
-        study = optuna.create_study(study_name=escape_html(results.name), direction=direction)
+        storage.create_new_study([direction], name)
     finally:
         optuna.logging.set_verbosity(verbosity)
+    study = _DrawnStudy(name, storage)
     study.add_trials(trials)
     return study
 
