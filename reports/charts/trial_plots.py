@@ -47,8 +47,8 @@ SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
 
 
-def chart_importances(results: Results) -> list[Chart]:
-    """Chart PED-ANOVA and fANOVA importances, and the value over each parameter.
+def chart_importances(results: Results, with_slices: bool = True) -> list[Chart]:
+    """Chart PED-ANOVA and fANOVA importances, and the value over each parameter if ``with_slices``.
 
     Returns:
         The charts in this order. None of them if there are too few complete trials, or these are
@@ -69,15 +69,16 @@ def chart_importances(results: Results) -> list[Chart]:
     partial = ", ".join(format_param(name) for name in varying if name not in common)
     left_out = f" Parameters that only some trials have are left out: {partial}." if partial else ""
     charts = _chart_evaluators(study, common, results.measure.loss, left_out + sample)
-    slices = _plot_slices(study, escape_html(results.measure.axis_title))
-    slice_chart = Chart(
-        "Slice: value of every trial over each parameter",
-        slices,
-        caption=sample.strip(),
-        width=120 * len(varying),
-        max_width=FULL_WIDTH,
-    )
-    return [*charts, slice_chart]
+    if with_slices:
+        slices = Chart(
+            "Slice: value of every trial over each parameter",
+            _plot_slices(study, escape_html(results.measure.axis_title)),
+            caption=sample.strip(),
+            width=120 * len(varying),
+            max_width=FULL_WIDTH,
+        )
+        charts.append(slices)
+    return charts
 
 
 def _chart_evaluators(

@@ -91,15 +91,12 @@ def _show_hypotheses(findings: StudyFindings) -> Section | None:
 
 
 def _show_importances(findings: StudyFindings) -> Section | None:
-    charts = trial_plots.chart_importances(findings.results)
+    with_slices = findings.is_additive or not findings.effects
+    charts = trial_plots.chart_importances(findings.results, with_slices)
     if not charts:
         return None
-    *importances, slices = charts
-    note = "PED-ANOVA and fANOVA by Optuna; neither gives a direction."
-    blocks: list[Block] = [Text([note], is_note=True), Pair(importances)]
-    if findings.is_additive or not findings.effects:
-        blocks.append(slices)
-    return Section("importances", "Importances", blocks)
+    note = Text(["PED-ANOVA and fANOVA by Optuna; neither gives a direction."], is_note=True)
+    return Section("importances", "Importances", [note, Pair(charts[:2]), *charts[2:]])
 
 
 # ------------------------------------------------------------------ other studies, replicates

@@ -16,7 +16,7 @@ def without_optuna_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw_no_optuna_figures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("reports.charts.trial_plots.chart_importances", lambda results: [])
+    patch.setattr("reports.charts.trial_plots.chart_importances", lambda *_: [])
 
 
 @pytest.fixture(scope="session")
