@@ -178,8 +178,13 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
     ``new state lowers the validation loss by 0.399 nats [0.393, 0.404]``
     """
     main = effect.main
-    if main.shares is not None:
-        return _describe_share(effect, measure)
+    line = _describe_loss(main, measure) if main.shares is None else _describe_share(main, measure)
+    if effect.condition is None:
+        return line
+    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
+
+
+def _describe_loss(main: Effect, measure: Measure) -> str:
     verb = "lowers" if main.mean < 0 else "raises"
     size = measure.format_size(abs(main.mean))
     interval = ""
@@ -188,31 +193,24 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
         spec = measure.difference_spec
         interval = f" [{low:{spec}}, {high:{spec}}]"
     label = strong(label_change(main.contrast))
-    line = f"{label} {verb} the {measure.name} by {size}{interval}"
-    if effect.condition is None:
-        return line
-    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
+    return f"{label} {verb} the {measure.name} by {size}{interval}"
 
 
-def _describe_share(effect: RankedEffect, measure: Measure) -> str:
+def _describe_share(main: Effect, measure: Measure) -> str:
     """State an effect on the share of runs that are solved.
 
     ``residual rescues 8 of 12 pairs and ruins 1: solved 17% → 75%, +58% [+21%, +79%]``
     """
-    main = effect.main
     shares = main.shares
     assert shares is not None
     pairs = format_count(shares.pairs, "pair of runs", "pairs of runs")
     changes = [(shares.rescued, "rescues"), (shares.ruined, "ruins")]
     (first, does), (second, also) = changes if main.is_improvement else changes[::-1]
     size = measure.format_difference(main.mean) + measure.format_interval(main.low, main.high)
-    line = (
+    return (
         f"{strong(label_change(main.contrast))} {does} {first:,} of {pairs} and {also} {second:,}: "
         f"solved {format_shares(main)}, {size}"
     )
-    if effect.condition is None:
-        return line
-    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
 
 
 def describe_dependence(effect: RankedEffect, measure: Measure) -> str:

@@ -1,7 +1,6 @@
 """The top of a page: question, answer, one figure, and the facts that limit the answer."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -40,18 +39,17 @@ class Fact:
 
 def list_facts(findings: StudyFindings) -> list[Fact]:
     """List the numbers that limit what a study can say, the most important first."""
-    makers: list[Callable[[StudyFindings], Fact | None]] = [
-        _count_runs,
-        _describe_pruning,
-        _measure_intervals,
-        _measure_noise,
-        _count_replicates,
-        _count_solved,
-        _count_reached,
-        _describe_training,
-        _state_floor,
+    facts = [
+        _count_runs(findings),
+        _describe_pruning(findings),
+        _measure_intervals(findings),
+        _measure_noise(findings),
+        _count_replicates(findings),
+        _count_solved(findings),
+        _count_reached(findings),
+        _describe_training(findings),
+        _state_floor(findings),
     ]
-    facts = [make(findings) for make in makers]
     return [fact for fact in facts if fact is not None]
 
 
