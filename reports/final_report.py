@@ -20,12 +20,7 @@ from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.failures import is_bug, print_bug
 from studies.storage.counts import count_trials, read_times
 from studies.storage.database import error_message, is_transient
-from studies.storage.edits import (
-    list_derived,
-    update_note,
-    update_system_attributes,
-    write_note,
-)
+from studies.storage.edits import list_derived, update_note, update_system_attributes, write_note
 from studies.storage.open import (
     list_study_names,
     load_study,

@@ -30,11 +30,7 @@ from reports.analysis.refinement import (
     compare_with_source,
     compute_variant_effects,
 )
-from reports.analysis.solved import (
-    compare_by_threshold,
-    count_solved,
-    find_threshold_outcomes,
-)
+from reports.analysis.solved import compare_by_threshold, count_solved, find_threshold_outcomes
 from reports.results import BUDGET_PARAMS, Results
 from reports.stats.additive_effects import estimate_additive_effects
 from reports.stats.audit import AuditedEffects

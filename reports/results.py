@@ -12,34 +12,18 @@ import pandas as pd
 from reports.stats.design import has_levels, number_groups, order_values
 from reports.stats.run_means import average_runs
 from reports.stats.shares import place_groups
-from reports.trial_table import (
-    absent_columns,
-    list_nuisance,
-    list_params,
-    metric_column,
-)
+from reports.trial_table import absent_columns, list_nuisance, list_params, metric_column
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
 from studies.attributes import AuditLook, select_looks
 from studies.config import StudyConfig
 from studies.measure import Measure, find_measure
 from studies.messages import format_param, format_value
 from studies.records import Floors
-from studies.space import (
-    BPTT_STEPS,
-    CELL,
-    REPLICATE,
-    TASK,
-    param_order,
-)
+from studies.space import BPTT_STEPS, CELL, REPLICATE, TASK, param_order
 from studies.stated_hypotheses import HypothesisRecord
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
-from studies.study_settings import (
-    OPTIMIZER_PARAMS,
-    UPDATE_EVERY,
-    TrainingSettings,
-    uses_setting,
-)
+from studies.study_settings import OPTIMIZER_PARAMS, UPDATE_EVERY, TrainingSettings, uses_setting
 
 POINT = ["number", "step"]
 """Columns that identify a point of a curve."""

@@ -28,14 +28,7 @@ from studies.config import StudyConfig, resolve_params, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.measure import find_measure
 from studies.messages import format_count, format_param, format_value, is_missing
-from studies.space import (
-    BPTT_STEPS,
-    CELL,
-    REPLICATE,
-    TASK,
-    architecture_key,
-    param_order,
-)
+from studies.space import BPTT_STEPS, CELL, REPLICATE, TASK, architecture_key, param_order
 from studies.storage.open import load_study, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage

@@ -7,12 +7,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,

@@ -17,20 +17,9 @@ from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError
 from studies.messages import did_you_mean, shorten
 from studies.records import CellRecord, NamedTask, TaskEntry, TaskRecord, message_of
-from studies.space import (
-    CELL,
-    TASK,
-    Space,
-    cell_name,
-    explain_key,
-)
+from studies.space import CELL, TASK, Space, cell_name, explain_key
 from studies.storage.database import redact
-from studies.storage.open import (
-    list_study_names,
-    load_study,
-    read_storage,
-    read_study_record,
-)
+from studies.storage.open import list_study_names, load_study, read_storage, read_study_record
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import LENGTH_SETTINGS, PER_WORKER, OutageSettings
 

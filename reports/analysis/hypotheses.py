@@ -15,9 +15,7 @@ from reports.stats.differences import PairedDifference
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
 from studies.records import of_task
-from studies.space import (
-    CELL,
-)
+from studies.space import CELL
 from studies.stated_hypotheses import Hypothesis, HypothesisRecord
 from studies.traits import find_traits
 

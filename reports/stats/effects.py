@@ -18,11 +18,7 @@ import numpy as np
 
 from reports.stats import Booleans, Floats, Integers
 from reports.stats.design import NO_TRAITS, REPLICATE, Contrast, ParameterTraits, encode
-from reports.stats.differences import (
-    PairedDifference,
-    compute_rank_p_value,
-    compute_seed_p_value,
-)
+from reports.stats.differences import PairedDifference, compute_rank_p_value, compute_seed_p_value
 from reports.stats.estimate import adjust_by_holm
 from reports.stats.power import MIN_DIFFERENCES, MIN_SEEDS_PER_CONTEXT
 from reports.stats.run_means import RunMeans

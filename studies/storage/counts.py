@@ -51,13 +51,7 @@ from studies.storage.tables import (
     raw,
     select_trial_ids,
 )
-from studies.storage.trials import (
-    TrialStatus,
-    decode_state,
-    decode_time,
-    find_status,
-    locating,
-)
+from studies.storage.trials import TrialStatus, decode_state, decode_time, find_status, locating
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage

@@ -16,13 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 
-from studies.attributes import (
-    AUDIT,
-    PAUSED,
-    AuditState,
-    Failure,
-    parse_trial_system_attribute,
-)
+from studies.attributes import AUDIT, PAUSED, AuditState, Failure, parse_trial_system_attribute
 from studies.errors import LeaseLostError, RowError, StorageLostError, StudyFormatError
 from studies.messages import shorten
 from studies.storage.counts import StudyIdentity, count_where
