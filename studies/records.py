@@ -237,9 +237,9 @@ class TaskEntry(StrictModel):
         if not isinstance(raw, Mapping):
             return raw
         joined = {key: _join(value) for key, value in raw.items()}
-        for name, value in joined.items():
-            if isinstance(value, list):
-                raise ValueError(f"{name} is {value}: expected one value; write an entry for each")
+        several = [f"{name} is {value}" for name, value in joined.items() if type(value) is list]
+        if several:
+            raise ValueError(f"{several[0]}: expected one value; write an entry for each")
         return joined
 
     @property
