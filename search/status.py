@@ -33,9 +33,6 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import has_system_attr
 from studies.storage.trials import StoredTrial
 
-READ_TIMEOUT = 2.0
-"""Seconds that a worker waits for the storage before it takes the last known status."""
-
 RECENT_TIMEOUT = 0.5
 """Seconds that a display waits for the storage before it shows the last known status."""
 
@@ -134,11 +131,9 @@ class StatusReader:
         self._claims = claims
 
     def read_status(self) -> Status:
-        """Return the status, waiting up to :data:`READ_TIMEOUT`."""
+        """Return the status; during a run the last known one if the storage does not answer."""
         if self._claims is not None:
-            self._status = self._claims.query(
-                self._verify_and_read, self._status, timeout=READ_TIMEOUT
-            )
+            self._status = self._claims.query(self._read, self._status)
         return self._status
 
     def recent_status(self) -> Status:
@@ -160,6 +155,7 @@ class StatusReader:
         storage = self._storage
         study_id = self._study._study_id
         with storage.reading() as connection:  # one for all queries
+            storage.verify()
             name = self._study.study_name
             with contextlib.suppress(KeyError):  # it was deleted
                 name = storage.get_study_name_from_id(study_id)
@@ -198,11 +194,6 @@ class StatusReader:
         if forecast is None:
             return None, None
         return forecast.likely / active, (forecast.low / active, forecast.high / active)
-
-    def _verify_and_read(self) -> Status:
-        with self._storage.reading():  # one connection for both
-            self._storage.verify()
-            return self._read()
 
 
 def _list_cost_params(config: StudyConfig) -> Sequence[str]:

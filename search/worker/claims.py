@@ -52,7 +52,7 @@ JOIN_TIMEOUT = 2.5
 NO_RESPONSE_TIMEOUT = 5.0
 """Seconds without an answer to a statement after which the storage counts as unavailable."""
 
-_NO_METRICS: Mapping[str, Mapping[int, float]] = MappingProxyType({})
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _MAX_IDLE_SECONDS = 1.0
 _MIN_RETRY_SECONDS = 0.1
@@ -119,7 +119,7 @@ class Claim:
                     self._metrics[key] = self._new_metrics[key] = curve
 
     def replace_curve(
-        self, curve: Mapping[int, float], metrics: Mapping[str, Mapping[int, float]] = _NO_METRICS
+        self, curve: Mapping[int, float], metrics: Mapping[str, Mapping[int, float]] = _NOTHING
     ) -> None:
         """Have the next write replace all values written before by this curve and these metrics."""
         self.report_metrics({**{key.removeprefix(CURVE): {} for key in self._metrics}, **metrics})
@@ -270,23 +270,12 @@ class ClaimManager:
         finally:  # also at an interrupt, or if the output is closed
             future.cancel()
 
-    def query(
-        self,
-        operation: Callable[[], _T],
-        default: _T,
-        *,
-        timeout: float | None = None,
-        after_flush: bool = False,
-    ) -> _T:
-        """Ask as :meth:`ask`; return a default if the storage does not answer soon.
-
-        It has ``timeout`` seconds, by default :data:`QUERY_TIMEOUT`.
-        """
+    def query(self, operation: Callable[[], _T], default: _T, *, after_flush: bool = False) -> _T:
+        """Ask as :meth:`ask`; return a default if there is no answer in :data:`QUERY_TIMEOUT`."""
         if self.unavailable_reason:
             return default
-        timeout = QUERY_TIMEOUT if timeout is None else timeout
         try:
-            return self.ask(operation, timeout=timeout, after_flush=after_flush)
+            return self.ask(operation, timeout=QUERY_TIMEOUT, after_flush=after_flush)
         except ShutdownRequestedError:
             return default
 
@@ -440,29 +429,45 @@ class ClaimManager:
         return [key for key, lease in leases.items() if lease.claim_token == claim_token]
 
     def finish(
-        self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
+        self,
+        claim: Claim,
+        state: TrialState,
+        value: float | None = None,
+        attributes: Mapping[str, Any] = _NOTHING,
     ) -> None:
-        """Finish a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.finish`.
+        """Finish a trial, or pause it (``WAITING``).
+
+        See :meth:`studies.storage.storage.LeasedRDBStorage.finish` and ``pause``.
 
         Raises:
             LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the trial is not
-                finished.
+                finished; the lease of one that was to be paused expires.
         """
-        ids = claim.trial_id, claim.claim_token
-        self._release(
-            claim,
-            lambda curve: self._storage.finish(*ids, state, value, attributes, curve),
-            was_written=lambda: self._storage.is_finished_by(*ids),
-        )
+        try:
+            self.ask(partial(self._finish, claim, state, value, attributes))
+        except LeaseLostError:
+            claim.is_lost = True
+            raise
 
-    def pause(self, claim: Claim, attributes: Mapping[str, Any]) -> None:
-        """Pause a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.pause`.
-
-        Raises:
-            LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
-        """
+    def _finish(
+        self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
+    ) -> None:
+        """End a claim, in the thread; a retry may find it ended by an earlier attempt."""
         ids = claim.trial_id, claim.claim_token
-        self._release(claim, lambda curve: self._storage.pause(*ids, attributes, curve))
+        is_paused = state is TrialState.WAITING
+        try:
+            with claim.pending_write() as pending:
+                if pending.replace_all or pending.checkpointed or pending.metrics:
+                    self._storage.flush([pending])
+                curve = {} if pending.replace_all else pending.curve
+                if is_paused:
+                    self._storage.pause(*ids, attributes, curve)
+                else:
+                    self._storage.finish(*ids, state, value, attributes, curve)
+        except LeaseLostError:
+            if not (self._is_retry and (is_paused or self._storage.is_finished_by(*ids))):
+                raise
+        self._active.discard(claim)
 
     def requeue_all(
         self,
@@ -487,35 +492,6 @@ class ClaimManager:
         if not (self._is_retry and len(lost) == len(claims)):
             self._mark_lost(claims, lost)
         self._active.difference_update(claims)
-
-    def _release(
-        self,
-        claim: Claim,
-        write: Callable[[Mapping[int, float]], None],
-        was_written: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """End a claim, unless it is lost; a retry may find it ended by an earlier attempt."""
-        try:
-            self.ask(partial(self._end, claim, write, was_written))
-        except LeaseLostError:
-            claim.is_lost = True
-            raise
-
-    def _end(
-        self,
-        claim: Claim,
-        write: Callable[[Mapping[int, float]], None],
-        was_written: Callable[[], bool],
-    ) -> None:
-        try:
-            with claim.pending_write() as pending:
-                if pending.replace_all or pending.checkpointed or pending.metrics:
-                    self._storage.flush([pending])
-                write({} if pending.replace_all else pending.curve)
-        except LeaseLostError:
-            if not (self._is_retry and was_written()):
-                raise
-        self._active.discard(claim)
 
     # ------------------------------------------------------------------ the thread
 

@@ -327,10 +327,7 @@ class TrialQueue:
         """Record that a trial is finished or paused, unless another worker has claimed it."""
         is_paused = result.state is TrialState.WAITING
         try:
-            if is_paused:
-                self._manager.pause(claim, result.attributes)
-            else:
-                self._manager.finish(claim, result.state, result.value, result.attributes)
+            self._manager.finish(claim, result.state, result.value, result.attributes)
         except LeaseLostError:
             self.drop_lost()
             return

@@ -8,7 +8,6 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -234,34 +233,36 @@ class Trainer:
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs = loop.configs
         train_seconds = list(loop.seconds)
-        evaluations = _evaluate_networks(loop, self._task, self.config, on_step)
-        values = {
-            claims[trial_config].trial.number: evaluation.value
-            for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
-            if evaluation.value is not None and not claims[trial_config].is_lost
-        }
-        selected = self.best_weights.select(values)
+        measured = _evaluate_networks(loop, self._task, self.config, on_step)
+        values = [_find_value(attributes, self.config) for attributes in measured]
+        selected = self.best_weights.select(
+            {
+                claims[trial_config].trial.number: value
+                for trial_config, value in zip(trial_configs, values, strict=True)
+                if value is not None and not claims[trial_config].is_lost
+            }
+        )
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
-        for trial_config, evaluation, seconds in zip(
-            trial_configs, evaluations, train_seconds, strict=True
+        settings = loop.train_config
+        for trial_config, results, value, seconds in zip(
+            trial_configs, measured, values, train_seconds, strict=True
         ):
             claim = claims[trial_config]
-            rate = loop.train_config.steps / seconds
+            rate = settings.steps / seconds
             if claim.is_lost:
                 continue
-            if evaluation.value is None:  # after the last log point, or on held-out data
+            if value is None:  # after the last log point, or on held-out data
                 yield claim, self._diverged_result(trial_config, rate, seconds)
                 continue
-            settings = loop.train_config
-            results = dict(evaluation.attributes) | {
+            results |= {
                 "steps": settings.steps,
                 "updates": loop.updates,
                 "inputs": settings.steps * settings.batch_size,
             }
             if claim.trial.number in selected:
-                results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
+                results["sample"] = self._save_weights(claim, loop, trial_config, value)
             attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
-            yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
+            yield claim, TrialResult(TrialState.COMPLETE, value, attributes, "complete")
 
     def _save_weights(
         self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
@@ -379,22 +380,9 @@ def _step(state: TrainState | None) -> int:
 # ------------------------------------------------------------------ evaluation
 
 
-@dataclass(frozen=True)
-class _EvalResult:
-    """Evaluation of one network.
-
-    Attributes:
-        value: objective value of its trial; None if a result is not finite.
-        attributes: fields of :class:`studies.attributes.TrialRecord`.
-    """
-
-    value: float | None
-    attributes: Mapping[str, Any]
-
-
 def _evaluate_networks(
     loop: TrainLoop, task: Task, config: StudyConfig, on_step: Callable[[], None]
-) -> list[_EvalResult]:
+) -> list[dict[str, Any]]:
     """Evaluate the networks of a finished train loop, in their order.
 
     Args:
@@ -402,6 +390,9 @@ def _evaluate_networks(
         task: the task that it trained on.
         config: config of the study; the test split is read only if it says so.
         on_step: callback after every step; an exception that it raises ends the evaluation.
+
+    Returns:
+        Fields of :class:`studies.attributes.TrialRecord`.
     """
     steps = loop.train_config.steps
     measured: list[dict[str, Any]] = [
@@ -421,13 +412,16 @@ def _evaluate_networks(
         found = task.evaluate(stack, split, evaluation.windows, evaluation.window_length, on_step)
         for attributes, of_split in zip(measured, found, strict=True):
             attributes |= of_split
-    results = []
-    for attributes in measured:
-        value = attributes[OBJECTIVE_ATTRIBUTES[config.objective]]
-        numbers = (number for number in attributes.values() if isinstance(number, float))
-        is_finite = all(map(math.isfinite, numbers))
-        results.append(_EvalResult(value if is_finite else None, attributes))
-    return results
+    return measured
+
+
+def _find_value(attributes: Mapping[str, Any], config: StudyConfig) -> float | None:
+    """Return the objective value of an evaluated trial; None if a result is not finite."""
+    numbers = (number for number in attributes.values() if isinstance(number, float))
+    if not all(map(math.isfinite, numbers)):
+        return None
+    value: float = attributes[OBJECTIVE_ATTRIBUTES[config.objective]]
+    return value
 
 
 def _mean_training_loss(curve: Mapping[int, float], steps: int) -> float:

@@ -87,7 +87,7 @@ def test_values_and_heartbeats_are_written_during_a_long_step(study, clock, capl
         assert len(caplog.messages) == 1
         assert caplog.messages[0].startswith("trial 0: lease expired")
         assert observer.claim()[0].trial.number == 0
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+        manager.finish(claim, TrialState.COMPLETE, 1.0)
 
 
 OUTAGE = sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
@@ -177,7 +177,7 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(sqlite_url
             yield use.measure(lambda: manager.ask(lambda: None, after_flush=True))
             yield use.measure(lambda: manager.requeue_all(claims, Failure.INTERRUPTED))
             for claim in manager.claim(Together(size)):
-                manager.pause(claim, {})
+                manager.finish(claim, TrialState.WAITING)
         reasons = {claim.trial_id: {"reason": "far off"} for claim in claims}
         yield use.measure(lambda: storage.prune_paused(study.study_id, size, [reasons]))
 
@@ -191,7 +191,7 @@ def test_more_values_are_written_than_sqlite_accepts_parameters(study):
     with study.manager() as manager:
         (claim,) = manager.claim()
         claim.replace_curve(dict.fromkeys(range(12_000), 1.0))
-        manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+        manager.finish(claim, TrialState.COMPLETE, 1.0)
     assert len(study.trial(claim).intermediate_values) == 12_000
 
 

@@ -316,10 +316,8 @@ class TrialMachine(RuleBasedStateMachine):
         if fault and not is_held and (not is_finish or trial.finisher == claim.claim_token):
             refused = suppress(LeaseLostError)  # an answer that is lost may be that of the end
         with worker.awake(fault), refused:
-            if is_finish:
-                worker.finish(claim, TrialState[STORED.get(end, end)], value, attributes)
-            else:
-                worker.pause(claim, {"rung": 20})
+            state = TrialState[STORED.get(end, end)]
+            worker.finish(claim, state, value, attributes if is_finish else {"rung": 20})
         if self.let_go(worker, claim, end):
             trial.value, trial.finisher = value, claim.claim_token if is_finish else None
 
