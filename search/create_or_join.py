@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import optuna
 import torch
 
 from rnn.config import TaskSpec
@@ -38,7 +37,7 @@ from search.extend import (
     has_earlier_grid,
     no_space_error,
 )
-from search.open_study import OpenStudy, require_stored
+from search.open_study import OpenStudy, attach, open_stored
 from search.planned_effects import describe_weakest, plan_effects
 from search.planned_study import (
     PlannedStudy,
@@ -172,12 +171,11 @@ def open_study(
     if options.corpus is not None:
         file = file.with_overrides({"task": {"corpus": options.corpus}})
     wanted = resolve(name, url, file, options, device, trains)
+    opened = open_stored(name, url, options.artifacts)
     with ExitStack() as on_error:
-        storage = on_error.enter_context(closing(open_storage(url)))
-        study = load_study(storage, name)
-        record = read_study_record(study)
-        _check_data(wanted, record)
-        handle = _open(study, storage, wanted, record)
+        on_error.enter_context(closing(opened.storage))
+        _check_data(wanted, opened.record)
+        handle = _load(opened, wanted)
         on_error.pop_all()
     return handle
 
@@ -232,31 +230,19 @@ def _exists(name: str, url: str) -> bool:
         return False
 
 
-def _open(
-    study: optuna.Study,
-    storage: LeasedRDBStorage,
-    wanted: WantedStudy,
-    record: StudyRecord,
-    notice: str = "",
-) -> StudyHandle:
-    """Open a stored study whose data this process has loaded."""
-    wanted.check_precision(record.config.precision)
-    stored = require_stored(study, storage, record)
+def _load(opened: OpenStudy, wanted: WantedStudy, notice: str = "") -> StudyHandle:
+    """Return an open study with the data that this process has loaded."""
+    config = opened.config
+    wanted.check_precision(config.precision)
     local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
-    return StudyHandle(
-        study,
-        storage,
-        stored.model_copy(update=local),
-        wanted.folders,
-        record,
-        {
-            task: wanted.tasks[task].with_tokenizer(known)
-            for task, known in record.config.list_tasks().items()
-            if task in wanted.tasks
-        },
-        notice,
-        describe_mixing(study, storage),
-    )
+    tasks = {
+        task: wanted.tasks[task].with_tokenizer(known)
+        for task, known in config.list_tasks().items()
+        if task in wanted.tasks
+    }
+    opened = replace(opened, config=config.model_copy(update=local))
+    mixing = describe_mixing(opened.study, opened.storage)
+    return StudyHandle(**vars(opened), tasks=tasks, notice=notice, warning=mixing)
 
 
 # ------------------------------------------------------------------ create
@@ -394,13 +380,12 @@ def _join(
         if extended is None:
             return None
         notices += extended
-        study = load_study(storage, wanted.name)
-        record = read_study_record(study)
     else:
         notices.append(_describe_kept(wanted, record))
-    wanted = _add_tasks(wanted, record)
-    _keep_sources(wanted, record)
-    return _open(study, storage, wanted, record, "\n".join(filter(None, notices)))
+    opened = attach(load_study(storage, wanted.name), storage, wanted.folders)
+    wanted = _add_tasks(wanted, opened.record)
+    _keep_sources(wanted, opened.record)
+    return _load(opened, wanted, "\n".join(filter(None, notices)))
 
 
 def _follow_study(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:

@@ -83,24 +83,22 @@ def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
     folders = ArtifactFolders(artifacts, url)
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
-        study = load_study(storage, name)
-        record = read_study_record(study)
-        config = require_stored(study, storage, record)
+        opened = attach(load_study(storage, name), storage, folders)
         on_error.pop_all()
-    return OpenStudy(study, storage, config, folders, record)
+    return opened
 
 
-def require_stored(study: Study, storage: LeasedRDBStorage, record: StudyRecord) -> StudyConfig:
-    """Let each write require that a study is still the one that was opened; return its config."""
-    config = record.config
-    grid = config.grid
+def attach(study: Study, storage: LeasedRDBStorage, folders: ArtifactFolders) -> OpenStudy:
+    """Return a study of which each write requires that it is still the one that was opened."""
+    record = read_study_record(study)
+    grid = record.config.grid
     count_grid = None if grid is None else cache(grid.count)
     storage.require_study(
         StudyIdentity(study._study_id, study.study_name, record.artifact_folder, count_grid)
     )
     study.sampler = GridSampler()
     study.pruner = NopPruner()
-    return config
+    return OpenStudy(study, storage, record.config, folders, record)
 
 
 # ------------------------------------------------------------------ plain Optuna

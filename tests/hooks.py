@@ -28,7 +28,6 @@ HANG_TIMEOUT = 600.0
 
 TIMEOUTS = {
     "search.worker.claims": ("QUERY_TIMEOUT", "SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
-    "search.status": ("READ_TIMEOUT",),
     "search.worker.queue": ("SHUTDOWN_GRACE",),
 }
 """Constants that limit how long a worker waits for an answer, by module."""
