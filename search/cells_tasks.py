@@ -260,12 +260,7 @@ class StudyTask:
 
 
 def build_task(tasks: Mapping[str, StudyTask], options: TaskOptions) -> Task:
-    """Return the task of a trial, given the options of the task in which it varies.
-
-    Args:
-        tasks: tasks of the study by name, as :func:`load_tasks` returns them.
-        options: the options; of several tasks the name of one.
-    """
+    """Return the task of a trial, given its options, of several tasks the name of one."""
     if ONLY in tasks:
         return tasks[ONLY].build(options)
     return tasks[str(dict(options)[TASK])].build()
@@ -415,11 +410,7 @@ def load_task_of(
 ) -> StudyTask:
     """Load a task from a source as study files state it, and the values of its options.
 
-    Args:
-        source: the source.
-        options: values of options by name.
-        folder: folder that paths are relative to.
-        code: text of a user's own class; None to read it.
+    Without the ``code`` of a user's own class, the source is read, relative to ``folder``.
 
     Raises:
         TaskError, UserError: as of :func:`load_tasks`.

@@ -144,20 +144,12 @@ def open_study(
     device: torch.device = _CPU,
     trains: bool = True,
 ) -> StudyHandle:
-    """Open a stored study by its name, to train its trials.
-
-    Args:
-        name: name of the study.
-        url: URL of the storage.
-        options: what this worker chooses for itself.
-        device: device on which it trains.
-        trains: whether this process trains, and not only others that it starts.
+    """Open a stored study by its name, to train its trials in this process, if it ``trains``.
 
     Raises:
         CellError, TaskError, CorpusError: if a cell, the task or the corpus cannot be loaded.
         DeviceError: if the device does not support the study's precision.
-        UserError: if an option is invalid.
-        UserError: if corpus, cells or task are not those of the study.
+        UserError: if an option is invalid, or corpus, cells or task are not those of the study.
         StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
     """
     local = load_overrides(options.overrides)
@@ -185,20 +177,14 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
 
     Invalid input is rejected before anything is written.
 
-    Args:
-        options: what the user asks for.
-        device: device on which this worker trains.
-
     Raises:
-        CellError: if a user's own cell cannot be loaded, or a new one breaks the contract.
-        TaskError: if the task cannot be loaded or breaks the contract.
+        CellError, TaskError: if a cell or the task cannot be loaded or breaks the contract.
         DeviceError: if the device does not support the study's precision.
         UserError, CorpusError: if the config or the corpus is invalid.
         StorageError: if the storage cannot be used.
-        UserError: if the study exists with other settings or another corpus.
-        StudyNotFoundError, UserError: if the source of a refinement is missing or not
-            finished.
-        UserError: if the study cannot be extended because workers hold trials.
+        StudyNotFoundError: if the source of a refinement is missing.
+        UserError: if the source is not finished, the study exists with other settings or data, or
+            it cannot be extended now.
     """
     file = load_file(options)
     name = options.name or file.name
@@ -361,11 +347,7 @@ def _join(
 ) -> StudyHandle | None:
     """Open a stored study under settings that keep its results comparable; extend it if asked to.
 
-    Args:
-        storage: storage of the study.
-        wanted: the study as this process would have it.
-        options: what the user asks for.
-        created: notice that this process has created it; "" if it has not.
+    ``created`` is the notice that this process has created it; "" if it has not.
 
     Returns:
         None if another process has extended it meanwhile.

@@ -41,10 +41,8 @@ class Display(logging.Handler):
 
     A terminal and a notebook have a bar; in anything else, such as a file, there is a line of
     progress from time to time. It is a context manager. A thread prints what is logged meanwhile,
-    so that a terminal that is paused blocks neither the training nor its heartbeats.
-
-    Args:
-        stop: is told when the reader of the output has exited.
+    so that a terminal that is paused blocks neither the training nor its heartbeats. The shutdown
+    signal is told when the reader of the output has exited.
     """
 
     def __init__(self, stop: ShutdownSignal | None = None) -> None:

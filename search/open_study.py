@@ -31,10 +31,8 @@ class OpenStudy:
 
     Attributes:
         study: the Optuna study, with its sampler.
-        storage: storage that holds it.
         config: stored config, with this worker's settings for leases, checkpoints, outages and
             kept weights.
-        folders: folders with its files.
         record: what the study stored about itself when it was opened.
     """
 
@@ -70,11 +68,6 @@ class OpenStudy:
 
 def open_stored(name: str, url: str, artifacts: str | None = None) -> OpenStudy:
     """Open a stored study by its name.
-
-    Args:
-        name: name of the study.
-        url: URL of the storage.
-        artifacts: folder of its files, see :class:`studies.artifacts.ArtifactFolders`.
 
     Raises:
         UserError: if the folder cannot be used.

@@ -201,9 +201,7 @@ def _format_range(numbers: Sequence[int]) -> str:
 def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     """Plan a study that a user asks for, whether or not it exists; nothing is written.
 
-    Args:
-        options: what the user asks for; workers and threads are assumed for the time.
-        is_timed: whether to train networks of each shape for a second, half a minute in all.
+    If it ``is_timed``, networks of each shape are trained for a second, half a minute in all.
 
     Raises:
         UserError: for invalid input.
@@ -270,10 +268,7 @@ def _choose_examples(
 ) -> dict[int, Params]:
     """Return examples of the trials of one shape by the number of weights, the least first.
 
-    Args:
-        trials: the trials.
-        study: the study.
-        limit: number of architectures whose weights are counted.
+    The weights of ``limit`` architectures are counted.
     """
     config = study.config
     architectures: dict[tuple[Any, ...], Params] = {}
@@ -320,11 +315,7 @@ def _time_trial(
 ) -> float:
     """Return the time of the training of one of some trials that train together.
 
-    Args:
-        batch: parameters of the trials.
-        study: the study.
-        device: device to train on.
-        seconds: time to train for, after a first update.
+    They train for some seconds after a first update.
     """
     config = study.config
     trial_configs = [to_trial_config(params, config) for params in batch]

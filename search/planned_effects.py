@@ -56,10 +56,7 @@ class PlannedEffect:
 def plan_effects(trials: Iterable[Params], config: StudyConfig) -> dict[str, list[PlannedEffect]]:
     """Plan the effects of the parameters of some trials, within each task.
 
-    Args:
-        trials: parameters of the trials.
-        config: config of the study. Each architecture is judged at one value of a nuisance
-            parameter.
+    Each architecture is judged at one value of a nuisance parameter.
 
     Returns:
         The contrasts of each task by its name, or of the only one by "".
@@ -121,12 +118,7 @@ def describe_weakest(effects: Mapping[str, Sequence[PlannedEffect]], config: Stu
 def list_shortages(
     effects: Mapping[str, Sequence[PlannedEffect]], config: StudyConfig
 ) -> list[str]:
-    """Return sentences on the parameters of which no effect can be significant.
-
-    Args:
-        effects: planned effects of each task by its name.
-        config: config of the study.
-    """
+    """Return sentences on the parameters of which no effect can be significant."""
     parameters: dict[str, dict[str, None]] = {}  # by what is to be said of them
     setting = "refinement.replicates" if config.refinement else "replicates"
     for task, planned in effects.items():

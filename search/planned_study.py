@@ -174,10 +174,6 @@ class PlannedStudy:
 def plan_study(options: RunOptions, device: torch.device) -> PlannedStudy:
     """Return the study that a user asks for as it would be created; nothing is written.
 
-    Args:
-        options: what the user asks for.
-        device: device on which this worker would train.
-
     Raises:
         Exception: the errors of :func:`search.create_or_join.create_or_join`, but those of a study
             that exists.

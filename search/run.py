@@ -71,8 +71,7 @@ class RunResult:
     """Result of a run.
 
     Attributes:
-        study: name of the study.
-        finished: number of its finished trials, by any worker.
+        finished: number of finished trials, by any worker.
         was_finished: whether it was finished when this process joined it.
         signal: number of the signal that stopped the run; None without one.
         failed_workers: number of worker processes that failed, after a warning for each.
@@ -121,11 +120,8 @@ def run_workers(
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
-    Args:
-        options: what the user asks for.
-        launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
-            workers on this machine.
-        while_open: is entered once the study is open, and left at the end of the run.
+    Without a launcher from :func:`search.launch.jobs.prepare_launch` workers run on this machine.
+    ``while_open`` is entered once the study is open, and left at the end of the run.
 
     Raises:
         UserError: for invalid input, before anything is written.
@@ -351,11 +347,7 @@ def _remove_leftovers(handle: StudyHandle) -> None:
 def run_worker_process(name: str, url: str, options: WorkerOptions, output: Connection) -> None:
     """Work on a stored study; the parent process shows what this one prints, and the progress.
 
-    Args:
-        name: name of the study.
-        url: URL of the storage.
-        options: what this worker chooses for itself.
-        output: replaces the standard output and the standard error.
+    ``output`` replaces the standard output and the standard error.
     """
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
@@ -418,7 +410,7 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
                 processes.append(_start_process(arguments, display, readers))
         while not stop.requested and (alive := [p for p in processes if p.is_alive()]):
             connection.wait([process.sentinel for process in alive], POLL_SECONDS)
-            _warn_of_failed([process for process in processes if _was_killed(process)], warned)
+            _warn_of_failed([p for p in processes if (p.exitcode or 0) < 0], warned)  # killed
     finally:
         for process in processes:
             if process.is_alive():
@@ -449,10 +441,6 @@ def _start_process(
         process.start()
     readers.append(display.print_output(lines))
     return process
-
-
-def _was_killed(process: BaseProcess) -> bool:
-    return process.exitcode is not None and process.exitcode < 0
 
 
 def _warn_of_failed(failed: Iterable[BaseProcess], warned: set[BaseProcess]) -> None:

@@ -51,7 +51,6 @@ class Status:
     """Progress of a study.
 
     Attributes:
-        name: name of the study.
         counts: number of grid trials by state.
         best: what is best so far; None before the first complete trial, and of several tasks.
         seconds_left: estimated time with the current workers; None if unknown.
@@ -186,7 +185,8 @@ class StatusReader:
         active = sum(1 if worker.name else len(worker.trials) for worker in alive)
         active = max(active, self._workers)
         if not (self._config.pruning.enabled and counts.waiting):
-            params = _list_cost_params(self._config)
+            grid = self._config.grid
+            params = [name for name in COST_PARAMS if grid is None or name in grid.search_space]
             timing = timing_by_shape(self._storage, self._study._study_id, params)
             return estimate_seconds_left(timing, counts, active), None
         # Pruning decides how many trials are needed.
@@ -194,12 +194,6 @@ class StatusReader:
         if forecast is None:
             return None, None
         return forecast.likely / active, (forecast.low / active, forecast.high / active)
-
-
-def _list_cost_params(config: StudyConfig) -> Sequence[str]:
-    """Return the parameters in which trials of different cost can differ."""
-    grid = config.grid
-    return COST_PARAMS if grid is None else [n for n in COST_PARAMS if n in grid.search_space]
 
 
 def estimate_seconds_left(

@@ -128,12 +128,7 @@ def _chances_to_train(policy: PruningPolicy) -> Floats:
 def measure_pace(trials: Sequence[Mapping[str, Any]], rates: Sequence[float | None]) -> Floats:
     """Return the seconds per step of each trial: the mean of those of its shape, (N,).
 
-    Args:
-        trials: parameters of the trials.
-        rates: steps per second of each; None if it is unknown.
-
-    Returns:
-        NaN where no trial of a shape has a rate.
+    It is NaN where no trial of a shape has a rate in steps per second.
     """
     shapes = [tuple(params.get(name) for name in COST_PARAMS) for params in trials]
     known: dict[tuple[Any, ...], list[float]] = {}

@@ -46,12 +46,7 @@ SPENDING_EXPONENT = 2.0
 
 @dataclass(frozen=True)
 class PruneDecision:
-    """Decision that a trial is paused or pruned.
-
-    Attributes:
-        is_final: whether the trial is pruned rather than paused.
-        attributes: user attributes to record with the trial.
-    """
+    """Decision that a trial is pruned (``is_final``) or paused, with attributes to record."""
 
     is_final: bool
     attributes: Mapping[str, Any]

@@ -6,14 +6,12 @@ No failure to read, write or remove one ends a training.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
 import tenacity
 from optuna.trial import FrozenTrial
 
-from reports.stats.run_means import RankedArchitecture
 from rnn.errors import CheckpointError
 from search.open_study import OpenStudy
 from search.worker.claims import Claim
@@ -22,7 +20,6 @@ from studies.best import BestReader
 from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
-from studies.storage.trials import StoredTrial
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -248,7 +245,8 @@ class BestWeights:
                 self._files.evict([number for number, _ in ranking], count)
 
     def _evict_runs(self, count: int, number: int) -> None:
-        if (found := self._query(partial(self._read_runs, number))) is None:
+        found = self._query(lambda: self._best.read_ranking(self._find_task(number)))
+        if found is None:
             return
         trials, ranking = found
         places = zip_longest(*(architecture.runs for architecture in ranking))
@@ -257,12 +255,15 @@ class BestWeights:
             count = min(UNFINISHED_FACTOR * count, max(count, len(ranking)))
         self._files.evict(order, count)
 
-    def _read_runs(self, number: int) -> tuple[list[StoredTrial], list[RankedArchitecture]]:
-        return self._best.read_ranking(self._find_task(number))
-
     def _read_ranking(self, count: int, number: int) -> list[tuple[int, float]] | None:
         """Read the best trials, of several tasks those of the task of the trial with a number."""
-        read = partial(self._read_top, count, number)
+        task_names = self._study.config.task_names
+
+        def read() -> list[tuple[int, float]]:
+            place = task_names.index(self._find_task(number)) if task_names else None
+            top = top_trials(self._study.storage, self._study.study_id, count, place)
+            return [(number, value) for _, number, value in top]
+
         ranking: list[tuple[int, float]] | None = self._query(read)
         return ranking
 
@@ -274,11 +275,3 @@ class BestWeights:
         study_id = self._study.study_id
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
         return str(storage.get_trial(trial_id).params[TASK])
-
-    def _read_top(self, count: int, number: int) -> list[tuple[int, float]]:
-        task = self._find_task(number)
-        place = self._study.config.task_names.index(task) if task else None
-        storage = self._study.storage
-        study_id = self._study.study_id
-        top = top_trials(storage, study_id, count, place)
-        return [(number, value) for _, number, value in top]

@@ -190,8 +190,6 @@ class ClaimManager:
     of waiting for long, and :meth:`submit` does not wait.
 
     Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
         worker: name of this worker.
         stop: signal to return early on.
         lease_seconds: time without a heartbeat after which others may claim a trial of this worker.

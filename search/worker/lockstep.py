@@ -67,8 +67,6 @@ class LockstepPlan:
     """Decides how many trials, and which, are trained together with a claimed one.
 
     Args:
-        config: config of the study.
-        device: device to train on.
         spec_of: returns what the networks with some options of the task read and predict.
         limit: maximum number of networks to train together; None to choose by device.
 

@@ -99,7 +99,6 @@ class TrialQueue:
     """The trials of a study, as one worker takes and settles them.
 
     Args:
-        study: the study; trials are paused and pruned if its config says so.
         manager: entered claim manager.
         stop: ends the batches, and the training at the next poll.
         on_finished: called with the number of each trial that is finished, pruned ones included.
@@ -199,11 +198,8 @@ class TrialQueue:
     ) -> Iterator[None]:
         """Requeue those of a batch's trials that are not settled when the block ends early.
 
-        A requested shutdown ends the block without an error.
-
-        Args:
-            save: called at a shutdown and in an outage with the trials that this worker holds, to
-                write checkpoints of them.
+        A requested shutdown ends the block without an error. At a shutdown and in an outage,
+        ``save`` is called with the trials that this worker holds, to write checkpoints of them.
         """
         try:
             yield
@@ -341,11 +337,7 @@ class TrialQueue:
     ) -> None:
         """Requeue a trial for a retry after an error, or fail it after the last one.
 
-        Args:
-            claim: claim of the trial.
-            error: the error.
-            cause: its kind, which is counted.
-            attributes: user attributes to record if the trial fails.
+        The cause is counted; the attributes are recorded if the trial fails.
         """
         message = format_error(error)
         counts = claim.trial.user_attrs.get(RETRY_COUNTS, {})

@@ -1,4 +1,4 @@
-"""Train states of claimed trials: their checkpoints, and the versions that trained them."""
+"""What identifies the training of a trial, and the versions that trained it."""
 
 import json
 from collections.abc import Mapping
@@ -9,8 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from rnn.training import checkpoint
-from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
-from search.worker.claims import Claim
+from rnn.training.checkpoint import TrainState
 from search.worker.lockstep import to_train_config
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, VersionRecord
 from studies.config import StudyConfig, to_trial_config
@@ -21,20 +20,6 @@ from studies.storage.storage import LeasedRDBStorage
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
-
-
-def encode_state(state: TrainState, claim: Claim, config: StudyConfig) -> bytes:
-    """Return the checkpoint of a claimed trial in a train state."""
-    return serialize_checkpoint(state, checkpoint_identity(claim.trial.params, config))
-
-
-def decode_state(claim: Claim, content: bytes, config: StudyConfig) -> TrainState:
-    """Return the train state in a claimed trial's checkpoint.
-
-    Raises:
-        CheckpointError: if it is damaged, or of another training.
-    """
-    return deserialize_checkpoint(checkpoint_identity(claim.trial.params, config), content)
 
 
 def checkpoint_identity(params: Mapping[str, Any], config: StudyConfig) -> str:

@@ -20,7 +20,7 @@ from rnn.errors import CellError
 from rnn.export import SavedModel, generate, serialize_model
 from rnn.network import count_parameters
 from rnn.tasks.task import Task
-from rnn.training.checkpoint import TrainState
+from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import CURVE_POINTS, TrainLoop
 from search.create_or_join import StudyHandle
@@ -31,12 +31,7 @@ from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
-from search.worker.train_states import (
-    current_versions,
-    decode_state,
-    earlier_versions,
-    encode_state,
-)
+from search.worker.train_states import checkpoint_identity, current_versions, earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.messages import to_printable
@@ -57,8 +52,6 @@ class Trainer:
     """Trains the trials of a study, those of one shape in lockstep.
 
     Args:
-        handle: the study.
-        device: device to train on.
         budget: entered thread budget.
         query: runs a query of the storage; see :class:`BestWeights`.
         worker: name of this worker.
@@ -110,7 +103,7 @@ class Trainer:
                 none. Decisions may come late: those on trials that no longer train are ignored.
         """
         self.budget.apply()
-        states = self._checkpoints.resume(claims, partial(decode_state, config=self.config))
+        states = self._checkpoints.resume(claims, self._decode)
         # Networks in lockstep are at one step: usually all, for they were interrupted together.
         for step in sorted({_step(state) for state in states.values()}):
             group = {
@@ -130,7 +123,12 @@ class Trainer:
                 self._write_checkpoint(claim, self._loop.train_state(trial_config))
 
     def _write_checkpoint(self, claim: Claim, state: TrainState) -> bool:
-        return self._checkpoints.write(claim, partial(encode_state, state, claim, self.config))
+        identity = checkpoint_identity(claim.trial.params, self.config)
+        return self._checkpoints.write(claim, partial(serialize_checkpoint, state, identity))
+
+    def _decode(self, claim: Claim, content: bytes) -> TrainState:
+        identity = checkpoint_identity(claim.trial.params, self.config)
+        return deserialize_checkpoint(identity, content)
 
     def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and the attributes of a trial that fails with it."""
@@ -385,11 +383,8 @@ def _evaluate_networks(
 ) -> list[dict[str, Any]]:
     """Evaluate the networks of a finished train loop, in their order.
 
-    Args:
-        loop: the train loop.
-        task: the task that it trained on.
-        config: config of the study; the test split is read only if it says so.
-        on_step: callback after every step; an exception that it raises ends the evaluation.
+    The test split is read only if the config says so. An exception of ``on_step`` ends the
+    evaluation.
 
     Returns:
         Fields of :class:`studies.attributes.TrialRecord`.
@@ -441,10 +436,7 @@ def _mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
 class Worker:
     """Works on a study until all its trials are finished.
 
-    Args:
-        queue: trials of the study.
-        trainer: trains them.
-        wait: whether to stay until the trials that others run are finished too.
+    With ``wait`` it stays until the trials that others run are finished too.
     """
 
     def __init__(self, queue: TrialQueue, trainer: Trainer, wait: bool = True) -> None:
