@@ -3,11 +3,10 @@
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from optuna import Study
 
-from studies.artifacts import ArtifactFolders, ArtifactKind, TrialFileKind, TrialFiles
+from studies.artifacts import ArtifactFolders, TrialFileKind, TrialFiles
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.storage.counts import StudyIdentity
@@ -45,10 +44,6 @@ class OpenStudy:
     def artifact_folder(self) -> str:
         """Name of the study's artifact folder, unique among studies, which never changes."""
         return self.record.artifact_folder
-
-    def folder(self, kind: ArtifactKind) -> Path:
-        """Return the study's folder of files of a kind."""
-        return self.folders.root(kind) / self.artifact_folder
 
     def trial_files(self, kind: TrialFileKind) -> TrialFiles:
         """Return the files of a kind, one for each trial."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tenacity
 from optuna.trial import FrozenTrial
@@ -20,6 +20,9 @@ from studies.best import BestReader
 from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
+
+if TYPE_CHECKING:
+    from rnn.training.checkpoint import TrainState
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -54,25 +57,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
-class TrainingState(Protocol):
-    """What a checkpoint holds."""
-
-    @property
-    def step(self) -> int:
-        """Step that the training has reached."""
-
-    @property
-    def curve(self) -> dict[int, float]:
-        """Values recorded up to it, by step."""
-
-    @property
-    def metrics(self) -> dict[str, dict[int, float]]:
-        """Held-out loss and metrics up to it, each by step."""
-
-
-State = TypeVar("State", bound=TrainingState)
-
-Decoder = Callable[[Claim, bytes], State]
+Decoder = Callable[[Claim, bytes], "TrainState"]
 """Returns the state in a trial's checkpoint; raises CheckpointError if it is damaged, or of another
 training."""
 
@@ -83,12 +68,12 @@ class Checkpoints:
     def __init__(self, study: OpenStudy) -> None:
         self._files = study.trial_files("checkpoint")
 
-    def resume(self, claims: Sequence[Claim], decode: Decoder[State]) -> dict[Claim, State | None]:
+    def resume(self, claims: Sequence[Claim], decode: Decoder) -> "dict[Claim, TrainState | None]":
         """Return the state in each trial's checkpoint; None where it starts from step 0.
 
         Each claim's curve is replaced by that of its state.
         """
-        states: dict[Claim, State | None] = {}
+        states: dict[Claim, TrainState | None] = {}
         missing: dict[str, list[FrozenTrial]] = {}
         for claim in claims:
             states[claim] = state = self._read(claim, decode, missing)
@@ -119,9 +104,9 @@ class Checkpoints:
     def _read(
         self,
         claim: Claim,
-        decode: Decoder[State],
+        decode: Decoder,
         missing: dict[str, list[FrozenTrial]],
-    ) -> State | None:
+    ) -> "TrainState | None":
         """Return the state in a trial's checkpoint; add a missing one to ``missing``."""
         number = claim.trial.number
         try:
@@ -157,7 +142,7 @@ class Checkpoints:
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
 
-def _report_resumed(states: Mapping[Claim, TrainingState | None]) -> None:
+def _report_resumed(states: "Mapping[Claim, TrainState | None]") -> None:
     numbers: dict[int, list[int]] = {}
     for claim, state in states.items():
         # One that resumes after a pause needs no message.
