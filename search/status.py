@@ -54,7 +54,6 @@ class Status:
         counts: number of grid trials by state.
         best: what is best so far; None before the first complete trial, and of several tasks.
         seconds_left: estimated time with the current workers; None if unknown.
-        seconds_range: of a search that prunes, the least and the most that it is likely to be.
         retries: number of requeued trials, by reason.
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
@@ -71,7 +70,6 @@ class Status:
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
     workers: Sequence[ActiveWorker] = ()
     best_by_task: Mapping[str, Best] = field(default_factory=dict)
-    seconds_range: tuple[float, float] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -87,7 +85,6 @@ class Status:
             **asdict(self.counts),
             "best": self.best.as_json() if self.best else None,
             "seconds_left": self.seconds_left,
-            "seconds_range": self.seconds_range,
             "retries": dict(self.retries),
             "audit": {
                 "trials": self.audited,
@@ -160,26 +157,22 @@ class StatusReader:
                 name = storage.get_study_name_from_id(study_id)
             counts = count_trials(storage, study_id)
             holders = read_active_workers(connection, study_id)
-            likely, range_of_seconds = self._estimate_time(counts, holders)
             is_pruned = self._config.pruning.enabled
             audited = count_where(connection, study_id, has_system_attr(AUDIT)) if is_pruned else 0
             return Status(
                 name,
                 counts,
                 self._best_reader.read(),
-                likely,
+                self._estimate_time(counts, holders),
                 count_retries(storage, study_id),
                 audited,
                 read_audit_looks(storage, study_id) if audited else {},
                 holders,
                 self._best_reader.read_tasks(),
-                range_of_seconds,
             )
 
-    def _estimate_time(
-        self, counts: TrialCounts, holders: Sequence[ActiveWorker]
-    ) -> tuple[float | None, tuple[float, float] | None]:
-        """Return the likely seconds that are left and, of a search that prunes, their range."""
+    def _estimate_time(self, counts: TrialCounts, holders: Sequence[ActiveWorker]) -> float | None:
+        """Return the seconds that are left with the current workers; None if that is unknown."""
         # Of programs without a lease, each is taken to run one trial.
         alive = [worker for worker in holders if not worker.is_expired]
         active = sum(1 if worker.name else len(worker.trials) for worker in alive)
@@ -188,12 +181,10 @@ class StatusReader:
             grid = self._config.grid
             params = [name for name in COST_PARAMS if grid is None or name in grid.search_space]
             timing = timing_by_shape(self._storage, self._study._study_id, params)
-            return estimate_seconds_left(timing, counts, active), None
+            return estimate_seconds_left(timing, counts, active)
         # Pruning decides how many trials are needed.
-        forecast = self._forecaster.read() if active else None
-        if forecast is None:
-            return None, None
-        return forecast.likely / active, (forecast.low / active, forecast.high / active)
+        seconds = self._forecaster.read() if active else None
+        return None if seconds is None else seconds / active
 
 
 def estimate_seconds_left(
@@ -349,11 +340,5 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
 
 
 def _format_seconds_left(status: Status) -> str:
-    """Format the time left, of a search that prunes with its range; empty if it is unknown."""
-    if not status.seconds_left:
-        return ""
-    text = f"about {format_duration(status.seconds_left)}"
-    if status.seconds_range is None:
-        return text
-    low, high = map(format_duration, status.seconds_range)
-    return text if low == high else f"{text} ({low} to {high})"
+    """Format the time left; empty if it is unknown."""
+    return f"about {format_duration(status.seconds_left)}" if status.seconds_left else ""

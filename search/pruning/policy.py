@@ -330,23 +330,17 @@ class PruningPolicy:
         spent = self._pruned_loss + self.keep_probabilities[order].cumsum()
         return frozenset(order[spent <= share * self.loss_budget].tolist())
 
-    def plan_training(self, resolved: float = 1.0) -> list[int]:
+    def plan_training(self) -> list[int]:
         """Return the indices of the trials that train on if predictions stay as they are.
 
         They are running and paused ones, the most promising first. Among the others and the pruned
         ones, no more of the best are expected than the loss budget.
-
-        Args:
-            resolved: share of the keep probability of a paused trial that is no longer lost once it
-                has trained on: the others pause again with what is left.
         """
         unfinished = self.state.in_stage(TrialStatus.PAUSED, TrialStatus.RUNNING)
         candidates = np.flatnonzero(unfinished)
         order = candidates[np.argsort(-self.promotion_scores[candidates], kind="stable")]
         probabilities = self.keep_probabilities[order]
-        is_likely = probabilities >= ALWAYS_CONTINUE
-        saved = np.where(is_likely, probabilities, resolved * probabilities)
-        lost = self._pruned_loss + probabilities.sum() - (saved.cumsum() - saved)
+        lost = self._pruned_loss + probabilities.sum() - (probabilities.cumsum() - probabilities)
         return [int(trial) for trial in order[lost > self.loss_budget]]
 
     @cached_property

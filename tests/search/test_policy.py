@@ -155,7 +155,7 @@ def test_degenerate_curves_give_probabilities(kind, complete):
     policy.look()
     assert not {*policy.to_prune} & {*policy.plan_training()}
     found = forecast_training(policy, policy.state, np.zeros(96, dtype=bool), np.ones(96))
-    assert complete == 2 or 0 <= found.low <= found.likely <= found.high
+    assert complete == 2 or found >= 0
 
 
 def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
@@ -273,7 +273,7 @@ def forecast(state, audited=(), pace=1.0):
 def test_forecast_is_far_below_training_all_that_is_paused():
     state = make_state([COMPLETE] * 20 + [PAUSED] * 70)
     found = forecast(state)
-    assert 0 <= found.low <= found.likely <= found.high < 70 * STEPS / 2
+    assert 0 <= found < 70 * STEPS / 2
 
 
 def test_audited_trials_train_to_their_end_and_running_ones_to_their_rung():
@@ -281,9 +281,9 @@ def test_audited_trials_train_to_their_end_and_running_ones_to_their_rung():
     rest = STEPS - 80 - 40  # of a running trial at the second of the rungs, half way to the third
     base, more = forecast(make_state(stages)), make_state([*stages, RUNNING])
     to_end = forecast(more, audited=[70])
-    assert to_end.low - base.low == pytest.approx(rest, rel=0.1)
+    assert to_end - base == pytest.approx(rest, rel=0.2)
     to_rung = forecast(more)
-    assert to_rung.low - base.low >= 40
+    assert to_rung - base >= 40
 
 
 def test_nothing_is_forecast_before_predictions_or_without_a_pace():
@@ -298,18 +298,15 @@ def test_pace_is_the_mean_of_a_shape():
     assert math.isnan(pace[3])
 
 
-def test_status_shows_the_time_left_with_its_range(sqlite_url, text):
+def test_status_shows_the_time_left(sqlite_url, text):
     made = create_large_study(sqlite_url, 96, 40, pruning=True, corpus=str(text), overrides=SMALL)
     with made.storage.reading():
         status = StatusReader(made.study, made.storage, made.config, workers=2).read_status()
-    low, high = status.seconds_range
-    assert 0 < low < status.seconds_left < high
-    assert status.as_json()["seconds_range"] == (low, high)
+    assert status.seconds_left > 0
     (line,) = [
         line for line in format_status(status, made.config).splitlines() if "time left" in line
     ]
     assert line.startswith("time left about ")
-    assert " to " in line
     made.storage.close()
 
 
