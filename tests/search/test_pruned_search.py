@@ -11,7 +11,6 @@ from unittest.mock import Mock
 import hooks
 import pytest
 from helpers import ROOT, TEXT, join_study
-from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from test_several_tasks import FLOORS
 from test_worker import create_study, work
@@ -117,7 +116,6 @@ def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == counts.planned == len(kept)
     assert counts.paused == counts.waiting == 0
-    assert isinstance(joined.study.pruner, NopPruner)
 
 
 @pytest.mark.extended
@@ -231,7 +229,7 @@ def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text
     assert create_study(url, text, *quiet).config.pruning.enabled
     with pytest.raises(UserError, match=r"pruning\.enabled: True in the study, False here"):
         search(url, text, "pruning.enabled=false", prune=False)
-    with pytest.raises(UserError, match=r"^\d+ trials are pruned.*start a wider study under"):
+    with pytest.raises(UserError, match="start a wider study under"):
         search(url, text, "space.layers=[1, 2]", extend=True)
 
 
