@@ -152,6 +152,11 @@ class PlannedStudy:
     notices: Sequence[str]
 
     @property
+    def params(self) -> list[Params]:
+        """The parameters of its trials."""
+        return [trial.params for trial in self.trials]
+
+    @property
     def copied(self) -> dict[int, int]:
         """The trials, by place, that have the results of a run of the source, by number."""
         return {
@@ -159,11 +164,6 @@ class PlannedStudy:
             for place, trial in enumerate(self.trials)
             if COPIED_FROM in trial.attributes
         }
-
-    @property
-    def params(self) -> list[Params]:
-        """The parameters of its trials."""
-        return [trial.params for trial in self.trials]
 
     @property
     def trained(self) -> list[StoredTrial]:

@@ -310,6 +310,10 @@ def test_runs_that_a_refinement_would_repeat_are_not_trained_again(grid, refine,
     assert "2 trials would repeat runs of grid exactly: these runs count here." in page
     unchanged, _ = StudyFindings(refined._read_results()).variants
     assert (unchanged.count, unchanged.source_difference) == (2, 0.0)
+    # The same refinement under another name has the weights of the source as well.
+    again = rnn_search.run(refined.name, name="again", storage=grid.storage, threads=1)
+    for number in again.results.index[again.results["copied_from"].notna()]:
+        again.trial(number).network()
 
 
 @pytest.mark.parametrize(
