@@ -1,9 +1,8 @@
-"""A Ray cluster of several nodes on this machine, for tests."""
+"""A Ray cluster of two nodes on this machine, for tests."""
 
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +24,6 @@ START_ATTEMPTS = 5
 
 TOO_SLOW = "The current node timed out during startup"
 """Message of a node that has not started after half a minute, which Ray does not let one change."""
-
-NO_AGENT = "No available agent to submit job"
-"""Message of a cluster that has waited ten seconds for the process that starts jobs."""
 
 # Ray's nodes and workers are started by the tests: hooks reach a worker in its environment.
 SITE = f"""
@@ -104,26 +100,23 @@ class RayNode:
 class RayCluster:
     """Context that runs a Ray cluster on this machine, with its own ports and folders."""
 
-    def __init__(self, nodes: int = 2, has_dashboard: bool = False) -> None:
+    def __init__(self) -> None:
         if not COMMAND.exists() or shutil.which(str(COMMAND)) is None:
             report_missing("Ray")
-        self._count, self._has_dashboard = nodes, has_dashboard
         self.nodes: list[RayNode] = []
 
     def __enter__(self) -> "RayCluster":
         # Short: the path of a socket in it has at most 107 characters.
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
-        port, client, dashboard = free_port(), free_port(), free_port()
+        port, client = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         self.client_address = f"ray://127.0.0.1:{client}"
-        self.dashboard = f"http://127.0.0.1:{dashboard}"
         try:
             self._add(
                 "--head", "--num-cpus=1", f"--port={port}", f"--ray-client-server-port={client}",
-                f"--include-dashboard={self._has_dashboard}", f"--dashboard-port={dashboard}",
+                "--include-dashboard=False",
             )  # fmt: skip
-            for _ in range(1, self._count):
-                self.add_node()
+            self.add_node()
         except BaseException:
             self.__exit__()
             raise
@@ -139,37 +132,8 @@ class RayCluster:
         """Variables with which commands reach this cluster."""
         return {
             "RAY_ADDRESS": self.address,
-            "RAY_API_SERVER_ADDRESS": self.dashboard,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-
-    def submit(self, folder: Path, *command: str) -> str:
-        """Submit a job whose working directory is uploaded from a folder; return the job's name."""
-
-        def submit() -> str | None:
-            submitted = subprocess.run(
-                [COMMAND, "job", "submit", "--no-wait", "--working-dir", ".", "--", *command],
-                cwd=folder,
-                env={**os.environ, **self.environment},
-                capture_output=True,
-                text=True,
-                timeout=HANG_TIMEOUT,
-            )
-            output = submitted.stdout + submitted.stderr
-            # A node takes jobs some time after it belongs to the cluster.
-            if submitted.returncode and NO_AGENT in output:
-                return None
-            assert submitted.returncode == 0, output
-            job = re.search(r"raysubmit_\w+", output)
-            assert job, output
-            return job[0]
-
-        return wait_until(submit)
-
-    def stop(self, job: str) -> None:
-        environment = {**os.environ, **self.environment}
-        command = [COMMAND, "job", "stop", "--no-wait", job]
-        subprocess.run(command, env=environment, check=True, timeout=HANG_TIMEOUT)
 
     def add_node(self) -> RayNode:
         return self._add(

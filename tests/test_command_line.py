@@ -54,20 +54,6 @@ def load(url: str, name: str = "quick") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=url)
 
 
-def test_unfinished_study_is_refined_only_with_partial(invoke, sqlite_url, create_only, tmp_path):
-    study = create_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
-    for value in range(2):
-        study.tell(study.ask(), float(value))
-    refine = ("refine", "quick-refined", "--storage", sqlite_url, *TINY)
-    refine += ("--set=refinement.variants=[{}]",)
-    line = require_refused(invoke(*refine), "--partial")
-    assert "finished 2 of 8 trials (0 running, 6 waiting)" in line
-    assert optuna.get_all_study_names(sqlite_url) == ["quick"]
-    done = invoke(*refine, "--partial", report=False)
-    assert done.returncode == 0, done.stderr
-    assert optuna.get_all_study_names(sqlite_url) == ["quick", "quick-refined"]
-
-
 def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(search, sqlite_url):
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
     found = re.search(r"precision (bf16|fp32) on cpu: .*; fixed for this study", made.stdout)
@@ -82,22 +68,6 @@ def test_automatic_precision_is_reported_by_the_run_that_creates_the_study(searc
 
 
 # ------------------------------------------------------------------ extensions
-
-
-def test_extension_runs_the_new_trials_only_and_accepts_earlier_configs(search, sqlite_url):
-    assert "created with 1 trial, 4 training steps in all" in search().stdout
-    (first,) = load(sqlite_url).trials
-    wider = ("--set=space.layers=[1, 2]", "--set=space.state_size=[3, 4]")
-    assert "extended with 3 trials, 12 training steps in all" in search(*wider, "--extend").stdout
-    study = load(sqlite_url)
-    shapes = [(trial.params["layers"], trial.params["state_size"]) for trial in study.trials]
-    assert sorted(shapes) == [(1, 3), (1, 4), (2, 3), (2, 4)]
-    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
-    again = study.trials[0]
-    for name in ("params", "value", "datetime_complete"):
-        assert getattr(again, name) == getattr(first, name)
-    assert again.distributions["layers"].choices == (1, 2)
-    assert "study 'quick' was extended: using its stored trials" in search().stdout
 
 
 def test_question_of_a_derived_study_is_kept_until_it_is_extended(search, invoke, sqlite_url):

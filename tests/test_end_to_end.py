@@ -141,17 +141,6 @@ def trial_states(url):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("count", [1, 2])
-def test_first_or_second_interrupt_of_the_parent_process_stops_its_workers(held, sqlite_url, count):
-    search = held("--lockstep", "2", workers=2)
-    for _ in range(count):
-        search.send(signal.SIGINT)
-    assert search.wait() == 130
-    assert "stopped; progress is saved" in search.stdout or count == 2
-    wait_until(lambda: trial_states(sqlite_url) == {TrialState.WAITING})
-
-
-@pytest.mark.extended
 def test_closed_terminal_stops_its_worker(held, sqlite_url):
     terminal, end = pty.openpty()
     closing = threading.Event()

@@ -157,14 +157,6 @@ def test_workflow_runs_everything_and_the_tests_with_the_least_and_the_newest_py
     assert {("ubuntu-latest", least), ("ubuntu-latest", newest), ("macos-latest", newest)} == {*on}
 
 
-def test_templates_of_issues_are_forms():
-    forms = [read_yaml(path) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")]
-    assert len(forms) == 2
-    for form in forms:
-        assert form.keys() == {"name", "description", "body"}
-        assert all(field["attributes"]["label"] for field in form["body"])
-
-
 def test_statistics_import_numpy_alone():
     """The other libraries are slow to import, and search and studies import the statistics."""
     code = """

@@ -154,7 +154,6 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
 # ------------------------------------------------------------------ crowds
 
 
-CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "96"))
 CROWD = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "16"))
 CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "10"))
 
@@ -177,15 +176,6 @@ def work(url, trials, folder):
             wait_until(lambda: len(list(folder.iterdir())) > 1)
             manager.finish(claim, TrialState.COMPLETE, 1.0, {})
     return numbers
-
-
-@pytest.mark.parametrize(("kind", "workers"), [("sqlite", 8), ("postgresql", 24)])
-def test_each_trial_is_claimed_once_by_a_crowd(kind, workers, request, tmp_path_factory):
-    url, folder = request.getfixturevalue(f"{kind}_url"), tmp_path_factory.mktemp("claims")
-    claimed = run_simultaneously(work, [(url, CLAIMS, folder)] * workers)
-    assert Counter(chain(*claimed)) == Counter(range(CLAIMS))
-    assert_all_complete(url, CLAIMS)
-    assert sum(map(bool, claimed)) > 1
 
 
 def test_more_workers_than_connections_finish_all_trials(tmp_path):

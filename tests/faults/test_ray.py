@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import shlex
 import signal
 
 import psutil
 import pytest
-from helpers import ROOT, copy_checkout
-from hooks import HANG_TIMEOUT, Hooks
-from process_runner import SETTINGS, query, search_starter, wait_until, wait_until_running
+from hooks import HANG_TIMEOUT
+from process_runner import query, search_starter, wait_until, wait_until_running
 from ray_service import NOT_HEAD, RayCluster
 from small_searches import (
     FOUR,
@@ -29,12 +27,6 @@ ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
 @pytest.fixture(scope="module")
 def cluster():
     with RayCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cluster_with_dashboard():
-    with RayCluster(nodes=1, has_dashboard=True) as cluster:
         yield cluster
 
 
@@ -116,33 +108,6 @@ def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
     command = search(gate=gate)
     (pid,) = wait_until_running([command], lambda: gate.held)
     command.send(signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(pid))
-    assert query(postgresql_url, STATES) == [("WAITING",)]
-
-
-def test_documented_script_runs_without_a_terminal_until_its_job_is_stopped(
-    cluster_with_dashboard, search, gate, postgresql_url, text, tmp_path
-):
-    cluster = cluster_with_dashboard
-    folder = tmp_path / "clone"
-    copy_checkout(folder)
-    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
-    (script,) = (block for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
-                 if "--launch ray" in block and block.startswith("export"))  # fmt: skip
-    settings = SETTINGS | {key.replace("_", ".", 1): value for key, value in FOUR.items()}
-    options = [f"--set={key}={value}" for key, value in settings.items()]
-    options += [f"--corpus={text}", "--lockstep=1", "--no-report"]
-    script = script.replace("postgresql+psycopg://me@database.example/studies", postgresql_url)
-    script = script.replace("/shared/artifacts", f"{tmp_path}/artifacts")
-    script = script.replace("my-study.toml", "stage-one")
-    script = script.replace("--workers 50", f"--workers 1 {shlex.join(options)}")
-    variables = cluster.environment | Hooks(report=False, gate=gate).environment
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    (folder / "search.sh").write_text("\n".join([*exports, script]))
-
-    job = cluster.submit(folder, "bash", "search.sh")
-    (pid,) = wait_until(lambda: gate.held)
-    cluster.stop(job)
     wait_until(lambda: not psutil.pid_exists(pid))
     assert query(postgresql_url, STATES) == [("WAITING",)]
 

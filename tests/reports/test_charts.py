@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 import optuna
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 from factories import make_study, results_of
 from optuna.importance import (
@@ -17,7 +16,6 @@ from optuna.importance import (
 )
 
 from reports.blocks import Column, Table
-from reports.charts.chart import Chart
 from reports.charts.trial_plots import (
     FANOVA_TREES,
     chart_curves,
@@ -145,12 +143,6 @@ def test_curve_of_one_point_is_drawn_as_a_marker(results):
     figure = chart_curves(replace(results, curves=single)).figure
     assert {trace.mode for trace in figure.data} == {"lines+markers"}
     assert {trace.mode for trace in chart_curves(results).figure.data} == {"lines"}
-
-
-def test_chart_is_described_by_its_title_and_its_finding():
-    chart = Chart("Effects", go.Figure())
-    assert chart.description == "Effects."
-    assert replace(chart, finding="One helps.").description == "Effects. One helps."
 
 
 # ------------------------------------------------------------------ tables and names

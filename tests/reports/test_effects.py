@@ -16,7 +16,6 @@ from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.design import Contrast
 from reports.stats.differences import Method
 from reports.stats.effects import FactorialTable
-from reports.stats.noise import estimate_deviations
 from reports.stats.power import find_smallest_effect, find_smallest_share
 from reports.study_reader import read_results
 from rnn_search import load
@@ -25,8 +24,6 @@ from studies.measure import TEXT
 from studies.space import REPLICATE
 from studies.storage.open import read_storage
 from studies.traits import find_traits
-from tests.simulations.grids import GRID as SIMULATED_GRID
-from tests.simulations.grids import NOISE, Scenario, simulate
 
 A = Contrast("a", False, True)
 
@@ -34,30 +31,6 @@ A = Contrast("a", False, True)
 def table_of(rows, parameters=("a", "size")):
     traits = find_traits(parameters)
     return FactorialTable.from_frame(pd.DataFrame(rows), parameters, traits=traits)
-
-
-def by_hand():
-    """The switch lowers the value by 0.5 at size 1, by 0.1 at size 2, and raises it by 0.3."""
-    values = {(False, 1): 2.0, (True, 1): 1.5, (False, 2): 1.8, (True, 2): 1.7,
-              (False, 3): 1.0, (True, 3): 1.3}  # fmt: skip
-    return [{"a": a, "size": size, "value": value} for (a, size), value in values.items()]
-
-
-def test_pairs_without_a_value_are_counted():
-    rows = by_hand()
-    rows[1]["value"] = math.nan  # with the switch, size 1
-    rows[2]["value"] = math.nan  # without it, size 2
-    table = table_of(rows)
-    effect = table.compute_effect(A)
-    assert effect.mean == pytest.approx(0.3)
-    assert (effect.pairs, effect.improved_count) == (1, 0)
-    assert effect.missing_pairs == 2
-    for row in rows[:2]:
-        row["value"] = math.nan
-    effect = table_of(rows).compute_effect(A)
-    assert (effect.pairs, effect.missing_pairs) == (1, 2)
-    none = table_of([{"value": 1.5}], parameters=())
-    assert (none.compute_effects(), none.compute_interactions()) == ([], [])
 
 
 def test_state_sources_are_compared_as_two_switches_if_there_are_three():
@@ -228,17 +201,6 @@ def test_from_32_differences_other_parameters_are_removed_and_from_64_their_prod
     assert estimate(grid, multiply).error > 0.05
 
 
-def test_noise_of_single_runs_is_estimated_for_each_value_where_it_differs():
-    """Of 192 trials those of one state size vary twenty times as much as the others."""
-    grid = {**SIMULATED_GRID, "gate_e": [False, True]}
-    ((_, table),) = simulate(Scenario(noise_by_size=(1, 1, 20), grid=grid), 1)
-    found = estimate_deviations(table.codes, table.values)
-    assert found is not None
-    sizes = table.codes[:, list(table.axes).index("state_size")]
-    assert found.of_trials[sizes == 0][0] == pytest.approx(NOISE, rel=0.5)
-    assert found.of_trials[sizes == 2][0] == pytest.approx(20 * NOISE, rel=0.5)
-
-
 # ------------------------------------------------------------------ effects by least squares
 
 
@@ -279,18 +241,6 @@ def test_intervals_of_planted_effects_cover_them_under_unequal_noise():
             covered[name] += effect.low <= TRUTH[name] <= effect.high
     # At 95% a count below 180 has a probability of 0.1%; HC3 covers slightly more.
     assert all(180 <= count <= 199 for count in covered.values()), covered
-
-
-def test_what_runs_without_a_parameter_have_in_common_changes_no_effect():
-    columns, values = draw_sweep(1)
-    lacks = np.arange(60) % 3 == 0
-    columns["null"] = list_known(np.where(lacks, np.nan, columns["null"]))
-    moved = (np.array(values) + 5 * lacks).tolist()
-    effects = estimate_additive_effects(columns, values)
-    of_moved = estimate_additive_effects(columns, moved)
-    for before, after in zip(effects, of_moved, strict=True):
-        assert after.mean == pytest.approx(before.mean)
-        assert after.error == pytest.approx(before.error)
 
 
 @pytest.mark.parametrize(

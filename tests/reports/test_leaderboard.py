@@ -232,18 +232,6 @@ def draw_costs(url, name):
     return chart_costs(findings.results, findings.summary)
 
 
-def test_losses_are_drawn_against_each_cost_with_the_front_as_a_line(sqlite_url):
-    make_sizes(sqlite_url)
-    parameters, seconds = draw_costs(sqlite_url, "sizes")
-    assert parameters.title == "Loss against parameters"
-    line, others, front = parameters.figure.data
-    assert (line.x, line.line.shape) == ((100, 200, 300), "hv")
-    assert line.y == pytest.approx((2.5, 2.2, 2.2))
-    assert (others.x, front.x) == ((300,), (100, 200))
-    _, others, front = seconds.figure.data
-    assert (others.x, front.x) == ((), (2, 3))
-
-
 def test_study_without_held_out_losses_has_no_front(sqlite_url):
     raw = {"space": SPACE}
     absent = {"validation_bits_per_byte": None}

@@ -153,15 +153,6 @@ def test_first_screen_says_what_was_not_measured(build_page):
     assert "Replicates none a ranking of single runs is partly luck" in unfinished
 
 
-def test_figure_of_the_first_screen_is_drawn_once(build_page):
-    for make, name in ((make_stated, "stated"), (make_replicates, "replicates")):
-        page = build_page(make, name)
-        assert page.parts[0].chart is not None
-        drawn = [chart.title for chart in page.charts]
-        assert len(drawn) == len(set(drawn))
-        assert drawn[0] == page.parts[0].chart.title
-
-
 # ------------------------------------------------------------------ in a browser
 
 MARKS = """(plot) => plot.querySelector(

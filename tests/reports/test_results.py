@@ -35,7 +35,6 @@ from reports.trial_table import (
     read_profile,
 )
 from rnn.config import NetworkConfig
-from rnn_search import load
 from rnn_search.commands.reports import report
 from search.status import read_status
 from studies.attributes import RESERVED_OPTION_NAMES
@@ -300,13 +299,3 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
     assert f"The best 20 of {trials} trials" in page.words
     costs = page.chart("Loss against parameters")
     assert sum(len(trace.x) for trace in costs.figure.data) < 100
-
-
-def test_study_has_all_curves_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
-    make_large_study(sqlite_url, tmp_path, progress=0.9)
-    monkeypatch.setattr(study_reader, "MAX_DRAWN", 20)
-    curves = load(NAME, storage=sqlite_url).curves
-    with closing(read_storage(sqlite_url)) as storage:
-        for trial in storage.get_all_trials(storage.get_study_id_from_name(NAME)):
-            curve = curves[curves["number"] == trial.number]
-            assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values

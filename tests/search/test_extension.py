@@ -153,23 +153,6 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     assert read_study_record(extended.study).config.nuisance == ["state_size"]
 
 
-def test_descriptive_settings_change_with_the_values_and_from_an_earlier_file(sqlite_url, text):
-    finish(join(sqlite_url, text), 4)
-    wider = join(sqlite_url, text, [*DESCRIBED, "space.layers=[1, 2]"], extend=True)
-    stored = read_study_record(wider.study).config
-    assert (stored.grid.count(), stored.nuisance) == (8, ["state_size"])
-    earlier = join(sqlite_url, text)
-    assert earlier.notice.startswith(
-        "study 'quick' was extended: using its stored trials\nstudy 'quick' keeps "
-        "question = 'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: only --extend "
-        "changes them"
-    )
-    assert read_study_record(earlier.study).config == stored
-    earlier = join(sqlite_url, text, [*FOUR, "question='Q?'"], extend=True)
-    changed = stored.model_copy(update={"nuisance": [], "report_threshold": 2.33})
-    assert read_study_record(earlier.study).config == changed
-
-
 def extend(url, text):
     return join(url, text, WIDER, extend=True).study.user_attrs
 

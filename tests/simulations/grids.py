@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from reports.analysis.refinement import UNCHANGED, SourceComparison, compute_variant_effects
 from reports.stats import Floats, Integers
 from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.effects import FactorialTable, Slopes
@@ -109,25 +108,13 @@ def cover_effects(truth: FactorialTable, observed: FactorialTable) -> Iterator[b
 # ------------------------------------------------------------------ uneven noise
 
 
-def _build_grid(is_whole: bool, factor: float) -> tuple[FactorialTable, Floats]:
-    """Build four switches and 1 to 3 layers; the networks of three, 16 or only 4, are noisy."""
+def _build_grid(factor: float) -> tuple[FactorialTable, Floats]:
+    """Build four switches and 1 to 3 layers; those of three are noisy."""
     frame = pd.DataFrame(
         itertools.product(*SWITCHES.values(), [1, 2, 3]), columns=[*SWITCHES, "layers"]
     )
-    is_kept = is_whole | ~frame["gate_a"] & ~frame["gate_b"]
-    frame = frame[(frame["layers"] < 3) | is_kept].assign(value=0.0)
-    table = FactorialTable.from_frame(frame, [*SWITCHES, "layers"])
+    table = FactorialTable.from_frame(frame.assign(value=0.0), [*SWITCHES, "layers"])
     return table, np.where(frame["layers"] == 3, factor, 1.0) * NOISE
-
-
-def simulate_few_noisy() -> Iterator[Tables]:
-    """Draw studies with main effects of which four deep networks have ten times the noise."""
-    generator = np.random.default_rng(0)
-    empty, deviations = _build_grid(is_whole=False, factor=10)
-    for _ in range(30):
-        truth = _draw_values(empty.codes, (0.1,), generator)
-        values = truth + generator.normal(size=len(truth)) * deviations
-        yield replace(empty, values=truth), replace(empty, values=values)
 
 
 Gaps = Callable[[Integers], Floats]
@@ -150,7 +137,7 @@ def simulate_tuned(gaps: Gaps, factor: float) -> Iterator[Tables]:
     What is observed of an architecture is the expected value of another run at its best rate.
     """
     generator = np.random.default_rng(0)
-    empty, deviations = _build_grid(True, factor)
+    empty, deviations = _build_grid(factor)
     size = len(deviations)
     codes = np.hstack(
         [np.repeat(empty.codes, RATES, axis=0), np.tile(np.arange(RATES), size)[:, None]]
@@ -168,26 +155,3 @@ def simulate_tuned(gaps: Gaps, factor: float) -> Iterator[Tables]:
             replace(empty, values=means.min(axis=1)),
             replace(empty, values=expected, slopes=Slopes(slopes, groups, noise.degrees)),
         )
-
-
-def simulate_variants() -> Iterator[bool]:
-    """Draw derived studies of six architectures with four changes, three runs of each.
-
-    Yield whether the last change is significant: none has an effect, and it adds noise twelvefold.
-    """
-    generator = np.random.default_rng(0)
-    variants = (UNCHANGED, "a", "b", "c", "deep")
-    rows = [
-        (origin, name, f"{origin} {name}", replicate)
-        for origin, name, replicate in itertools.product(range(6), variants, (1, 2, 3))
-    ]
-    keys = ["origin", "source_value", "variant", "label"]
-    for _ in range(60):
-        runs = pd.DataFrame(rows, columns=["origin", "variant", "label", "replicate"])
-        noise = NOISE * np.where(runs["variant"] == "deep", 12, 1.0)
-        values = 2 + 0.05 * runs["origin"] + generator.normal(size=len(runs)) * noise
-        runs = runs.assign(value=values, source_value=2.0)
-        means = runs.groupby(keys)["value"].mean().reset_index()
-        comparison = SourceComparison("s", "d", means, runs[["label", "replicate", "value"]])
-        effects = {effect.variant: effect for effect in compute_variant_effects(comparison)}
-        yield effects["deep"].is_significant

@@ -1,4 +1,4 @@
-"""Simulated replicates: error rates of verdicts on architectures, and of effects in unequal runs.
+"""Simulated replicates: error rates of verdicts on architectures.
 
 A simulated study has the effects of a real one: of the run, common to all architectures of a
 replicate number; of the evaluation window; of each architecture with each run and each window; and
@@ -6,15 +6,12 @@ noise. Only what differs between architectures matters, because all comparisons 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from reports.stats import Booleans, Floats
-from reports.stats.design import Contrast
-from reports.stats.effects import FactorialTable
 from reports.stats.estimate import adjust_by_holm
 from reports.stats.replicates import (
     LEVEL,
@@ -128,47 +125,3 @@ def simulate_lost_runs() -> Iterator[bool]:
         }
         pairs = compare_pairwise(by_run).pairs.values()
         yield any(difference.is_significant for difference in pairs)
-
-
-# ------------------------------------------------------------------ effects in unequal runs
-
-ORDER_NOISE, NOISE_OF_RUNS = 0.02, 0.01
-"""Standard deviation of the common effect of an order of the text, and of a run, in nats."""
-
-Runs = Sequence[tuple[Sequence[int], Sequence[int]]]
-"""Replicate numbers of the architectures of a study, without and with a switch, by context."""
-
-UNEQUAL: Runs = [(range(20), range(3))] * 4
-ONE_LOST: Runs = [(range(3), range(1, 3)), *[(range(3), range(3))] * 3]
-"""The hardest run of an architecture with the switch has no value."""
-
-
-def _draw_study(runs: Runs, effect: float, generator: np.random.Generator) -> pd.DataFrame:
-    """Draw the runs of a study: ``switch``, ``context``, ``replicate`` and ``value``.
-
-    All runs of a replicate read the text in the same order, which moves their losses by a common
-    effect. That of the first replicate is the largest of three.
-    """
-    orders = generator.normal(scale=ORDER_NOISE, size=20)
-    hardest = int(orders[:3].argmax())
-    orders[[0, hardest]] = orders[[hardest, 0]]
-    contexts = generator.normal(scale=0.1, size=len(runs))
-    rows = [
-        (switch, context, run, contexts[context] + effect * switch + orders[run])
-        for context, sides in enumerate(runs)
-        for switch, side in zip((False, True), sides, strict=True)
-        for run in side
-    ]
-    frame = pd.DataFrame(rows, columns=["switch", "context", "replicate", "value"])
-    frame["value"] += generator.normal(scale=NOISE_OF_RUNS, size=len(frame))
-    return frame
-
-
-def simulate_differences(runs: Runs, effect: float = 0.0) -> Iterator[bool]:
-    """Yield whether the switch is significant in each study."""
-    generator = np.random.default_rng(1)
-    for _ in range(200):
-        table = FactorialTable.from_frame(
-            _draw_study(runs, effect, generator), ["switch", "context", "replicate"]
-        )
-        yield table.compute_effect(Contrast("switch", False, True)).is_significant

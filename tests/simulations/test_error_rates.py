@@ -20,9 +20,7 @@ from tests.simulations.grids import (
     find_flags,
     mixed_rates,
     simulate,
-    simulate_few_noisy,
     simulate_tuned,
-    simulate_variants,
 )
 from tests.simulations.paired_differences import (
     MODELS,
@@ -32,9 +30,6 @@ from tests.simulations.paired_differences import (
 )
 from tests.simulations.replicates import (
     MARGIN,
-    ONE_LOST,
-    UNEQUAL,
-    simulate_differences,
     simulate_lost_runs,
     simulate_verdicts,
 )
@@ -91,7 +86,7 @@ def find_worse(noise: str, runs: int) -> float:
 
 
 def share_of_tests(name: str, effect: float, test: int) -> float:
-    """Return how often shares (0), ranks (1), or the earlier test of shares (2) are significant."""
+    """Return how often shares (0) or ranks (1) are significant."""
     return measure_tests(simulate_shares(SCENARIOS[name], 8, 3, effect))[test]
 
 
@@ -137,7 +132,6 @@ OTHERS: dict[str, Rate] = {
         0.07,
         lambda: float(find_significant(build_design(32, 1, True), draw_equal, 1000).mean()),
     ),
-    "earlier test of shares": (0, 0.45, lambda: share_of_tests("equal architectures", EFFECT, 2)),
     "equal shares differ": (0.01, 0.08, lambda: share_of_tests("easy and hard ones", 0, 0)),
     "equal shares differ, some diverged": (
         0.01,
@@ -156,11 +150,9 @@ OTHERS: dict[str, Rate] = {
         lambda: cover_shares("a tenth missing", 32),
     ),
     "interval covers where noise depends on the size": (0.90, 0.99, lambda: cover(simulate(NOISY))),
-    "interval covers where few networks are noisy": (0.9, 1, lambda: cover(simulate_few_noisy())),
     "effect of nothing is named": (0, 0.175, name_zero),
     # At 5%, more than 7 of 40 studies have a probability of 0.1%.
     "additive effect differs": (0, 0.175, lambda: flag(simulate(NOISY), 0)),
-    "additive effect differs among few noisy": (0, 0.15, lambda: flag(simulate_few_noisy(), 0)),
     "effect of one sign has two": (0, 0.175, lambda: flag(simulate(ONE_SIGN), 1)),
     "effect of two signs has two": (0.75, 1, lambda: flag(simulate(REVERSAL), 1)),
     "interval at the best rate covers": (0.9, 0.99, lambda: cover(simulate_tuned(equal_rates, 4))),
@@ -170,10 +162,6 @@ OTHERS: dict[str, Rate] = {
         lambda: cover(simulate_tuned(mixed_rates, 1)),
     ),
     "luck at the best rate is an effect": (0, 0.17, lambda: find_tuned(equal_rates, 4)),
-    "order of the text is an effect": (0, 0.112, lambda: share(simulate_differences(UNEQUAL))),
-    "lost run is an effect": (0, 0.112, lambda: share(simulate_differences(ONE_LOST))),
-    "effect in unequal runs": (0.7, 1, lambda: share(simulate_differences(UNEQUAL, -0.02))),
-    "unstable variant differs": (0, 0.15, lambda: share(simulate_variants())),
     "unstable architecture that lost runs differs": (0, 0.09, lambda: share(simulate_lost_runs())),
     "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),

@@ -22,15 +22,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from studies.attributes import LEASE, AuditState, Failure
+from studies.attributes import LEASE, Failure
 from studies.errors import LeaseLostError, StorageError
 from studies.storage import leases
 from studies.storage.counts import count_trials, read_active_workers, top_trials
-from studies.storage.edits import create_study, extend_study
+from studies.storage.edits import create_study
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.reads import Rung, TrialReader
-from studies.storage.storage import AuditDecision
 from studies.storage.trials import StoredStudy, StoredTrial
 
 
@@ -335,23 +334,6 @@ def test_progress_contains_the_mean_losses_up_to_a_gap(sqlite_url):
         storage.flush([PendingWrite(trial_id, "me/1", curve, replace_all=True)])
         (trial,) = TrialReader(storage, study_id, rungs=RUNGS).read()
         assert trial.losses == pytest.approx(losses, nan_ok=True)
-
-
-def test_new_trials_and_decisions_about_audited_trials_are_read(url):
-    storage = open_storage(url)
-    study_id = create_small_study(storage, 2)
-    reader = TrialReader(storage, study_id, rungs=RUNGS)
-    assert len(reader.read()) == 2
-    choices = {"x": CategoricalDistribution(tuple(range(20)))}
-    planned = [StoredTrial({"x": 10}, audit=AuditState())]
-    assert extend_study(storage, study_id, {}, {}, choices, planned)
-    trials = reader.read()
-    assert [trial.audit for trial in trials] == [None, None, AuditState()]
-    decided = AuditState(rungs=3, pruned=True)
-    decision = AuditDecision(AuditState(), decided)
-    for stored in ([trials[2].trial_id], []):  # the second decision finds another than expected
-        assert storage.write_audit({trials[2].trial_id: decision}) == stored
-    assert reader.read()[2].audit == decided
 
 
 def measure_worker(url, trials):

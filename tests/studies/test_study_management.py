@@ -278,19 +278,6 @@ def test_exported_study_is_not_imported_as_results(in_storage, sqlite_url, tmp_p
     assert not target.exists()
 
 
-def test_studies_are_managed_from_python(in_storage, sqlite_url, folder, tmp_path):
-    place = {"storage": sqlite_url, "artifacts": folder}
-    rnn_search.rename_study("made", "first", storage=sqlite_url)
-    file = tmp_path / "first.jsonl.gz"
-    exported = rnn_search.export_study("first", file, storage=sqlite_url)
-    assert (exported.trials, exported.size) == (4, file.stat().st_size)
-    imported = rnn_search.import_study(file, name="other", storage=sqlite_url)
-    assert (imported.name, imported.trials, imported.missing_source) == ("other", 4, None)
-    assert rnn_search.retry_trials("first", diverged=True, storage=sqlite_url) == 2
-    rnn_search.delete_study("first", **place)
-    assert [each.name for each in rnn_search.list_studies(**place)] == ["other"]
-
-
 @pytest.mark.parametrize(("answer", "is_deleted"), [("n", False), ("", False), ("y", True)])
 def test_deletion_asks_on_a_terminal(in_storage, folder, monkeypatch, answer, is_deleted):
     files = list_files(folder)
