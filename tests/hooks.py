@@ -45,8 +45,17 @@ def use_one_core():
     importlib.import_module("search.worker.cpu_budget").cores = lambda: 1
 
 
-class FolderGate:
-    """Gate in a folder, through which its processes, which get the settings, and the test speak."""
+class Gate:
+    """Gate in a folder, through which the test speaks with the processes of commands that it holds.
+
+    Args:
+        folder: the folder, which does not exist yet.
+        settings: what it holds: trainings at a ``step``, after its loss is reported; a process at
+            the end of a call of a ``function``, ``package.module:name`` or ``…:Class.name``; or one
+            before a ``statement`` of SQL that begins so, or its ``COMMIT``. A held training checks
+            claims and signals and writes checkpoints, as between two steps. One that resumes after
+            the step is not held.
+    """
 
     def __init__(self, folder: Path, **settings: object) -> None:
         folder.mkdir(parents=True)
@@ -60,31 +69,6 @@ class FolderGate:
 
     def open(self) -> None:
         (self._folder / "open").touch()
-
-
-class Gate(FolderGate):
-    """Gate that holds the trainings of commands at a step, after its loss is reported.
-
-    A held training checks claims and signals and writes checkpoints, as between two steps. A
-    training that resumes after the step is not held.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        super().__init__(folder, step=step)
-
-
-class CallGate(FolderGate):
-    """Holds a process at the end of a call of ``package.module:name`` or ``…:Class.name``."""
-
-    def __init__(self, folder: Path, function: str) -> None:
-        super().__init__(folder, function=function)
-
-
-class StatementGate(FolderGate):
-    """Gate that holds a process before a statement of SQL that begins so, or its ``COMMIT``."""
-
-    def __init__(self, folder: Path, statement: str) -> None:
-        super().__init__(folder, statement=statement)
 
 
 class Clock:
@@ -111,8 +95,6 @@ class Hooks:
     report: bool = True
     gate: Gate | None = None
     clock: Clock | None = None
-    calls: CallGate | None = None
-    statements: StatementGate | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -133,14 +115,12 @@ def install() -> None:
     use_one_core()
     # No test looks at the floors that a command measures.
     importlib.import_module("search.task_check")._MAX_UPDATES = 20
-    for name, apply in (
-        ("gate", _hold_trainings),
-        ("clock", _replace_clock),
-        ("calls", _hold_calls),
-        ("statements", _hold_statements),
-    ):
-        if settings[name]:
-            apply(**settings[name])
+    if settings["clock"]:
+        _replace_clock(**settings["clock"])
+    if gate := settings["gate"]:
+        holds = {"step": _hold_trainings, "function": _hold_calls, "statement": _hold_statements}
+        (hold,) = (holds[name] for name in holds.keys() & gate.keys())
+        hold(**gate)
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):

@@ -186,11 +186,11 @@ def search_starter(runner, url, text):
     """Return a function that starts a search on a small study, as ``start(training_steps=1000)``.
 
     Networks train one by one, so that curves repeat bit for bit. The search writes no report.
-    ``gate``, ``clock``, ``calls``, ``statements``, ``patient`` are those of :class:`hooks.Hooks`.
+    ``gate``, ``clock`` and ``patient`` are those of :class:`hooks.Hooks`.
     """
 
     def start(*arguments, environment=MappingProxyType({}), lockstep="1", **settings):
-        fields = {"gate", "clock", "calls", "statements", "patient"} & settings.keys()
+        fields = {"gate", "clock", "patient"} & settings.keys()
         hooks = Hooks(report=False, **{name: settings.pop(name) for name in fields})
         given = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]

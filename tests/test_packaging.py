@@ -1,16 +1,13 @@
 """The distributions: their content, and the use of an installed one in an empty folder."""
 
 import os
-import re
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
-import yaml
 from helpers import ONE_TRIAL, ROOT, copy_checkout
 
 import rnn_search
@@ -136,25 +133,6 @@ def test_installed_package_runs_the_study_of_the_demo(installed, tmp_path, text)
     assert run("rnn-search", "--version") == version
     program = "import rnn_search; print(rnn_search.load('quick').counts.complete, rnn_search)"
     assert run("python", "-c", program).startswith(f"2 <module 'rnn_search' from '{installed}/")
-
-
-def read_yaml(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def test_workflow_runs_everything_and_the_tests_with_the_least_and_the_newest_python():
-    jobs = read_yaml(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
-    commands = {name: [step.get("run") for step in job["steps"]] for name, job in jobs.items()}
-    assert commands == {
-        "everything": [None, None, "bash .ci/run"],
-        "tests": [None, None, "make test"],
-    }
-    on = [(each["os"], each["python"]) for each in jobs["tests"]["strategy"]["matrix"]["include"]]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = [re.search(r"Python :: (\d\.\d+)$", each) for each in project["classifiers"]]
-    least, newest = [each[1] for each in named if each]
-    assert project["requires-python"] == f">={least}"
-    assert {("ubuntu-latest", least), ("ubuntu-latest", newest), ("macos-latest", newest)} == {*on}
 
 
 def test_statistics_import_numpy_alone():

@@ -8,12 +8,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 from factories import make_baselines, make_refinement, make_stated, make_study
 from helpers import ROOT, copy_checkout
 
-from docs.generator.commands import describe_option
 from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
 from docs.generator.source_pages import find_pages
 from docs.generator.tables import escape_pipes, make_table
@@ -140,17 +138,3 @@ def test_pipe_in_the_code_of_a_table_has_no_backslash_in_the_site():
     table = make_table(("option", "default"), [("`--launch a|b`", "`a`")])
     assert escape_pipes(table).endswith("| <code>--launch a&#124;b</code> | `a` |\n")
     assert escape_pipes("`a\\|b`\n") == "`a\\|b`\n"
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (click.IntRange(1, 65535), "A number from 1 to 65,535."),
-        (click.FloatRange(min=0, min_open=True), "A number above 0."),
-        (click.FloatRange(0, 1, max_open=True), "A number from 0, below 1."),
-        (click.IntRange(min=0, min_open=True), "A number from 1."),
-    ],
-)
-def test_reference_says_which_bounds_of_an_option_are_refused(kind, words):
-    option = click.Option(["--rate"], type=kind, help="Rate.")
-    assert describe_option(option) == f"Rate. {words}"

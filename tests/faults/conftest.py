@@ -16,7 +16,7 @@ DURATIONS = ("lease_seconds", "checkpoint_seconds", "outage_seconds")
 @pytest.fixture
 def new_gate(tmp_path_factory):
     """Function that makes a gate that holds trainings at a step."""
-    return lambda step: Gate(tmp_path_factory.mktemp("gate") / "gate", step)
+    return lambda step: Gate(tmp_path_factory.mktemp("gate") / "gate", step=step)
 
 
 @pytest.fixture

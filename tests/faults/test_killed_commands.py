@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from helpers import TINY
-from hooks import CallGate, Hooks, StatementGate
+from hooks import Gate, Hooks
 from managed_studies import FILES, create_with_everything, dump, list_files
 from process_runner import query, wait_until_running
 from small_searches import (
@@ -31,9 +31,8 @@ def start(runner):
 def end(start):
     """Start a command, wait until a gate holds it, and end it by a signal."""
 
-    def start_and_end(*arguments, number=signal.SIGKILL, **gates):
-        command = start(*arguments, **gates)
-        (gate,) = gates.values()
+    def start_and_end(*arguments, gate, number=signal.SIGKILL):
+        command = start(*arguments, gate=gate)
         wait_until_running([command], lambda: gate.held)
         command.send(number)
         assert command.wait() == (130 if number == signal.SIGINT else -number)
@@ -61,7 +60,7 @@ def test_import_that_is_ended_before_its_commit_leaves_nothing(
     file = str(tmp_path / "made.jsonl.gz")
     finish(start("export-study", "made", file, "--storage", source))
     arguments = ("import", file, "--storage", url)
-    end(*arguments, number=number, statements=StatementGate(tmp_path / "gate", "COMMIT"))
+    end(*arguments, number=number, gate=Gate(tmp_path / "gate", statement="COMMIT"))
     assert query(url, COUNT) == [(0,)]
     assert query(url, "SELECT count(*) FROM trials") == [(0,)]
     assert "imported study 'made'" in finish(start(*arguments))
@@ -77,11 +76,11 @@ def test_killed_deletion_changes_nothing_or_leaves_files_of_the_study_alone(
         create_with_everything(url, artifacts, name)
     before, files = dump(url), list_files(artifacts)
     common = ("--yes", "--storage", url, "--artifacts", str(artifacts))
-    rows = StatementGate(tmp_path / "rows", "DELETE FROM studies")
-    end("delete", "made", *common, statements=rows)
+    rows = Gate(tmp_path / "rows", statement="DELETE FROM studies")
+    end("delete", "made", *common, gate=rows)
     assert (dump(url), list_files(artifacts)) == (before, files)
-    removal = CallGate(tmp_path / "files", "studies.storage.edits:delete_study")
-    end("delete", "made", *common, calls=removal)
+    removal = Gate(tmp_path / "files", function="studies.storage.edits:delete_study")
+    end("delete", "made", *common, gate=removal)
     assert query(url, "SELECT study_name FROM studies") == [("other",)]
     assert list_files(artifacts) == files
     finish(start("delete", "other", *common))
@@ -173,8 +172,8 @@ def test_two_processes_killed_while_they_derive_a_study_leave_nothing(
     words += ("--set=refinement.top=1", "--set=refinement.variants=[{}]")
 
     def start(name, statement):
-        gate = StatementGate(tmp_path / name, statement)
-        command = runner.start(*words, hooks=Hooks(report=False, statements=gate))
+        gate = Gate(tmp_path / name, statement=statement)
+        command = runner.start(*words, hooks=Hooks(report=False, gate=gate))
         wait_until_running([command], lambda: gate.held)
         return command, gate
 
@@ -208,8 +207,8 @@ def test_process_killed_while_it_extends_a_study_leaves_it_as_it_was(
 
     before = read_all(sqlite_url)
     for index, statement in enumerate(STATEMENTS):
-        hold = StatementGate(tmp_path / f"extension-{index}", statement)
-        extension = search("--extend", statements=hold, **more)
+        hold = Gate(tmp_path / f"extension-{index}", statement=statement)
+        extension = search("--extend", gate=hold, **more)
         wait_until_running([extension], lambda hold=hold: hold.held)
         kill(extension)
         assert read_all(sqlite_url) == before, statement

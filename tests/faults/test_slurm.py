@@ -99,7 +99,7 @@ def test_jobs_work_a_study_off_while_one_still_waits(
 def test_cancelled_job_leaves_its_trial_to_one_that_is_requeued_when_it_is_ended_early(
     launch, slurm, postgresql_url, logs, tmp_path
 ):
-    gate = Gate(tmp_path / "gate", 20)
+    gate = Gate(tmp_path / "gate", step=20)
     search = launch("--launch-set=nodelist=node0", "--workers=2", gate=gate)
     wait_until_running([search], lambda: len(gate.held) == 2)
     slurm.run("scancel", min(slurm.jobs()))
@@ -130,7 +130,7 @@ def test_cancelled_job_leaves_its_trial_to_one_that_is_requeued_when_it_is_ended
 def test_jobs_outlive_ctrl_c_until_they_are_cancelled(
     runner, launch, slurm, postgresql_url, tmp_path
 ):
-    gate = Gate(tmp_path / "gate", 20)
+    gate = Gate(tmp_path / "gate", step=20)
     search = launch("--workers=2", gate=gate)
     wait_until_running([search], lambda: len(gate.held) == 2)
 

@@ -10,7 +10,6 @@ import torch
 
 from rnn.autograd import AutogradStack
 from rnn.config import GatedOptions, NetworkConfig, TaskSpec, TrialConfig
-from rnn.engines import build_network
 from rnn.network import Batch
 from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.text import select_eval_windows, to_bits_per_byte
@@ -86,24 +85,6 @@ def test_excess_loss_by_context_is_that_of_the_missing_tokens():
         assert excess == pytest.approx(expected, abs=1e-6)
         low = high
     assert context.long[0].tolist() == pytest.approx([np.mean(long)] * 3)
-
-
-def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length():
-    architectures = (
-        GatedOptions(False, True, False, True, True, "new").network(2, 8),
-        GatedOptions(True, True, True, True, True, "both").network(2, 8),
-    )
-    network = build_network(list(map(TrialConfig, architectures)), seed=1, precision="fp64")
-    windows = select_eval_windows(TEXT, 5, 60)
-    alone = compute_eval_losses(network, windows)
-    context = ContextLosses(network, windows)
-    observed = compute_eval_losses(network, windows, context=context)
-    torch.testing.assert_close(observed, alone)
-    widths = torch.tensor(np.diff([0, *context.bins]))[:, None, None]
-    short = context.long + (context.excess * widths).sum(0) / 29
-    torch.testing.assert_close(short, compute_eval_losses(network, windows[30:]).double())
-    first = compute_eval_losses(network, windows[:31]).double()
-    torch.testing.assert_close((first * 30 + context.long * 29) / 59, alone.double())
 
 
 def test_bins_are_at_most_twelve_powers_of_two_up_to_the_longest_context():

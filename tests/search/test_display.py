@@ -95,7 +95,7 @@ def start_in(runner, sqlite_url, text, tmp_path):
     """Function that starts a search in a terminal, and holds its trainings at a step."""
 
     def start(terminal, *words, is_held=True):
-        gate = Gate(tmp_path / "gate", 2) if is_held else None
+        gate = Gate(tmp_path / "gate", step=2) if is_held else None
         command = runner.start(
             *("run", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, *words),
             "--threads=1",
@@ -223,7 +223,7 @@ def test_search_stops_when_the_reader_of_its_output_exits(runner, sqlite_url, te
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     words = (QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY, "--lockstep=1")
-    gate = Gate(tmp_path / "gate", 2)
+    gate = Gate(tmp_path / "gate", step=2)
     hooks = Hooks(report=False, gate=gate)
     process = runner.start("run_search.py", *words, stdout=str(pipe), hooks=hooks)
     with pipe.open(encoding="utf-8") as reader:

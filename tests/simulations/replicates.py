@@ -6,7 +6,6 @@ noise. Only what differs between architectures matters, because all comparisons 
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,6 @@ from reports.stats.estimate import adjust_by_holm
 from reports.stats.replicates import (
     LEVEL,
     bound_distances,
-    compare_pairwise,
     compute_moments,
     compute_p_values,
     compute_widths,
@@ -108,20 +106,3 @@ def simulate_verdicts(gaps: Floats, noise: str, runs: int) -> Verdicts:
     ]
     is_worse = np.concatenate([chunk.is_worse for chunk in chunks])
     return Verdicts(gaps, is_worse, np.concatenate([chunk.bounds for chunk in chunks]))
-
-
-def simulate_lost_runs() -> Iterator[bool]:
-    """Yield whether two of ten equal architectures differ.
-
-    The first has 144 times the variance of the others, and lost three of its five runs.
-    """
-    generator = np.random.default_rng(1)
-    noise = np.where(np.arange(ARCHITECTURES) == 0, 12.0, 1.0)
-    for _ in range(100):
-        losses = _simulate_losses(generator, noise, 5, 1, windows=16)[0]
-        by_run = {
-            str(i): dict(enumerate(of_runs if i else of_runs[:2]))
-            for i, of_runs in enumerate(losses)
-        }
-        pairs = compare_pairwise(by_run).pairs.values()
-        yield any(difference.is_significant for difference in pairs)

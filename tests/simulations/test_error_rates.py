@@ -30,7 +30,6 @@ from tests.simulations.paired_differences import (
 )
 from tests.simulations.replicates import (
     MARGIN,
-    simulate_lost_runs,
     simulate_verdicts,
 )
 from tests.simulations.shares import EFFECT, SCENARIOS, measure_cover, measure_tests
@@ -162,7 +161,6 @@ OTHERS: dict[str, Rate] = {
         lambda: cover(simulate_tuned(mixed_rates, 1)),
     ),
     "luck at the best rate is an effect": (0, 0.17, lambda: find_tuned(equal_rates, 4)),
-    "unstable architecture that lost runs differs": (0, 0.09, lambda: share(simulate_lost_runs())),
     "two equal runs differ": (0, 0.1, lambda: find_worse("equal", 2)),
     "ten equal runs differ": (0, 0.1, lambda: find_worse("best fourfold", 10)),
     "distance of the margin is as good": (
