@@ -166,7 +166,7 @@ def test_list_of_names_is_joined_for_an_option_that_takes_several(folder):
     assert series.options == {"columns": "load,wind"}
     task = load_task_of("series:s.csv", {"columns": ["load", "wind"], "length": 4}, folder)
     assert task.record.inputs == 2
-    with pytest.raises(UserError, match=r"task adding:5: length is \[3, 4\]: input should be"):
+    with pytest.raises(UserError, match=r"task adding:5: length is \[3, 4\]: expected one value"):
         load_task_of("adding:5", {"length": [3, 4]}, folder)
 
 
