@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -236,12 +236,11 @@ def _list_networks(
         groups.setdefault(tuple(map(trial.params.get, names)), []).append(trial.params)
     lockstep = LockstepPlan(config, device, partial(spec_of, study.tasks), options.lockstep)
     limit = max(_EXAMPLES, _MAX_COUNTED // len(groups))
-    examples = {key: _choose_examples(trials, study, limit) for key, trials in groups.items()}
-    seconds = min(_SECONDS, _MAX_SECONDS / sum(map(len, examples.values())))
+    shapes = sorted(groups.values(), key=lambda trials: _find_places(trials[0], names, study.space))
+    examples = [_choose_examples(trials, study, limit) for trials in shapes]
+    seconds = min(_SECONDS, _MAX_SECONDS / sum(map(len, examples)))
     rows = []
-    for key in sorted(groups, key=partial(_sort_key, [study.space[name] for name in names])):
-        trials = groups[key]
-        counted = examples[key]
+    for trials, counted in zip(shapes, examples, strict=True):
         batches = [_choose_batch(params, trials, lockstep) for params in counted.values()]
         times = [_time_trial(batch, study, device, seconds) for batch in batches if is_timed]
         settings = to_train_config(config, trials[0])
@@ -257,10 +256,9 @@ def _list_networks(
     return pd.DataFrame(rows)
 
 
-def _sort_key(axes: Sequence[Sequence[Any]], values: Sequence[Any]) -> list[int]:
-    """Return the places of values among those of their parameters; -1 for a lack."""
-    pairs = zip(axes, values, strict=True)
-    return [axis.index(value) if value is not None else -1 for axis, value in pairs]
+def _find_places(params: Params, names: Iterable[str], space: SearchSpace) -> list[int]:
+    """Return the places of a trial's values among those of some parameters; -1 for a lack."""
+    return [space[name].index(params[name]) if name in params else -1 for name in names]
 
 
 def _choose_examples(
@@ -275,18 +273,16 @@ def _choose_examples(
     names = [name for name in study.space if name not in (*OPTIMIZER_PARAMS, REPLICATE)]
     for params in trials:
         architectures.setdefault(tuple(map(params.get, names)), params)
-    ordered = sorted(architectures.values(), key=lambda params: _sum_places(params, study.space))
+    # The first has the first values of all parameters, the last the last ones.
+    ordered = sorted(
+        architectures.values(), key=lambda params: sum(_find_places(params, params, study.space))
+    )
     counts = {}
     for params in _pick(ordered, limit):
         trial_config = to_trial_config(params, config)
         spec = spec_of(study.tasks, trial_config.task_options)
         counts[count_parameters(trial_config.architecture, spec)] = params
     return {count: counts[count] for count in _pick(sorted(counts), _EXAMPLES)}
-
-
-def _sum_places(params: Params, space: SearchSpace) -> int:
-    """Return a number that is least for the first values of all parameters, most for the last."""
-    return sum(space[name].index(value) for name, value in params.items())
 
 
 def _pick(items: Sequence[_T], count: int) -> list[_T]:
