@@ -1,4 +1,4 @@
-"""Cells and tasks of a study: load, keep a copy, compare with those of a worker.
+"""Cells and tasks of a study: load them, keep copies of their sources.
 
 A file that the user names is executed by every process that trains a study. Its copy, next to the
 study's weights, is executed where there is no such file: in a refinement, and in a study that is
@@ -587,30 +587,3 @@ def learn_tokenizer(task: StudyTask, config: StudyConfig, earlier: TaskRecord | 
     )
     size = tokens.tokenizer.size
     return StudyTask.of_text(tokens, TaskRecord.of_text(kind, learned, size))
-
-
-# ------------------------------------------------------------------ data of a worker
-
-
-def check_sources(study: str, stored: StudyConfig, local: StudyConfig) -> None:
-    """Require the source files of a worker's cells and task to be those of its study.
-
-    Raises:
-        UserError: if one is another version.
-    """
-    pairs: list[tuple[str, str, str | None, str | None]] = [
-        (name, cell.spec, cell.sha256, local.cells[name].sha256)
-        for name, cell in stored.cells.items()
-        if name in local.cells
-    ]
-    known = local.list_tasks()
-    for name, task in stored.list_tasks().items():
-        if name in known and task.name == known[name].name:
-            pairs.append((task.name, task.source, task.sha256, known[name].sha256))
-    for name, spec, old, new in pairs:
-        if old and new and old != new:
-            raise UserError(
-                f"study {study!r} was created with another version of {name} "
-                f"({spec.rpartition(':')[0]}, SHA-256 {old[:8]}…, here {new[:8]}…): restore the "
-                "file, or choose another --name"
-            )

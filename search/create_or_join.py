@@ -22,7 +22,6 @@ from search.cells_tasks import (
     StudyTask,
     TaskOptions,
     build_task,
-    check_sources,
     load_cells,
     load_recorded,
     locate_task,
@@ -383,13 +382,35 @@ def _follow_study(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:
 
 def _check_data(wanted: WantedStudy, record: StudyRecord) -> None:
     """Reject a worker that has other data, or other sources of cells and task, than its study."""
-    check_sources(wanted.name, record.config, wanted.config)
+    _check_sources(wanted, record)
     if differences := diff_configs(record.config, wanted.config):
         raise UserError(
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
             "name its own text with --corpus, or its own task with --set task.source"
         )
     check_held_out(wanted.name, record.config, wanted.config)
+
+
+def _check_sources(wanted: WantedStudy, record: StudyRecord) -> None:
+    """Require the source files of a worker's cells and task to be those of its study."""
+    stored = record.config
+    local = wanted.config
+    pairs: list[tuple[str, str, str | None, str | None]] = [
+        (name, cell.spec, cell.sha256, local.cells[name].sha256)
+        for name, cell in stored.cells.items()
+        if name in local.cells
+    ]
+    known = local.list_tasks()
+    for name, task in stored.list_tasks().items():
+        if name in known and task.name == known[name].name:
+            pairs.append((task.name, task.source, task.sha256, known[name].sha256))
+    for name, spec, old, new in pairs:
+        if old and new and old != new:
+            raise UserError(
+                f"study {wanted.name!r} was created with another version of {name} "
+                f"({spec.rpartition(':')[0]}, SHA-256 {old[:8]}…, here {new[:8]}…): restore the "
+                "file, or choose another --name"
+            )
 
 
 def _check_settings(wanted: WantedStudy, record: StudyRecord, options: RunOptions) -> str:
@@ -401,7 +422,7 @@ def _check_settings(wanted: WantedStudy, record: StudyRecord, options: RunOption
     name = wanted.name
     stored = record.config
     config = wanted.config
-    check_sources(name, stored, config)
+    _check_sources(wanted, record)
     differences = diff_configs(stored, config)
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
     is_outdated = (
