@@ -1,6 +1,5 @@
 """Commands that create, extend, import or delete studies are killed, and meet workers."""
 
-import json
 import signal
 
 import pytest
@@ -10,7 +9,6 @@ from managed_studies import FILES, create_with_everything, dump, list_files
 from process_runner import query, wait_until_running
 from small_searches import (
     FOUR,
-    ONE,
     assert_all_complete,
     assert_all_trials_match,
     error_of,
@@ -87,32 +85,6 @@ def test_killed_deletion_changes_nothing_or_leaves_files_of_the_study_alone(
     assert query(url, COUNT) == [(0,)]
     left = {f"made-folder/{name}" for names in FILES.values() for name in names}
     assert list_files(artifacts).keys() == left
-
-
-@pytest.mark.extended
-def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
-    held, search, run, sqlite_url
-):
-    worker = held(**ONE | {"lease_seconds": 2})
-
-    def manage(*arguments):
-        return run(*arguments, "--storage", sqlite_url)
-
-    refused = manage("rename", "quick", "new")
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert f"/{worker.pid} holds trial" in line
-    kill(worker)
-    (shown,) = json.loads(manage("status", "quick", "--json").stdout)["workers"]
-    assert shown["worker"] == f"{shown['host']}/{worker.pid}"
-    assert shown["lease_seconds"] == 2
-    assert shown["silent_seconds"] >= 0
-    assert "last heard of" in manage("status", "quick").stdout
-    finish(search(**ONE))
-    done = manage("rename", "quick", "new")
-    assert done.returncode == 0, done.stderr
-    status = json.loads(manage("status", "new", "--json").stdout)
-    assert (status["workers"], status["retries"]) == ([], {"lease_expired": 1})
 
 
 def test_worker_finishes_an_unfinished_study_that_was_imported(
