@@ -1,7 +1,13 @@
 """The exceptions of this package that some code catches by name, and which errors are bugs."""
 
+import optuna
+
 import studies.failures
 from rnn.errors import UserError, find_user_line
+
+
+class GridExhaustedError(UserError, optuna.TrialPruned):
+    """No grid trial is left; ``optimize`` handles it as a pruned trial."""
 
 
 class ShutdownRequestedError(UserError):

@@ -11,6 +11,8 @@ from invocation import refused
 from optuna.trial import TrialState
 
 from rnn.errors import CorpusError, UserError
+from search.errors import GridExhaustedError
+from search.open_study import NO_TRIAL_LEFT
 from search.run import wait_for_storage
 from search.worker.shutdown import ShutdownSignal
 from studies.config import StudyConfig
@@ -68,7 +70,7 @@ def test_tables_have_replicates_of_their_own():
 # ------------------------------------------------------------------ studies of run_search.py
 
 
-def test_threads_of_plain_optuna_run_each_combination_once(study, sqlite_url):
+def test_optimize_with_threads_runs_each_combination_once(study, sqlite_url):
     barrier, local = threading.Barrier(4), threading.local()
 
     def meet_once(trial: optuna.Trial) -> float:
@@ -77,12 +79,32 @@ def test_threads_of_plain_optuna_run_each_combination_once(study, sqlite_url):
             barrier.wait(HANG_TIMEOUT)
         return objective_of_stored_params(trial)
 
-    study.optimize(meet_once, n_trials=16, n_jobs=4)
-    trials = optuna.load_study(study_name="stage-one", storage=sqlite_url).trials
+    study.optimize(meet_once, n_jobs=4)
+    stored = optuna.load_study(study_name="stage-one", storage=sqlite_url).trials
+    trials = [trial for trial in stored if not trial.system_attrs.get(NO_TRIAL_LEFT)]
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
     expected = load_config_file("stage-one", OVERRIDES).resolve().grid.combinations()
     found = {tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials}
     assert found == {tuple(params[key] for key in GATED_PARAMS) for params in expected}
+
+
+def test_finished_study_has_no_trial_for_plain_optuna(study):
+    """A trial that fails does not skip others."""
+
+    def fails_once(trial: optuna.Trial) -> float:
+        if trial.number == 5:
+            raise RuntimeError("once")
+        return objective_of_stored_params(trial)
+
+    assert not study.sampler.is_exhausted(study)
+    study.optimize(fails_once, catch=(RuntimeError,))
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL if n == 5 else TrialState.COMPLETE for n in range(16)]
+    study.optimize(objective_of_stored_params)
+    assert study.sampler.is_exhausted(study)
+    with pytest.raises(GridExhaustedError, match="no trial of study 'stage-one' is left"):
+        study.ask()
+    assert study.trials[-1].state is TrialState.PRUNED, "nothing waits for it"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -177,6 +199,9 @@ def union(sqlite_url, text, tmp_path):
 def suggest_own_params(trial: optuna.Trial) -> float:
     for name, distribution in trial.distributions.items():
         assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
+    if "momentum" not in trial.params:
+        with pytest.raises(ValueError, match=f"trial {trial.number} has no parameter 'momentum'"):
+            trial.suggest_categorical("momentum", [0.0, 0.9])
     return len(trial.params) + trial.params["layers"] / 10
 
 
@@ -184,7 +209,7 @@ def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, sqli
     study = union()
     asked = study.ask()
     study.tell(asked, suggest_own_params(asked))
-    study.optimize(suggest_own_params, n_trials=6)
+    study.optimize(suggest_own_params)
     plain = optuna.load_study(study_name="union", storage=sqlite_url)
     assert [trial.state for trial in plain.trials] == [TrialState.COMPLETE] * 7
     assert len({frozenset(trial.params.items()) for trial in plain.trials}) == 7
@@ -223,6 +248,8 @@ def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union, monkeypa
     # Workers with an earlier file join the extended study.
     for replacements in ((), values):
         assert len(union(*replacements).trials) == 21
+    study.optimize(suggest_own_params)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
 @pytest.mark.parametrize(
