@@ -26,7 +26,7 @@ TUTORIAL = ("docs/index.md", "docs/tutorial.md")
 """Pages that a reader of any other page has followed."""
 
 SHORTER = (20, 10, 5)
-"""A training of the documents is shortened by the first of these that leaves fifty steps."""
+"""A training of the documents is shortened by the first of these that leaves a hundred steps."""
 
 FEW_WINDOWS = "\n[evaluation]\nwindows = 32\n"
 """What is added to the study files that a reader saves: most of a short training is evaluation."""
@@ -113,7 +113,7 @@ def shorten_training(text: str) -> str:
 
     def shorten(found: re.Match[str]) -> str:
         steps = int(found[2])
-        left = [steps // factor for factor in SHORTER if steps >= 50 * factor]
+        left = [steps // factor for factor in SHORTER if steps >= 100 * factor]
         lengths.append(left[0] if left else steps)
         return f"{found[1]}{lengths[-1]}"
 
