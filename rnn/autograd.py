@@ -68,6 +68,7 @@ class AutogradStack:
     """
 
     name: ClassVar[EngineName] = "autograd"
+    reads_windows = True
 
     @staticmethod
     def can_train(
@@ -93,7 +94,7 @@ class AutogradStack:
         self._kept_step = -first.bptt_steps % first.update_every
         self._seed = seed
         self._precision = precision
-        self._spec = spec
+        self.spec = spec
         self.device = device or torch.device("cpu")
         # A user's cell or loss may do anything, which a CUDA graph cannot.
         self.static_graph = architecture.is_built_in and spec.loss is None
@@ -164,7 +165,7 @@ class AutogradStack:
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "AutogradStack":
         return AutogradStack(
-            list(weights), self._seed, self._precision, self._spec, self.device, weights
+            list(weights), self._seed, self._precision, self.spec, self.device, weights
         )
 
     @torch.no_grad()
@@ -179,8 +180,8 @@ class AutogradStack:
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        outputs, next_states = self._run(inputs[None], states, 1)
-        return outputs[:, 0], self._detach(next_states)
+        outputs, next_states = self._run(inputs, states, len(inputs))
+        return outputs, self._detach(next_states)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._target_losses(outputs[:, None], targets[None])[:, 0]
@@ -203,7 +204,7 @@ class AutogradStack:
 
     def _mean_losses(self, outputs: Tensor, window: Window) -> Tensor:
         """Return the weighted mean losses (K,) of outputs (K, U, B, V)."""
-        is_plain = self._spec.predicts_classes and self._spec.loss is None
+        is_plain = self.spec.predicts_classes and self.spec.loss is None
         if len(self.configs) == 1 and is_plain and window.mask is None:
             targets = window.targets.reshape(-1).long()
             return functional.cross_entropy(outputs.flatten(0, 2), targets)[None]
@@ -212,7 +213,7 @@ class AutogradStack:
         weights = window.mask.flatten()
         targets = window.targets.flatten(0, 1)  # (U·B, …)
         outputs = outputs.flatten(1, 2)  # (K, U·B, V)
-        if self._spec.loss is not None:  # which may be infinite where there is no target
+        if self.spec.loss is not None:  # which may be infinite where there is no target
             counted = weights.nonzero()[:, 0]
             outputs = outputs[:, counted]
             targets = targets[counted]
@@ -222,7 +223,7 @@ class AutogradStack:
 
     def _target_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (K, U, B) of outputs (K, U, B, V) and targets of a window."""
-        spec = self._spec
+        spec = self.spec
         targets = self._stack(targets, 1 if spec.predicts_classes else 2)  # (K, U, B, …)
         rows = outputs.flatten(0, 2)
         wanted = targets.flatten(0, 2)
@@ -305,8 +306,8 @@ class AutogradStack:
         self, inputs: Tensor, states: Sequence[Tensor] | None, outputs: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Read T steps; return the last outputs (K, U, B, V) and the next states (K, B, …)."""
-        inputs = self._stack(inputs, 1 if self._spec.reads_tokens else 2)
-        if self._spec.reads_tokens:
+        inputs = self._stack(inputs, 1 if self.spec.reads_tokens else 2)
+        if self.spec.reads_tokens:
             inputs = inputs.long()
         else:
             inputs = inputs.to(self.parameters.values.dtype)

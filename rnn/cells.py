@@ -11,10 +11,17 @@ way (:mod:`rnn.own_code` loads them)::
 
         def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]: ...
 
+        def forward_sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:  # optional
+            ...
+
 ``forward`` advances B streams by one time step: from the layer's input x (B, n) and its state to
 its output (B, n) and the next state. A state is a tensor or a tuple of tensors, with B as their
 first axis. The output depends on input, state, parameters and buffers alone, and on each stream
 separately. What calls the cell decides how far a gradient goes back.
+
+``forward_sequence``, the sequence form, advances by T ≥ 1 steps at once: from inputs (T, B, n) and
+the state before the first step to the outputs (T, B, n) and the state after the last. It computes
+what T calls of ``forward`` compute, which define the cell.
 
 These modules define the equations. The engines compute the same (:mod:`rnn.autograd`,
 :mod:`rnn.stacked`, :mod:`rnn.native`). Exports and reports show this source without the options

@@ -237,6 +237,8 @@ class TaskSpec:
             are set to the initial ones before the first step of a sequence only.
         loss: losses (N,) of outputs (N, outputs) and targets (N,) or (N, outputs), as tensors; None
             for the cross-entropy in nats or, of numbers, their mean squared error.
+        resets_often: whether states are set to the initial ones every few steps of a batch, so that
+            cells read one step at a time even where they have a sequence form.
     """
 
     inputs: int
@@ -245,6 +247,7 @@ class TaskSpec:
     predicts_classes: bool = True
     is_dense: bool = True
     loss: Callable[[Any, Any], Any] | None = None
+    resets_often: bool = False
 
     @classmethod
     def of_text(cls, vocab_size: int) -> "TaskSpec":

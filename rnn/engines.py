@@ -27,14 +27,18 @@ class Engine(Protocol):
 
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
+        spec: what the networks read and predict.
         device: device of all tensors.
         static_graph: whether all updates by windows of one shape run the same operations on the
             same memory, as a CUDA graph requires.
+        reads_windows: whether :meth:`forward` takes several steps at once.
     """
 
     configs: tuple[TrialConfig, ...]
+    spec: TaskSpec
     device: torch.device
     static_graph: bool
+    reads_windows: bool
 
     @staticmethod
     def can_train(
@@ -71,15 +75,16 @@ class Engine(Protocol):
         """
 
     def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step.
+        """Advance by T time steps, without gradients.
 
         Args:
-            inputs: tokens that the streams read (B,), or numbers (B, inputs).
-            states: of :meth:`init_state` or the last step.
+            inputs: tokens that the streams read (T, B), or numbers (T, B, inputs); T is 1 where
+                :attr:`reads_windows` is false.
+            states: of :meth:`init_state` or the last call.
 
         Returns:
-            The outputs of each stream (K, B, V): logits of classes, or numbers; and the next
-            states. They share no memory with ``states``; the next step may reuse their memory.
+            The outputs (K, T, B, V): logits of classes, or numbers; and the next states. They share
+            no memory with ``states``; the next call may reuse their memory.
         """
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ NamedTensors = dict[str, Tensor]
 """A network's weights and biases, or one number for each of them, by their names in its state
 dict."""
 
+SEQUENCE_FORM = "forward_sequence"
+"""Name of the method of a cell that advances by several steps at once; see :mod:`rnn.cells`."""
+
 
 class Network(nn.Module):
     """A recurrent network; one instance of a cell (:mod:`rnn.cells`) is one layer.
@@ -65,6 +68,7 @@ class Network(nn.Module):
         # The number of tensors in the tuple of each layer; None for a single tensor.
         self._tuple_sizes: list[int | None] = []
         self.unrolled: Mapping[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {}
+        self._reads_sequences = not spec.resets_often
         self._check_parameters()
 
     def _check_parameters(self) -> None:
@@ -172,44 +176,48 @@ class Network(nn.Module):
         if unrolled is not None:
             ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], outputs)
             return ys, list(state) if is_tuple else [state]
+        if len(xs) > 1 and self._reads_sequences and hasattr(layer, SEQUENCE_FORM):
+            ys, new = self._advance(layer, SEQUENCE_FORM, xs, old, is_tuple)  # (T, B, n)
+            return ys[len(ys) - outputs :], new
         stepwise = []
         for x in xs:
-            y, old = self._advance(layer, x, old, is_tuple)  # (B, n)
+            y, old = self._advance(layer, "forward", x, old, is_tuple)  # (B, n)
             stepwise.append(y)
         return torch.stack(stepwise[len(stepwise) - outputs :]), old
 
     def _advance(
-        self, layer: nn.Module, x: Tensor, old: list[Tensor], is_tuple: bool
+        self, layer: nn.Module, form: str, x: Tensor, old: list[Tensor], is_tuple: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance a layer by one step; return its output (B, n) and the tensors of its state.
+        """Call a method of a layer; return its output, of the shape of x, and its state's tensors.
 
         Both keep their shapes and dtypes: what a cell returns in bfloat16 under ``torch.autocast``
         is converted.
         """
         before = tuple(old) if is_tuple else old[0]
-        result = layer(x, before)
+        # A call of the layer, and not of its method forward, runs the hooks of PyTorch.
+        result = layer(x, before) if form == "forward" else getattr(layer, form)(x, before)
         if not isinstance(result, tuple) or len(result) != 2:
             raise CellError(
-                f"cell {self.cell}: forward returned {_describe(result)}: expected the output and "
+                f"cell {self.cell}: {form} returned {_describe(result)}: expected the output and "
                 "the new state"
             )
-        (output,) = self._convert("output", result[0], x, "input")
-        return output, self._convert("state", result[1], before, "initial state")
+        (output,) = self._convert(form, "output", result[0], x, "input")
+        return output, self._convert(form, "state", result[1], before, "initial state")
 
-    def _convert(self, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
-        """Return the tensors of what forward returned, in the dtypes of its arguments."""
+    def _convert(self, form: str, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
+        """Return the tensors of what a method returned, in the dtypes of its arguments."""
         tensors = _list_parts(value)
         originals = _list_parts(like)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
         is_like = isinstance(value, tuple) == isinstance(like, tuple)
         if not is_like or shapes != [tensor.shape for tensor in originals]:
             raise CellError(
-                f"cell {self.cell}: forward returned {_describe(value)} as the {part}: expected "
+                f"cell {self.cell}: {form} returned {_describe(value)} as the {part}: expected "
                 f"{_describe(like)}, like the {original}"
             )
         article = "an output" if part == "output" else "a state"
         for tensor, other in zip(tensors, originals, strict=True):
-            self._require_dtype(f"forward returned {article}", tensor, other.dtype)
+            self._require_dtype(f"{form} returned {article}", tensor, other.dtype)
         return [tensor.to(other.dtype) for tensor, other in zip(tensors, originals, strict=True)]
 
     def _require_dtype(self, returned: str, tensor: Tensor, expected: torch.dtype) -> None:

@@ -102,6 +102,7 @@ class NativeStack:
     """
 
     static_graph = False
+    reads_windows = False
 
     name: ClassVar[EngineName] = "native"
 
@@ -130,7 +131,7 @@ class NativeStack:
         self.device = torch.device("cpu")
         self._seed = seed
         self._precision = precision
-        self._spec = spec
+        self.spec = spec
         architectures = [config.architecture for config in configs]
         self._layers = architectures[0].layers
         self._state_size = architectures[0].state_size
@@ -146,7 +147,7 @@ class NativeStack:
         self._buffers: dict[tuple[int, int, bool], _Buffers] = {}
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NativeStack":
-        return NativeStack(list(weights), self._seed, self._precision, self._spec, None, weights)
+        return NativeStack(list(weights), self._seed, self._precision, self.spec, None, weights)
 
     def init_state(self, streams: int) -> list[Tensor]:
         shape = (len(self.configs), streams, self._state_size)
@@ -155,11 +156,11 @@ class NativeStack:
     init_training_state = init_state
 
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
-        return self.forward(window.inputs[0], states)[1]
+        return self.forward(window.inputs[:1], states)[1]
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        buffers = self._step(tokens, None, states)
-        return buffers.output, buffers.next_states
+        buffers = self._step(tokens[0], None, states)
+        return buffers.output[:, None], buffers.next_states
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         index = targets[None, :, None].expand(len(logits), -1, 1)
@@ -196,7 +197,7 @@ class NativeStack:
         for index, state in enumerate(states):
             buffers.state_addresses[index] = state.data_ptr()
         if self._library.rnn_step(ctypes.addressof(step)):
-            raise IndexError(f"a token is not below {self._spec.inputs}, the vocabulary size")
+            raise IndexError(f"a token is not below {self.spec.inputs}, the vocabulary size")
         return buffers
 
     def _allocate(self, streams: int, threads: int, is_training: bool) -> _Buffers:
@@ -205,7 +206,7 @@ class NativeStack:
         values = self.parameters.values
         grads = self.parameters.grads
         most_packed = max(network.packed_size for network in self._networks)
-        output = torch.empty(count, streams, *([] if is_training else [self._spec.outputs]))
+        output = torch.empty(count, streams, *([] if is_training else [self.spec.outputs]))
         next_states = self.init_state(streams)
         addresses = ctypes.c_void_p * self._layers
         state_addresses = addresses()
@@ -214,7 +215,7 @@ class NativeStack:
             count=count,
             layers=self._layers,
             n=self._state_size,
-            vocabulary=self._spec.inputs,
+            vocabulary=self.spec.inputs,
             streams=streams,
             threads=threads,
             most_packed=most_packed,
@@ -239,7 +240,7 @@ class NativeStack:
         n = self._state_size
         maps: dict[str, _Map] = {}
         packed = 0
-        linear_maps = network_shapes(architecture, self._spec).linear_maps
+        linear_maps = network_shapes(architecture, self.spec).linear_maps
         for name, (inputs, outputs) in linear_maps.items():
             parts = 0 if name == "embedding" else inputs // n
             transposed = packed + parts * packed_size(n, outputs)

@@ -42,6 +42,7 @@ class NetworkStack:
     """
 
     name: ClassVar[EngineName] = "stacked"
+    reads_windows = False
 
     @staticmethod
     def can_train(
@@ -113,10 +114,11 @@ class NetworkStack:
     init_training_state = init_state
 
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
-        return self.forward(window.inputs[0], states)[1]
+        return self.forward(window.inputs[:1], states)[1]
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return self._forward(*self._find_unique(tokens), states)
+        logits, next_states = self._forward(*self._find_unique(tokens[0]), states)
+        return logits[:, None], next_states
 
     def _find_unique(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the distinct tokens of the streams, if they share what is computed.

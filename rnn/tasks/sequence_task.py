@@ -76,6 +76,7 @@ class SequenceTask:
         output_names: a name for each number to predict, if the definition has any.
         is_standardized: whether numbers are standardized.
         is_consecutive: whether each held-out sequence continues the one before, with its states.
+        resets_often: see :class:`rnn.config.TaskSpec`.
         notices: what the user should know about the data, one sentence each.
 
     Raises:
@@ -103,6 +104,7 @@ class SequenceTask:
             ) from error
         self.is_standardized = bool(getattr(definition, "standardize", False))
         self.is_consecutive = bool(getattr(definition, "consecutive", False))
+        self.resets_often = bool(getattr(definition, "resets_often", False))
         self.notices = list(getattr(definition, "notices", ()))
         self.loss_unit = str(getattr(definition, "loss_unit", ""))
         if not callable(getattr(definition, "sample", None)):
@@ -217,6 +219,7 @@ class SequenceTask:
             self._predicts_classes,
             batch.mask is None and batch.resets is None,
             self.compute_loss if hasattr(self.definition, "loss") else None,
+            self.resets_often,
         )
 
     @cached_property

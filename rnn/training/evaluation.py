@@ -1,8 +1,9 @@
 """Losses of networks on held-out data, of a text also with a limited context."""
 
+import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ def compute_eval_losses(
     Args:
         stack: the K networks.
         windows: tokens (window_length, windows), of :func:`rnn.tasks.text.select_eval_windows`.
-        on_step: callback after every step; an exception that it raises ends the evaluation.
+        on_step: callback after every few steps; an exception that it raises ends the evaluation.
         context: losses with a limited context, to be computed meanwhile.
 
     Returns:
@@ -40,16 +41,43 @@ def compute_eval_losses(
     length, count = tokens.shape
     states = stack.init_state(count)
     total = stack.parameters.values.new_zeros(len(stack.configs), count)
-    for t in range(length - 1):
-        logits, next_states = stack.forward(tokens[t], states)  # (K, windows, V)
-        losses = stack.losses(logits, tokens[t + 1])  # (K, windows)
-        total += losses
-        for state, next_state in zip(states, next_states, strict=True):
-            state.copy_(next_state)
+    cuts = () if context is None else (context.begin,)
+    for first, stop in _split_steps(stack, length - 1, count, cuts):
+        losses = _predict(stack, tokens[first : stop + 1], states)  # (K, T, windows)
+        total += losses.sum(1)
         if context is not None:
-            context.observe(t, losses)
+            context.observe(first, losses)
         on_step()
     return total / (length - 1)
+
+
+def _split_steps(
+    stack: Engine, steps: int, streams: int, cuts: Iterable[int] = ()
+) -> Iterator[tuple[int, int]]:
+    """Yield the first step of each part that an engine reads at once, and the step after it.
+
+    Parts end at the cuts, and are short enough for their results to fit into memory.
+    """
+    longest = 1
+    if stack.reads_windows:
+        # The outputs, or four results of the size of a layer's state.
+        numbers = max(stack.spec.outputs, 4 * stack.configs[0].architecture.state_size)
+        longest = max(1, _MAX_NUMBERS // (len(stack.configs) * streams * numbers))
+    ends = {steps, *range(longest, steps, longest), *(cut for cut in cuts if 0 < cut < steps)}
+    yield from itertools.pairwise(sorted({0, *ends}))
+
+
+_MAX_NUMBERS = 2**22
+"""Numbers that networks compute at once for their last result: 16 MiB."""
+
+
+def _predict(stack: Engine, tokens: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """Read all but the last of tokens (T + 1, B), and advance the states; return the losses."""
+    logits, next_states = stack.forward(tokens[:-1], states)  # (K, T, B, V)
+    losses = stack.losses(logits.flatten(1, 2), tokens[1:].flatten())  # (K, T·B)
+    for state, next_state in zip(states, next_states, strict=True):
+        state.copy_(next_state)
+    return losses.view(len(losses), len(tokens) - 1, -1)
 
 
 # ------------------------------------------------------------------ sequences
@@ -85,7 +113,7 @@ def evaluate_sequences(
         batch: the sequences.
         metrics: by name, what returns a metric (K, N) of outputs (K, N, outputs) and N targets.
         streams: number of sequences to read at once.
-        on_step: callback after every step; an exception that it raises ends the evaluation.
+        on_step: callback after every few steps; an exception that it raises ends the evaluation.
         is_consecutive: whether each sequence continues the one before, with its states; they are
             read one at a time.
 
@@ -93,34 +121,35 @@ def evaluate_sequences(
         A result for each network.
     """
     names = [*metrics]
-    scored = np.flatnonzero(batch.weights.any(1)).tolist()  # steps that have targets
-    rows = {t: row for row, t in enumerate(scored)}
+    scored = np.flatnonzero(batch.weights.any(1))  # steps that have targets
     weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
     # Loss and metrics of each target.
     values = torch.zeros(len(stack.configs), 1 + len(names), *weights.shape, dtype=torch.double)
     states: list[Tensor] = []
     for first in range(0, weights.shape[1], streams):
         chosen = slice(first, first + streams)
-        inputs = torch.from_numpy(batch.inputs[:, chosen])
-        targets = torch.from_numpy(batch.targets[:, chosen])
-        resets = None if batch.resets is None else torch.from_numpy(batch.resets[:, chosen])
+        inputs = torch.from_numpy(batch.inputs[:, chosen]).to(stack.device)
+        targets = torch.from_numpy(batch.targets[:, chosen]).to(stack.device)
+        resets = _find_resets(batch, chosen, is_consecutive)
         initial = stack.init_state(inputs.shape[1])
         if not (states and is_consecutive):
             states = [state.clone() for state in initial]
-        for t, x in enumerate(inputs):
-            if (t or is_consecutive) and resets is not None and resets[t].any():
-                reset = resets[t].to(stack.device)
-                for state, start in zip(states, initial, strict=True):
-                    shape = (1, -1, *[1] * (state.dim() - 2))
-                    state.copy_(torch.where(reset.view(shape), start, state))
-            outputs, next_states = stack.forward(x.to(stack.device), states)  # (K, streams, V)
+        for begin, stop in _split_steps(stack, len(inputs), inputs.shape[1], resets):
+            if begin in resets:
+                _reset_states(states, initial, resets[begin].to(stack.device))
+            outputs, next_states = stack.forward(inputs[begin:stop], states)  # (K, T, streams, V)
             for state, next_state in zip(states, next_states, strict=True):
                 state.copy_(next_state)
-            if (row := rows.get(t)) is not None:
-                target = targets[t].to(stack.device)
-                values[:, 0, row, chosen] = stack.losses(outputs, target).cpu().double()
-                for place, measure in enumerate(metrics.values(), 1):
-                    values[:, place, row, chosen] = measure(outputs, target).cpu().double()
+            rows = slice(*np.searchsorted(scored, (begin, stop)))
+            steps = scored[rows]
+            if len(steps):
+                known = outputs[:, steps - begin].flatten(1, 2)  # (K, N, V)
+                wanted = targets[steps].flatten(0, 1)  # (N, …)
+                measured = [stack.losses(known, wanted)]  # (K, N)
+                measured += [measure(known, wanted) for measure in metrics.values()]
+                for place, numbers in enumerate(measured):
+                    of_steps = numbers.view(len(numbers), len(steps), -1)
+                    values[:, place, rows, chosen] = of_steps.cpu().double()
             on_step()
     values = torch.where(weights > 0, values * weights, 0.0)
     counts = weights.sum(0)  # (sequences,)
@@ -136,9 +165,28 @@ def evaluate_sequences(
                 shares = values[k][:, part].sum(1) / weights[part].sum()
                 of_value = dict(zip(["loss", *names], shares.tolist(), strict=True))
                 slices.setdefault(slice_name, {})[int(value)] = of_value
-        measured = dict(zip(names, means[k, 1:].tolist(), strict=True))
-        results.append(HeldOutResult(losses[k], measured, slices))
+        of_network = dict(zip(names, means[k, 1:].tolist(), strict=True))
+        results.append(HeldOutResult(losses[k], of_network, slices))
     return results
+
+
+def _find_resets(batch: Batch, chosen: slice, is_consecutive: bool) -> dict[int, Tensor]:
+    """Return which of some streams (B,) are reset before which steps.
+
+    The first step is none of them, unless the streams continue others.
+    """
+    if batch.resets is None:
+        return {}
+    resets = torch.from_numpy(batch.resets[:, chosen])
+    steps = np.flatnonzero(batch.resets[:, chosen].any(1)).tolist()
+    return {t: resets[t] for t in steps if t or is_consecutive}
+
+
+def _reset_states(states: Sequence[Tensor], initial: Sequence[Tensor], streams: Tensor) -> None:
+    """Set the states of some streams (B,) to the initial ones."""
+    for state, start in zip(states, initial, strict=True):
+        shape = (1, -1, *[1] * (state.dim() - 2))
+        state.copy_(torch.where(streams.view(shape), start, state))
 
 
 # ------------------------------------------------------------------ curves
@@ -204,16 +252,18 @@ class ContextLosses:
     Attributes:
         bins: largest c of each bin: 1, 2, 4, 8, …, and half of the window; the first bin is c = 1,
             the next one c = 2, then 3 and 4.
+        begin: step at which the further streams begin.
     """
 
     bins: list[int]
+    begin: int
 
     def __init__(self, stack: Engine, windows: npt.NDArray[np.integer]) -> None:
         self._stack = stack
         self._tokens = torch.from_numpy(windows.astype(np.int64)).to(stack.device)
         length, count = windows.shape
         longest = (length - 1) // 2
-        self._begin = length - 1 - longest
+        self.begin = length - 1 - longest
         self.bins = list_context_bins(longest)
         shape = len(self.bins), len(stack.configs), count
         # Sums stay on the device: a copy in every step would wait for its kernels.
@@ -221,21 +271,25 @@ class ContextLosses:
         self._excess = torch.zeros_like(self._long)
         self._states: list[Tensor] = []
 
-    def observe(self, t: int, losses: Tensor) -> None:
-        """Advance the streams that began in the middle, after a step of the whole windows."""
-        if t < self._begin:
+    def observe(self, first: int, losses: Tensor) -> None:
+        """Advance the streams that began in the middle, by steps of the whole windows.
+
+        Args:
+            first: first of the steps; they do not go beyond ``begin`` if they are before it.
+            losses: losses of the whole windows (K, T, windows).
+        """
+        if first < self.begin:
             return
-        if t == self._begin:
+        if first == self.begin:
             self._states = self._stack.init_state(self._tokens.shape[1])
-        place = bisect_left(self.bins, t - self._begin + 1)
-        # A copy, because the next call of forward may reuse the memory of the losses.
+        # A copy, because the next call of the stack may reuse the memory of the losses.
         long = losses.to(torch.double, copy=True)
-        logits, next_states = self._stack.forward(self._tokens[t], self._states)
-        short = self._stack.losses(logits, self._tokens[t + 1]).double()
-        for state, next_state in zip(self._states, next_states, strict=True):
-            state.copy_(next_state)
-        self._long[place] += long
-        self._excess[place] += short - long
+        tokens = self._tokens[first : first + long.shape[1] + 1]
+        short = _predict(self._stack, tokens, self._states).double()
+        for step in range(long.shape[1]):
+            place = bisect_left(self.bins, first + step - self.begin + 1)
+            self._long[place] += long[:, step]
+            self._excess[place] += short[:, step] - long[:, step]
 
     @property
     def long(self) -> Tensor:

@@ -50,6 +50,8 @@ class HandBuilt:
     configs = (TrialConfig(GatedOptions(False, True, False, True, True, "new").network(1, 8)),)
     device = torch.device("cpu")
     parameters = SimpleNamespace(values=torch.zeros(1))
+    reads_windows = True
+    spec = TaskSpec(2, 2)
 
     def __init__(self, memory, function):
         self.memory, self.function = memory, function
@@ -58,8 +60,12 @@ class HandBuilt:
         return [torch.full((1, streams, self.memory), -1, device=self.device)]
 
     def forward(self, tokens, states):
-        state = torch.cat([tokens[None, :, None], states[0][..., :-1]], 2)  # (1, B, memory)
-        return self.function(state), [state]
+        (state,) = states
+        logits = []
+        for read in tokens:
+            state = torch.cat([read[None, :, None], state[..., :-1]], 2)  # (1, B, memory)
+            logits.append(self.function(state))
+        return torch.stack(logits, 1), [state]
 
     def losses(self, logits, targets):
         return torch.nn.functional.cross_entropy(logits[0], targets, reduction="none")[None]
@@ -130,8 +136,8 @@ def test_metrics_are_means_over_the_targets_of_all_sequences(definition, metric)
     states = stack.init_state(16)
     steps = []
     for x in torch.from_numpy(batch.inputs):
-        outputs, states = stack.forward(x, states)
-        steps.append(outputs.detach().numpy())
+        outputs, states = stack.forward(x[None], states)
+        steps.append(outputs[:, 0].numpy())
     found = np.stack(steps, axis=1)  # (K, steps, sequences, outputs)
     for result, outputs in zip(results, found, strict=True):
         if metric == "mae":

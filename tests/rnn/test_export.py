@@ -353,9 +353,9 @@ def test_export_of_a_task_predicts_what_the_engine_does_in_units_of_the_data(exp
     batch = task.held_out("validation", 5)
     inputs, states, expected = torch.from_numpy(batch.inputs), engine.init_state(5), []
     for x in inputs:
-        outputs, states = engine.forward(x, states)  # (1, 5, k)
+        outputs, states = engine.forward(x[None], states)  # (1, 1, 5, k)
         states = [state.clone() for state in states]
-        expected.append(task.to_units(outputs[0].detach().float().numpy()))
+        expected.append(task.to_units(outputs[0, 0].float().numpy()))
     expected = np.stack(expected, 1)
     if name == "labels":
         expected = torch.from_numpy(expected).softmax(2).numpy()

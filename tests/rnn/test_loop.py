@@ -43,8 +43,9 @@ def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
         batch = DATA.train_batch(3, sequence, 0, 6, 9)
         states = stack.init_state(6)
         for tokens, targets in zip(*map(torch.from_numpy, batch[:2]), strict=True):
-            logits, states = stack.forward(tokens.long(), [state.clone() for state in states])
-            ema = 0.9 * ema + 0.1 * stack.losses(logits, targets.long()).mean().item()
+            states = [state.clone() for state in states]
+            logits, states = stack.forward(tokens.long()[None], states)
+            ema = 0.9 * ema + 0.1 * stack.losses(logits[:, 0], targets.long()).mean().item()
             expected.append(ema)
     smoothed = [point.ema_losses[0] for point in points]
     np.testing.assert_allclose(smoothed, expected[1:18:2], rtol=1e-9)

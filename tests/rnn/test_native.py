@@ -84,7 +84,7 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
 )
 def test_arguments_that_would_read_other_memory_are_errors(tokens, targets, streams, error):
     stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
-    step = partial(stack.forward, torch.tensor(tokens))
+    step = partial(stack.forward, torch.tensor([tokens]))
     if targets is not None:
         window = Window(torch.tensor([tokens]), torch.tensor([targets]))
         step = partial(stack.loss_and_grad, window)
