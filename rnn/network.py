@@ -176,7 +176,7 @@ class Network(nn.Module):
         if unrolled is not None:
             ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], outputs)
             return ys, list(state) if is_tuple else [state]
-        if len(xs) > 1 and self._reads_sequences and hasattr(layer, SEQUENCE_FORM):
+        if len(xs) > 1 and self._reads_sequences and has_sequence_form(layer):
             ys, new = self._advance(layer, SEQUENCE_FORM, xs, old, is_tuple)  # (T, B, n)
             return ys[len(ys) - outputs :], new
         stepwise = []
@@ -227,6 +227,11 @@ class Network(nn.Module):
         are_floats = tensor.is_floating_point() and expected.is_floating_point
         if not are_floats or not torch.is_autocast_enabled(tensor.device.type):
             raise CellError(f"cell {self.cell}: {returned} of {tensor.dtype}: expected {expected}")
+
+
+def has_sequence_form(cell: object) -> bool:
+    """Return whether a cell, or its class, has a sequence form; None as the attribute is none."""
+    return getattr(cell, SEQUENCE_FORM, None) is not None
 
 
 def _build_layer(config: NetworkConfig) -> nn.Module:

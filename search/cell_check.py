@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ from rnn.tasks.task import SavedTask
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
+from search.form_check import compare_forms, find_worst, require_agreement, tabulate
 from studies.config import StudyConfig
 from studies.records import CellRecord
 from studies.space import CELL, Params
@@ -58,6 +61,8 @@ _MAX_STATE_SIZE = 64
 
 _LAYERS = 2
 _logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 _STREAMS = 3
 
@@ -265,30 +270,53 @@ _HINTS = {
 
 
 def check_networks(
-    networks: Sequence[NetworkConfig], on_passed: Callable[[str], None] = lambda _: None
+    networks: Sequence[NetworkConfig],
+    on_passed: Callable[[str], None] = lambda _: None,
+    on_compared: Callable[[Sequence[str]], None] = lambda _: None,
+    is_thorough: bool = False,
 ) -> None:
     """Run every check on tiny networks of a user's cell.
 
-    ``on_passed`` is called after each check, with what holds.
+    Args:
+        networks: configs of the networks.
+        on_passed: callback after each check, with what holds.
+        on_compared: callback with the lines of a table that compares the cell's two forms.
+        is_thorough: whether to compare them on a long sequence as well.
 
     Raises:
-        CellError: if one fails, naming the cell and what to do.
+        CellError: if a check fails, naming the cell and what to do.
     """
     for passed, check in CHECKS.items():
         for network in networks:
-            try:
-                check(network)
-            except CellError as error:
-                raise CellError(f"{error}{_describe_options(network, str(error))}") from error
-            except (Exception, SystemExit) as error:
-                hints = (hint for part, hint in _HINTS.items() if re.search(part, str(error)))
-                raise CellError(
-                    f"cell {network.cell} raises {describe_error(error)}"
-                    f"{_describe_options(network)}, in the check that {passed}{next(hints, '')}"
-                ) from error
+            _run_check(passed, check, network)
+        on_passed(passed)
+    passed = "the sequence form computes what the step does"
+    compare = partial(compare_forms, is_thorough=is_thorough)
+    compared = {network: _run_check(passed, compare, network) for network in networks}
+    worst = find_worst(itertools.chain(*compared.values()))
+    if worst:
+        on_compared(tabulate(worst))
+        for network, comparisons in compared.items():
+            _run_check(passed, partial(require_agreement, comparisons=comparisons), network)
         on_passed(passed)
     check_export(networks[0])
     on_passed("an export computes the same in a new process, without this program")
+
+
+def _run_check(
+    passed: str, check: Callable[[NetworkConfig], _Result], network: NetworkConfig
+) -> _Result:
+    """Return the result of a check; an error names the options with which it fails."""
+    try:
+        return check(network)
+    except CellError as error:
+        raise CellError(f"{error}{_describe_options(network, str(error))}") from error
+    except (Exception, SystemExit) as error:
+        hints = (hint for part, hint in _HINTS.items() if re.search(part, str(error)))
+        raise CellError(
+            f"cell {network.cell} raises {describe_error(error)}"
+            f"{_describe_options(network)}, in the check that {passed}{next(hints, '')}"
+        ) from error
 
 
 def _describe_options(network: NetworkConfig, message: str = "") -> str:

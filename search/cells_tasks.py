@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from rnn.config import ParamValue, TaskSpec
 from rnn.errors import CellError, CorpusError, TaskError, UserError
+from rnn.network import has_sequence_form
 from rnn.own_code import (
     CellSource,
     CodeSource,
@@ -88,12 +89,18 @@ def load_record(spec: str, folder: Path) -> CellRecord:
         CellError: if its source cannot be read, or does not define a cell that can be searched.
     """
     source = read_source(spec, folder, CellSource)
+    cls = load_class(source)
     try:
-        options = read_options(load_class(source))
+        options = read_options(cls)
         check_option_names(f"cell {source.name}", options)
     except ValueError as error:
         raise CellError(str(error)) from error
-    return CellRecord(spec=spec, sha256=source.sha256, options=options)
+    return CellRecord(
+        spec=spec,
+        sha256=source.sha256,
+        options=options,
+        has_sequence_form=has_sequence_form(cls),
+    )
 
 
 def check_option_names(subject: str, options: Iterable[str]) -> None:
@@ -166,10 +173,17 @@ class CodeStore:
         """Load cells from their copies, unless they are loaded.
 
         Raises:
-            CellError: if there is no copy, or it is not the file that the study was created with.
+            CellError: if there is no copy, or it is not the file that the study was created with,
+                or the cell would train by another form.
         """
         for name, record in cells.items():
-            load_class(self.read_source(CellSource, name, record.spec, record.sha256))
+            cls = load_class(self.read_source(CellSource, name, record.spec, record.sha256))
+            if has_sequence_form(cls) != record.has_sequence_form:
+                given, here = ("a", "none") if record.has_sequence_form else ("no", "one")
+                raise CellError(
+                    f"cell {name} had {given} sequence form when its study was created, and has "
+                    f"{here} here: expected the same version of the package that defines it"
+                )
 
     def read_source(self, kind: type[CodeSource], name: str, spec: str, sha256: str) -> CodeSource:
         """Return the source of a class that is loaded, or else its copy.
@@ -477,6 +491,7 @@ def _describe(task: SequenceTask, folder: Path, **stated: Any) -> TaskRecord:
             eval_lengths=task.eval_lengths,
             solved=task.solved,
             unit=task.loss_unit,
+            resets_often=task.resets_often,
             folder=str(folder),
             **stated,
         )

@@ -71,6 +71,9 @@ _NETWORK = TrialConfig(
 )
 
 
+_MIN_RESET_GAP = 8
+"""Fewer steps are not read faster at once than one after another."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -95,6 +98,7 @@ def check_task(
     _require_disjoint(built, count)
     on_passed("no sequence of the training is among those of validation or test")
     _require_loss_by_target(built, count)
+    _require_stated_resets(built)
     if task.record.sha256 is not None:  # the class is the user's
         _require_same_in_new_process(task.record, first, count)
         on_passed("the same sequences are drawn in a new process")
@@ -174,6 +178,21 @@ def print_digest() -> None:
     source, name, text, values, folder, count = json.load(sys.stdin)
     task = load_task_of(source, values, Path(folder), TaskSource(source, name, text))
     print(_digest(task.build_sequences(), count))
+
+
+def _require_stated_resets(task: SequenceTask) -> None:
+    """Require a task to say that its resets leave too few steps for a sequence form."""
+    for index in range(_BATCHES):
+        batch = task.train_batch(0, index, 0, _NETWORK_STREAMS, 0)
+        if batch.resets is None or task.resets_often:
+            return
+        gaps = np.diff(np.flatnonzero(batch.resets.any(1)))
+        if (gaps <= _MIN_RESET_GAP).any():
+            raise TaskError(
+                f"task {task.name}: in a batch of {_NETWORK_STREAMS}, states start anew "
+                f"{gaps.min()} steps after others: expected more than {_MIN_RESET_GAP}, or "
+                "resets_often = True in the class; cells then read one step at a time"
+            )
 
 
 def _require_disjoint(task: SequenceTask, count: int) -> None:

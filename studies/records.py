@@ -142,11 +142,14 @@ class CellRecord(StrictModel):
             ``package.module:Class``.
         sha256: hash of its source file.
         options: options of its constructor by name, in their order.
+        has_sequence_form: whether it trains and is evaluated by many steps at once, where a task
+            allows it.
     """
 
     spec: str
     sha256: _Hash
     options: dict[str, CellOption] = {}
+    has_sequence_form: bool = False
 
 
 def read_options(cls: type) -> dict[str, CellOption]:
@@ -386,6 +389,7 @@ class TaskRecord(StrictModel):
         solved: bounds from which a network has solved the task, of metrics or of ``loss``; empty
             for a task that is not solved or unsolved.
         unit: unit of a loss that has no fixed one; "" for none.
+        resets_often: whether cells read it one step at a time; see :class:`rnn.config.TaskSpec`.
         folder: absolute path of the folder in which the task finds its files.
         held_out: a few sums over the data of validation and test; empty for a text.
         text: the text that networks read; None in other tasks, and before it is read.
@@ -407,6 +411,7 @@ class TaskRecord(StrictModel):
     eval_lengths: list[_Size] = []
     solved: dict[str, float] = {}
     unit: str = ""
+    resets_often: bool = False
     folder: str = ""
     held_out: list[float] = []
     text: TextRecord | None = None

@@ -77,6 +77,36 @@ CELLS = {
                 h = (h * self.frozen)[:, self.order].sigmoid() * self.scale
                 return y / (1 + count[:, None]), (h, count + 1)
         """,
+    # A sequence form, whose state is learned and has two tensors.
+    "Shifted": """
+        class Shifted(nn.Module):
+            def __init__(self, input_size, state_size):
+                super().__init__()
+                self.start = nn.Parameter(torch.randn(state_size))
+                self.decay = nn.Parameter(torch.rand(state_size))
+                self.linear = nn.Linear(2 * input_size, state_size)
+                self.read_out = nn.Linear(state_size, input_size)
+
+            def initial_state(self, batch_size):
+                start = self.start.expand(batch_size, -1)
+                return start, start.new_zeros(batch_size, self.read_out.out_features)
+
+            def forward(self, x, state):
+                h, last = state
+                h = self.decay * h + self.linear(torch.cat((x, last), 1))
+                return self.read_out(h), (h, x)
+
+            def forward_sequence(self, x, state):
+                h, last = state
+                new = self.linear(torch.cat((x, torch.cat((last[None], x[:-1]))), 2))
+                powers = self.decay ** torch.arange(len(x) + 1, device=x.device)[:, None]
+                hs = []
+                for t in range(len(x)):
+                    past = powers[: t + 1].flip(0)[:, None] * new[: t + 1]
+                    hs.append(powers[t + 1] * h + past.sum(0))
+                hs = torch.stack(hs)
+                return self.read_out(hs), (hs[-1], x[-1])
+        """,
 }
 
 

@@ -156,7 +156,10 @@ def _list_training_facts(results: Results) -> list[tuple[str, str]]:
         facts.append(("Nuisance parameters", f"{names}{carried if results.carried else ''}"))
     for name, cell in config.cells.items():
         if name in results.cells:
-            facts.append((f"Cell {name}", f"{cell.spec}, SHA-256 {cell.sha256}"))
+            form = ""
+            if cell.has_sequence_form:
+                form = ", trained by its sequence form"
+            facts.append((f"Cell {name}", f"{cell.spec}, SHA-256 {cell.sha256}{form}"))
     length = config.length_of()
     training = (
         f"{length.steps:,} steps, batch of {results.values_of('batch_size')} sequences of "

@@ -169,7 +169,12 @@ def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
     record = load_record(cell, Path())
     values = read_values(f"cell {name}", record.options, base)
     networks = list_networks(name, record, base=values)
-    check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
+    check_networks(
+        networks,
+        on_passed=lambda passed: click.echo(f"passed: {passed}"),
+        on_compared=lambda table: click.echo("\n".join(table)),
+        is_thorough=True,
+    )
     obstacle = lockstep_obstacle(networks[0])
     if obstacle is None:
         click.echo("networks that differ in settings of the optimizer can be trained in lockstep")

@@ -22,7 +22,7 @@ from user_cells import EXAMPLES, cell_config
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig, TrialConfig
+from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig, TaskSpec, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError
 from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
@@ -101,6 +101,18 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
 
 
 # ------------------------------------------------------------------ users' own cells
+
+
+def test_several_steps_are_read_at_once_unless_states_start_anew_every_few(monkeypatch):
+    config = cell_config("Shifted", 1, 4)
+    tokens = torch.arange(6).view(3, 2)
+    expected = build_seeded(config, TaskSpec(6, 2, resets_often=True), 0)(tokens)
+    network = build_seeded(config, TaskSpec(6, 2), 0)
+    monkeypatch.delattr(type(network.layers[0]), "forward")
+    for actual, wanted in zip(network(tokens), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    with pytest.raises(NotImplementedError):
+        network(tokens[:1])
 
 
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():

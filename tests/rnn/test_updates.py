@@ -27,6 +27,8 @@ LSTM = NetworkConfig("lstm", 1, 4)
 GATED = GatedOptions.of_largest().network(2, 4)
 LEARNED = cell_config("Everything", 2, 4)
 """Its state is a tuple; where a sequence begins or a stream is reset, it is learned."""
+SHIFTED = cell_config("Shifted", 2, 4)
+"""It has a sequence form, besides."""
 
 WINDOWS = {
     "every step": (1, 1),
@@ -127,6 +129,8 @@ TRAININGS = {
     "resets": (LEARNED, RandomData(resets=True, classes=True)),
     "learned states": (LEARNED, RandomData(masked=True)),
     "masks and resets": (GATED, RandomData(masked=True, resets=True)),
+    "sequence form": (SHIFTED, RandomData()),
+    "sequence form, resets": (SHIFTED, RandomData(masked=True, resets=True, classes=True)),
 }
 
 

@@ -192,6 +192,7 @@ class Sums:
 """
 
 RUNNING = "targets = values.cumsum(1)"
+RESETS = "return dict(inputs=values, targets=values, resets=values[:, :, 0] < 0.5)"
 
 
 def load(folder: Path, body: str = RUNNING, method: str = ""):
@@ -218,8 +219,9 @@ def load(folder: Path, body: str = RUNNING, method: str = ""):
         (RUNNING, "def loss(self, outputs, targets): return (outputs * 0 - targets).log()[:, 0]",
          "is not finite or not differentiable"),
         (f"values = values + hash('a') % 1000; {RUNNING}", "", "in a new process"),
+        (RESETS, "", "in a batch of 64, states start anew 1 steps after others: expected more"),
     ],
-    ids=["global", "kept", "train", "held-out", "mean", "raises", "others", "log", "hash"],
+    ids="global kept train held-out mean raises others log hash resets".split(),
 )  # fmt: skip
 def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
     with refused(TaskError, line):

@@ -165,6 +165,40 @@ def test_changed_source_of_a_study_is_rejected(folder, create):
     create()
 
 
+FROM_PACKAGE = """
+from based import Base
+
+
+class Mine(Base):
+    pass
+"""
+
+BASE = f"""{CELL}
+
+class Base(Mine):
+    def forward_sequence(self, x, state):
+        ys = []
+        for step in x:
+            y, state = self.forward(step, state)
+            ys.append(y)
+        return torch.stack(ys), state
+"""
+
+
+def test_study_is_joined_only_where_its_cell_has_the_form_that_trains(folder, monkeypatch, create):
+    """The file is the same; the package that its class comes from is another version."""
+    (folder / "based.py").write_text(BASE)
+    (folder / "cells" / "mine.py").write_text(FROM_PACKAGE)
+    monkeypatch.syspath_prepend(str(folder))
+    record = create().record
+    assert record.config.cells["Mine"].has_sequence_form
+    create()
+    monkeypatch.delattr("based.Base.forward_sequence")
+    line = "cell Mine had a sequence form when its study was created, and has none here: expected"
+    with refused(CellError, line, folder):
+        create()
+
+
 MARKED = f"open(MARKER, 'a').write('executed ')\n{CELL}"
 """A cell whose file leaves a trace when it is executed."""
 

@@ -1,0 +1,349 @@
+"""Comparison of a cell's sequence form with its step, which defines the cell.
+
+One layer is run by both, with weights and inputs that are drawn at random. T is the number of
+steps, B the number of streams.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rnn.config import BYTES, NetworkConfig, Precision
+from rnn.errors import CellError
+from rnn.network import SEQUENCE_FORM, build_seeded, has_sequence_form
+
+_STREAMS = 3
+
+_LENGTHS = (1, 2, 3, 7, 13, 16, 31, 64, 500)
+
+_CUTS = {"cut in two": (32,), "cut unevenly": (1, 2, 5, 6, 23, 40, 60)}
+"""First steps of the parts of a sequence of 61 steps."""
+
+_RESETS = {5: [0], 6: [1, 2], 17: [0, 2]}
+"""Streams that start anew before steps of a sequence of 24."""
+
+_LONG = 4096
+
+_ALLOWED: dict[Precision, float] = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.005}
+"""Greatest relative RMS; that of bfloat16 is what flash-linear-attention allows."""
+
+_FACTOR = 2
+"""The sequence form may differ by so many times as much as steps of the same precision do."""
+
+Tensors = dict[str, Tensor]
+"""Results by their names."""
+
+_OF_STEPS = ("output", "gradient of the input")
+"""Results with an axis of steps."""
+
+
+class Difference(NamedTuple):
+    """How much the results of a cell differ.
+
+    Attributes:
+        size: root mean square of the difference, divided by that of the result by steps: the
+            greatest of all results.
+        begins: where the difference begins to be more than is allowed: a result and, if it has
+            several, its step. "" if it is not.
+    """
+
+    size: float
+    begins: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of the two forms.
+
+    Attributes:
+        compared: what was compared.
+        precision: precision of the sequence form. Steps in float64 are the reference.
+        difference: the greatest difference.
+        allowed: greatest size of it.
+    """
+
+    compared: str
+    precision: Precision
+    difference: Difference
+    allowed: float
+
+    @property
+    def excess(self) -> float:
+        """The difference as a multiple of what is allowed."""
+        return self.difference.size / self.allowed
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the forms compute the same."""
+        return self.excess <= 1
+
+
+def compare_forms(config: NetworkConfig, is_thorough: bool = False) -> list[Comparison]:
+    """Compare the forms of a cell; return the comparisons, none if it has no sequence form.
+
+    Args:
+        config: config of a network of the cell.
+        is_thorough: whether to compare a sequence of 4,096 steps as well, which takes seconds.
+    """
+    layer = build_seeded(config, BYTES, 0).layers[0]
+    if not has_sequence_form(layer):
+        return []
+    pair = _Pair(layer, config.state_size)
+    comparisons: list[Comparison] = []
+    for precision in _ALLOWED:
+        comparisons += pair.compare_all(precision, is_thorough)
+    return comparisons
+
+
+def find_worst(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Return the worst of the comparisons of each kind, such as those of several networks."""
+    worst: dict[tuple[str, Precision], Comparison] = {}
+    for comparison in comparisons:
+        key = comparison.compared, comparison.precision
+        worst[key] = max(worst.get(key, comparison), comparison, key=lambda found: found.excess)
+    return list(worst.values())
+
+
+def require_agreement(network: NetworkConfig, comparisons: Iterable[Comparison]) -> None:
+    """Require the forms of a network's cell to compute the same.
+
+    Raises:
+        CellError: if they do not, with the first comparison that shows it.
+    """
+    for comparison in comparisons:
+        if not comparison.agrees:
+            difference = comparison.difference
+            raise CellError(
+                f"cell {network.cell}: {SEQUENCE_FORM} differs from forward "
+                f"({comparison.compared}): {difference.begins} by {difference.size:.2g} of its "
+                f"size in {comparison.precision}: expected at most {comparison.allowed:.1g}"
+            )
+
+
+def tabulate(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the lines of a table: a row for each comparison, a column for each precision."""
+    rows: dict[str, dict[Precision, Comparison]] = {}
+    for comparison in comparisons:
+        rows.setdefault(comparison.compared, {})[comparison.precision] = comparison
+    width = max(map(len, rows))
+    header = "".join(f"  {precision:17}" for precision in _ALLOWED)
+    lines = [f"{'difference / allowed':{width}}{header}".rstrip()]
+    for compared, row in rows.items():
+        line = f"{compared:{width}}"
+        wrong = [comparison for comparison in row.values() if not comparison.agrees]
+        for precision in _ALLOWED:
+            found = row.get(precision)
+            shown = f"{found.difference.size:.1e} / {found.allowed:.0e}" if found else ""
+            line += f"  {shown:17}"
+        if wrong:
+            line += f"  differs: {wrong[0].difference.begins}"
+        lines.append(line.rstrip())
+    return lines
+
+
+class _Pair:
+    """The two forms of a layer, in every precision.
+
+    Args:
+        layer: the layer, in float32.
+        size: n.
+    """
+
+    def __init__(self, layer: nn.Module, size: int) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                # A weight that starts at zero would hide what it is multiplied by.
+                scale = 0.1 * (parameter.abs().mean() + 0.1)
+                parameter.add_(scale * torch.randn(parameter.shape, generator=self._generator))
+        self._layer = layer
+        self._exact = copy.deepcopy(layer).double()
+        self._size = size
+        # A state that is not the initial one, and streams that differ.
+        _, self._state = self._run("fp64", False, self._draw(5), self._initial_state())
+
+    def _draw(self, steps: int) -> Tensor:
+        shape = (steps, _STREAMS, self._size)
+        return torch.randn(shape, generator=self._generator).double()
+
+    def _initial_state(self) -> Any:
+        initial_state = getattr(self._exact, "initial_state", None)
+        if initial_state is not None:
+            return initial_state(_STREAMS)
+        return torch.zeros(_STREAMS, self._size, dtype=torch.double)
+
+    def compare_all(self, precision: Precision, is_thorough: bool) -> list[Comparison]:
+        """Return all comparisons of the sequence form in a precision."""
+        lengths = [self._compare_outputs(precision, steps) for steps in _LENGTHS]
+        comparisons = [self._worst("1 to 500 steps", precision, lengths)]
+        start = self._compare_outputs(precision, 16, state=self._initial_state())
+        comparisons.append(self._worst("from the initial state", precision, [start]))
+        for name, cuts in _CUTS.items():
+            found = self._compare_outputs(precision, 61, cuts)
+            comparisons.append(self._worst(f"{name}, with the state carried", precision, [found]))
+        found = self._compare_outputs(precision, 24, resets=_RESETS)
+        comparisons.append(self._worst("streams that start anew", precision, [found]))
+        found = self._compare_gradients(precision)
+        comparisons.append(self._worst("gradients", precision, [found]))
+        if precision == "fp64":
+            found = self._find_reach_back()
+            comparisons.append(self._worst("outputs before an input changes", precision, [found]))
+        if is_thorough and precision != "bf16":
+            found = self._compare_outputs(precision, _LONG)
+            comparisons.append(self._worst(f"{_LONG:,} steps", precision, [found]))
+        return comparisons
+
+    def _worst(
+        self, compared: str, precision: Precision, found: Sequence[tuple[Difference, float]]
+    ) -> Comparison:
+        """Return a comparison with the worst of several differences, and what each allows."""
+        difference, allowed = max(found, key=lambda pair: pair[0].size / pair[1])
+        return Comparison(compared, precision, difference, allowed)
+
+    def _compare(
+        self, precision: Precision, expected: Tensors, by_steps: Tensors, actual: Tensors
+    ) -> tuple[Difference, float]:
+        """Return the difference of the sequence form from steps in float64, and what is allowed."""
+        allowed = _ALLOWED[precision]
+        if precision != "fp64":
+            rounding = _find_difference(expected, by_steps, allowed)
+            allowed = max(allowed, _FACTOR * rounding.size)
+        return _find_difference(expected, actual, allowed), allowed
+
+    def _compare_outputs(
+        self,
+        precision: Precision,
+        steps: int,
+        cuts: Sequence[int] = (),
+        resets: dict[int, list[int]] | None = None,
+        state: Any = None,
+    ) -> tuple[Difference, float]:
+        x = self._draw(steps)
+        start = self._state if state is None else state
+        parts = sorted({0, *cuts, *(resets or {}), steps})
+
+        def read(precision: Precision, by_sequence: bool) -> Tensors:
+            after = start
+            outputs = []
+            for first, stop in itertools.pairwise(parts):
+                after = self._reset(after, (resets or {}).get(first, []))
+                y, after = self._run(precision, by_sequence, x[first:stop], after)
+                outputs.append(y)
+            return {"output": torch.cat(outputs), **_name_states(after)}
+
+        with torch.no_grad():
+            expected = read("fp64", False)
+            by_steps = expected if precision == "fp64" else read(precision, False)
+            return self._compare(precision, expected, by_steps, read(precision, True))
+
+    def _reset(self, state: Any, streams: list[int]) -> Any:
+        """Return a state in which some streams have the initial one."""
+        parts = []
+        for old, new in zip(_list(state), _list(self._initial_state()), strict=True):
+            chosen = torch.zeros(_STREAMS, dtype=torch.bool)
+            chosen[streams] = True
+            parts.append(torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old))
+        return tuple(parts) if isinstance(state, tuple) else parts[0]
+
+    def _compare_gradients(self, precision: Precision) -> tuple[Difference, float]:
+        x = self._draw(37)
+        weights = self._draw(37)
+        expected = self._differentiate("fp64", False, x, weights)
+        by_steps = expected
+        if precision != "fp64":
+            by_steps = self._differentiate(precision, False, x, weights)
+        actual = self._differentiate(precision, True, x, weights)
+        return self._compare(precision, expected, by_steps, actual)
+
+    def _differentiate(
+        self, precision: Precision, by_sequence: bool, x: Tensor, weights: Tensor
+    ) -> Tensors:
+        """Return the gradients of weighted outputs, plus the weighted state after them."""
+        inputs = x.clone().requires_grad_()
+        state = _map_floats(self._state, lambda part: part.detach().clone().requires_grad_())
+        y, after = self._run(precision, by_sequence, inputs, state)
+        loss = (y * weights).sum()
+        for part in _list(after):
+            if part.requires_grad:
+                loss = loss + (part * torch.linspace(-1, 1, part.numel()).view_as(part)).sum()
+        layer = self._exact if precision == "fp64" else self._layer
+        leaves = {"the input": inputs, **_name_states(state), **dict(layer.named_parameters())}
+        trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        grads = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+        named = zip(trained, grads, strict=True)
+        return {f"gradient of {name}": grad.double() for name, grad in named}
+
+    @torch.no_grad()
+    def _find_reach_back(self) -> tuple[Difference, float]:
+        """Return how much outputs depend on inputs that come later."""
+        x = self._draw(31)
+        changed = x.clone()
+        changed[17:] = self._draw(14)
+        expected, _ = self._run("fp64", True, x, self._state)
+        actual, _ = self._run("fp64", True, changed, self._state)
+        allowed = _ALLOWED["fp64"]
+        outputs = {"output": expected[:17]}, {"output": actual[:17]}
+        return _find_difference(*outputs, allowed=allowed), allowed
+
+    def _run(
+        self, precision: Precision, by_sequence: bool, x: Tensor, state: Any
+    ) -> tuple[Tensor, Any]:
+        """Read inputs (T, B, n) from a state; return outputs and the next state, in float64."""
+        dtype = torch.double if precision == "fp64" else torch.float
+        layer = self._exact if precision == "fp64" else self._layer
+        x = x.to(dtype)
+        state = _map_floats(state, lambda part: part.to(dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            if by_sequence:
+                y, state = getattr(layer, SEQUENCE_FORM)(x, state)
+            else:
+                outputs = []
+                for step in x:
+                    output, state = layer(step, state)
+                    state = _map_floats(state, lambda part: part.to(dtype))
+                    outputs.append(output.to(dtype))
+                y = torch.stack(outputs)
+        return y.double(), _map_floats(state, Tensor.double)
+
+
+def _list(state: Any) -> list[Tensor]:
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def _map_floats(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a state whose tensors of numbers, but for integers, are changed."""
+    parts = [change(part) if part.is_floating_point() else part for part in _list(state)]
+    return tuple(parts) if isinstance(state, tuple) else parts[0]
+
+
+def _name_states(state: Any) -> Tensors:
+    parts = _list(state)
+    if len(parts) == 1:
+        return {"state": parts[0]}
+    return {f"state {number}": part for number, part in enumerate(parts, 1)}
+
+
+def _find_difference(expected: Tensors, actual: Tensors, allowed: float) -> Difference:
+    """Return the greatest difference of results by two forms, and the first that is not allowed."""
+    greatest = 0.0
+    begins = ""
+    for name, wanted in expected.items():
+        wanted = wanted.double()
+        difference = actual[name].double() - wanted
+        scale = float(wanted.square().mean().sqrt()) or 1.0
+        size = float(difference.square().mean().sqrt()) / scale
+        size = size if size < math.inf else math.inf  # of NaN as well
+        greatest = max(greatest, size)
+        if size > allowed and not begins:
+            begins = f"the {name}"
+            if name in _OF_STEPS:
+                of_steps = difference.flatten(1).square().mean(1).sqrt() / scale  # (T,)
+                wrong = (~(of_steps <= allowed)).nonzero()[:, 0]
+                begins += f" from step {int(wrong[0]) + 1} on"
+    return Difference(greatest, begins)
