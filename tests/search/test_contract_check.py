@@ -221,7 +221,8 @@ def load(folder: Path, body: str = RUNNING, method: str = ""):
         (f"values = values + hash('a') % 1000; {RUNNING}", "", "in a new process"),
         (RESETS, "", "in a batch of 64, states start anew 1 steps after others: expected more"),
     ],
-    ids="global kept train held-out mean raises others log hash resets".split(),
+    ids=["global", "kept", "train", "held-out", "mean", "raises", "others", "log", "hash",
+         "resets"],
 )  # fmt: skip
 def test_task_that_would_mislead_is_refused(tmp_path, body, method, line):
     with refused(TaskError, line):
