@@ -7,8 +7,9 @@ steps, B the number of streams.
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,9 @@ _FACTOR = 2
 
 Tensors = dict[str, Tensor]
 """Results by their names."""
+
+Computation = Callable[[Precision, bool], Tensors]
+"""What computes results in a precision, by the sequence form or by steps."""
 
 _OF_STEPS = ("output", "gradient of the input")
 """Results with an axis of steps."""
@@ -94,11 +98,7 @@ def compare_forms(config: NetworkConfig, is_thorough: bool = False) -> list[Comp
     layer = build_seeded(config, BYTES, 0).layers[0]
     if not has_sequence_form(layer):
         return []
-    pair = _Pair(layer, config.state_size)
-    comparisons: list[Comparison] = []
-    for precision in _ALLOWED:
-        comparisons += pair.compare_all(precision, is_thorough)
-    return comparisons
+    return _Pair(layer, config.state_size).compare_all(is_thorough)
 
 
 def find_worst(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -178,91 +178,79 @@ class _Pair:
             return initial_state(_STREAMS)
         return torch.zeros(_STREAMS, self._size, dtype=torch.double)
 
-    def compare_all(self, precision: Precision, is_thorough: bool) -> list[Comparison]:
-        """Return all comparisons of the sequence form in a precision."""
-        lengths = [self._compare_outputs(precision, steps) for steps in _LENGTHS]
-        comparisons = [self._worst("1 to 500 steps", precision, lengths)]
-        start = self._compare_outputs(precision, 16, state=self._initial_state())
-        comparisons.append(self._worst("from the initial state", precision, [start]))
+    def compare_all(self, is_thorough: bool) -> list[Comparison]:
+        """Return all comparisons."""
+        initial = self._initial_state()
+        lengths = [self._reading(steps, self._state, {}) for steps in _LENGTHS]
+        comparisons = self._compare("1 to 500 steps", lengths)
+        comparisons += self._compare("from the initial state", [self._reading(16, initial, {})])
         for name, cuts in _CUTS.items():
-            found = self._compare_outputs(precision, 61, cuts)
-            comparisons.append(self._worst(f"{name}, with the state carried", precision, [found]))
-        found = self._compare_outputs(precision, 24, resets=_RESETS)
-        comparisons.append(self._worst("streams that start anew", precision, [found]))
-        found = self._compare_gradients(precision)
-        comparisons.append(self._worst("gradients", precision, [found]))
-        if precision == "fp64":
-            found = self._find_reach_back()
-            comparisons.append(self._worst("outputs before an input changes", precision, [found]))
-        if is_thorough and precision != "bf16":
-            found = self._compare_outputs(precision, _LONG)
-            comparisons.append(self._worst(f"{_LONG:,} steps", precision, [found]))
+            reading = self._reading(61, self._state, dict.fromkeys(cuts, ()))
+            comparisons += self._compare(f"{name}, with the state carried", [reading])
+        reading = self._reading(24, self._state, _RESETS)
+        comparisons += self._compare("streams that start anew", [reading])
+        differentiation = partial(self._differentiate, self._draw(37), self._draw(37))
+        comparisons += self._compare("gradients", [differentiation])
+        comparisons.append(self._compare_past())
+        if is_thorough:
+            reading = self._reading(_LONG, self._state, {})
+            comparisons += self._compare(f"{_LONG:,} steps", [reading], ("fp64", "fp32"))
         return comparisons
 
-    def _worst(
-        self, compared: str, precision: Precision, found: Sequence[tuple[Difference, float]]
-    ) -> Comparison:
-        """Return a comparison with the worst of several differences, and what each allows."""
-        difference, allowed = max(found, key=lambda pair: pair[0].size / pair[1])
-        return Comparison(compared, precision, difference, allowed)
-
     def _compare(
-        self, precision: Precision, expected: Tensors, by_steps: Tensors, actual: Tensors
-    ) -> tuple[Difference, float]:
-        """Return the difference of the sequence form from steps in float64, and what is allowed."""
-        allowed = _ALLOWED[precision]
-        if precision != "fp64":
-            rounding = _find_difference(expected, by_steps, allowed)
-            allowed = max(allowed, _FACTOR * rounding.size)
-        return _find_difference(expected, actual, allowed), allowed
-
-    def _compare_outputs(
         self,
+        compared: str,
+        computations: Sequence[Computation],
+        precisions: Iterable[Precision] = tuple(_ALLOWED),
+    ) -> list[Comparison]:
+        """Return the worst comparison of some computations in each precision."""
+        comparisons = []
+        for compute in computations:
+            expected = compute("fp64", False)
+            for precision in precisions:
+                allowed = _ALLOWED[precision]
+                if precision != "fp64":
+                    rounding = _find_difference(expected, compute(precision, False), allowed)
+                    allowed = max(allowed, _FACTOR * rounding.size)
+                difference = _find_difference(expected, compute(precision, True), allowed)
+                comparisons.append(Comparison(compared, precision, difference, allowed))
+        return find_worst(comparisons)
+
+    def _reading(self, steps: int, state: Any, cuts: Mapping[int, Sequence[int]]) -> Computation:
+        """Return what reads random inputs from a state, cut before the keys of ``cuts``.
+
+        Its values are the streams that start anew there.
+        """
+        return partial(self._read, self._draw(steps), state, cuts)
+
+    @torch.no_grad()
+    def _read(
+        self,
+        x: Tensor,
+        state: Any,
+        cuts: Mapping[int, Sequence[int]],
         precision: Precision,
-        steps: int,
-        cuts: Sequence[int] = (),
-        resets: dict[int, list[int]] | None = None,
-        state: Any = None,
-    ) -> tuple[Difference, float]:
-        x = self._draw(steps)
-        start = self._state if state is None else state
-        parts = sorted({0, *cuts, *(resets or {}), steps})
+        by_sequence: bool,
+    ) -> Tensors:
+        """Return the outputs and the state after them."""
+        outputs = []
+        for first, stop in itertools.pairwise(sorted({0, *cuts, len(x)})):
+            state = self._reset(state, cuts.get(first, ()))
+            y, state = self._run(precision, by_sequence, x[first:stop], state)
+            outputs.append(y)
+        return {"output": torch.cat(outputs), **_name_states(state)}
 
-        def read(precision: Precision, by_sequence: bool) -> Tensors:
-            after = start
-            outputs = []
-            for first, stop in itertools.pairwise(parts):
-                after = self._reset(after, (resets or {}).get(first, []))
-                y, after = self._run(precision, by_sequence, x[first:stop], after)
-                outputs.append(y)
-            return {"output": torch.cat(outputs), **_name_states(after)}
-
-        with torch.no_grad():
-            expected = read("fp64", False)
-            by_steps = expected if precision == "fp64" else read(precision, False)
-            return self._compare(precision, expected, by_steps, read(precision, True))
-
-    def _reset(self, state: Any, streams: list[int]) -> Any:
+    def _reset(self, state: Any, streams: Sequence[int]) -> Any:
         """Return a state in which some streams have the initial one."""
         parts = []
         for old, new in zip(_list(state), _list(self._initial_state()), strict=True):
             chosen = torch.zeros(_STREAMS, dtype=torch.bool)
-            chosen[streams] = True
+            chosen[list(streams)] = True
             parts.append(torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old))
         return tuple(parts) if isinstance(state, tuple) else parts[0]
 
-    def _compare_gradients(self, precision: Precision) -> tuple[Difference, float]:
-        x = self._draw(37)
-        weights = self._draw(37)
-        expected = self._differentiate("fp64", False, x, weights)
-        by_steps = expected
-        if precision != "fp64":
-            by_steps = self._differentiate(precision, False, x, weights)
-        actual = self._differentiate(precision, True, x, weights)
-        return self._compare(precision, expected, by_steps, actual)
-
     def _differentiate(
-        self, precision: Precision, by_sequence: bool, x: Tensor, weights: Tensor
+        self, x: Tensor, weights: Tensor, precision: Precision, by_sequence: bool
     ) -> Tensors:
         """Return the gradients of weighted outputs, plus the weighted state after them."""
         inputs = x.clone().requires_grad_()
@@ -280,8 +268,8 @@ class _Pair:
         return {f"gradient of {name}": grad.double() for name, grad in named}
 
     @torch.no_grad()
-    def _find_reach_back(self) -> tuple[Difference, float]:
-        """Return how much outputs depend on inputs that come later."""
+    def _compare_past(self) -> Comparison:
+        """Compare the outputs of a sequence with those where later inputs differ."""
         x = self._draw(31)
         changed = x.clone()
         changed[17:] = self._draw(14)
@@ -289,7 +277,8 @@ class _Pair:
         actual, _ = self._run("fp64", True, changed, self._state)
         allowed = _ALLOWED["fp64"]
         outputs = {"output": expected[:17]}, {"output": actual[:17]}
-        return _find_difference(*outputs, allowed=allowed), allowed
+        difference = _find_difference(*outputs, allowed=allowed)
+        return Comparison("outputs before an input changes", "fp64", difference, allowed)
 
     def _run(
         self, precision: Precision, by_sequence: bool, x: Tensor, state: Any
