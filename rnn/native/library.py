@@ -1,7 +1,7 @@
-"""The C library of the training step: compiled once on a machine, for its CPU, and loaded.
+"""The C library: compiled once on a machine, for its CPU, and loaded.
 
-A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, the stacked engine
-trains the same networks.
+A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, PyTorch computes the
+same.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ OPTIONS = [
 """Boolean attributes of a config but whether it has a map: fields of struct Network."""
 
 _FOLDER = Path(__file__).parent
+_SOURCES = ("step.c", "scan.c")
 # -ffast-math gains nothing, since the sums of the softmax are written side by side; -funroll-loops
 # makes networks of 256 states a fifth slower.
 _FLAGS = [
@@ -56,6 +57,18 @@ _FLAGS = [
     "-shared",
 ]
 _THREADS = ["-fopenmp"]
+
+_FUNCTIONS = {
+    "rnn_step": (ctypes.c_int, ctypes.c_void_p),
+    "rnn_scratch_size": (ctypes.c_int64, ctypes.c_void_p),
+    "rnn_packed_size": (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+    # The same in each library, whatever its precision:
+    "rnn_scan_float": (None, ctypes.c_void_p),
+    "rnn_scan_double": (None, ctypes.c_void_p),
+    "rnn_scan_gradient_float": (None, ctypes.c_void_p),
+    "rnn_scan_gradient_double": (None, ctypes.c_void_p),
+}
+"""Types of the result and the arguments of each function."""
 
 
 def load_library(precision: Precision) -> ctypes.CDLL | None:
@@ -82,12 +95,10 @@ def _load(precision: Precision) -> tuple[ctypes.CDLL | None, str | None]:
 def _open(path: Path) -> ctypes.CDLL:
     """Open a compiled library and declare its functions."""
     library = ctypes.CDLL(str(path))
-    library.rnn_step.argtypes = [ctypes.c_void_p]
-    library.rnn_step.restype = ctypes.c_int
-    library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
-    library.rnn_scratch_size.restype = ctypes.c_int64
-    library.rnn_packed_size.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    library.rnn_packed_size.restype = ctypes.c_int64
+    for name, (result, *arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
     return library
 
 
@@ -112,14 +123,14 @@ def _compiled(definitions: Sequence[str]) -> Path:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
         raise FileNotFoundError(f"no C compiler {' '.join(compiler)!r}: install one, or set CC")
-    name = f"step-{_identity(compiler, definitions)}.so"
+    name = f"native-{_identity(compiler, definitions)}.so"
     try:
         cached = _cache_folder() / name
         if cached.is_file():
             return cached
         cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A folder of its own, from which the finished file is moved: several workers may compile.
-        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="step-") as folder:
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="native-") as folder:
             return _compile(compiler, definitions, Path(folder) / name).replace(cached)
     except (OSError, RuntimeError):  # the user has no home, or one that cannot be written to
         # Nobody else can write to it. It is removed at the end of the process.
@@ -137,9 +148,9 @@ _temporary: list["tempfile.TemporaryDirectory[str]"] = []
 
 
 def _compile(compiler: Sequence[str], definitions: Sequence[str], target: Path) -> Path:
-    source = str(_FOLDER / "step.c")
+    sources = [str(_FOLDER / source) for source in _SOURCES]
     for threads in (_THREADS, []):  # not every compiler has OpenMP
-        command = [*compiler, *_FLAGS, *threads, *definitions, source, "-o", str(target), "-lm"]
+        command = [*compiler, *_FLAGS, *threads, *definitions, *sources, "-o", str(target), "-lm"]
         result = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,

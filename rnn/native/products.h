@@ -5,8 +5,9 @@
 // In bfloat16 the tiles of a processor with AMX take the place of its vectors; factors then end with
 // zeros along the sum, up to a whole number of tiles.
 
-#include <stdint.h>
 #include <string.h>
+
+#include "functions.h"
 
 #if defined(__AVX512F__)
 enum { LANES = 16, TILE_ROWS = 8 };
@@ -34,14 +35,7 @@ enum { BLOCK_STREAMS = 256 };
 #endif
 enum { MAX_ALONG = BLOCK_STREAMS / 2 };
 
-#define INLINE static inline __attribute__((always_inline))
-
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
-
-static int64_t round_up(int64_t size, int64_t multiple)
-{
-    return (size + multiple - 1) / multiple * multiple;
-}
 
 #ifdef BF16
 #include <immintrin.h>

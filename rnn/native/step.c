@@ -31,8 +31,6 @@ typedef struct {
     Number *scratch;                                // (threads, scratch_size)
 } Step;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 int64_t rnn_packed_size(int64_t count, int64_t columns) { return packed_size(count, columns); }
 
 // Streams of a block: of the number of streams alone, so that threads do not change the sums.

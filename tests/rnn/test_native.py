@@ -123,7 +123,7 @@ def load_again():
         ("CC", "cc 'unfinished", "No closing quotation"),
         ("CC", "sh -c 'printf \"\\377 error\" >&2; exit 1'", "sh failed: \ufffd error"),
         ("CC", "cc -fvisibility=hidden", "undefined symbol: rnn_"),
-        ("CC", "cc -c", "rnn-search/step-"),
+        ("CC", "sh -c 'shift $(($# - 2)); echo > $1'", "rnn-search/native-"),  # not a library
         (SWITCH, "0", "None"),
     ],
 )
