@@ -8,6 +8,7 @@ executed: reports need neither PyTorch nor a user's code.
 import ast
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rnn.config import (
     BYTES,
+    NORM_EPS,
     WHOLE_SEQUENCE,
     NetworkConfig,
     ParamValue,
@@ -40,7 +42,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Linear({spec.inputs}, {n})
-        self.layers = nn.ModuleList({call} for _ in range({layers}))
+        self.layers = nn.ModuleList({call} for _ in range({layers})){norms}
         self.head = nn.Linear({n}, {spec.outputs})
 
     def init_state(self, batch_size: int) -> list:
@@ -59,7 +61,7 @@ class Network(nn.Module):
         ys = []
         for x in xs:
             for i, layer in enumerate(self.layers):
-                x, states[i] = layer(x, states[i])  # (B, n), (B, …)
+{advance}
             ys.append(x)
         {out} = self.head(torch.stack(ys))  # (T, B, {o})
         return {out}, states
@@ -72,6 +74,16 @@ _EMBED_TOKENS = """\
 
 _EMBED_NUMBERS = """\
         xs = self.embedding(inputs)  # (T, B, n)"""
+
+_ADVANCE = """\
+                x, states[i] = layer(x, states[i])  # (B, n), (B, …)"""
+
+_NORMS = """
+        self.norms = nn.ModuleList(nn.RMSNorm({n}, {eps}) for _ in range({layers}))"""
+
+_ADVANCE_BLOCK = """\
+                y, states[i] = layer(self.norms[i](x), states[i])  # (B, n), (B, …)
+                x = x + y  # (B, n)"""
 
 _ZEROS = """\
         return [self.head.weight.new_zeros(batch_size, {n}) for _ in self.layers]"""
@@ -100,7 +112,8 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
     n = config.state_size
     options = ""
     if not config.is_built_in:
-        label = f"{config.layers}×{n} {config.cell}"  # a text option could end the docstring
+        # Without options: a text could end the docstring.
+        label = replace(config, options=()).label
         name = f"cell.{config.cell}"
         init_state = _STATES_OF_CELL
         options = "".join(f", {name}={value!r}" for name, value in config.options)
@@ -117,7 +130,10 @@ def generate_module(config: NetworkConfig, spec: TaskSpec = BYTES, bptt_steps: i
     if bptt_steps > 1:
         reach = "whole sequences" if bptt_steps == WHOLE_SEQUENCE else f"{bptt_steps} time steps"
         gradient = f"with gradients through {reach}"
+    norms = _NORMS.format(n=n, eps=NORM_EPS, layers=config.layers)
     return _MODULE.format(
+        norms=norms if config.is_residual else "",
+        advance=_ADVANCE_BLOCK if config.is_residual else _ADVANCE,
         label=label,
         n=n,
         spec=spec,

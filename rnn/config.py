@@ -26,6 +26,13 @@ BASELINE_CELLS = tuple(_CELL_LABELS)
 BUILT_IN_CELLS = (GATED_CELL, *BASELINE_CELLS)
 """Names of the cells that need no file."""
 
+Block = Literal["plain", "residual"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
+"""What a layer is: its cell, or the cell behind a normalisation, with a residual connection."""
+
+NORM_EPS = 1e-6
+"""What RMSNorm of a residual block adds to the mean square."""
+
 BUILT_IN_TASKS = (
     "copy", "adding", "parity", "mqar", "words", "digits", "mnist1d", "series", "sequences",
 )  # fmt: skip
@@ -148,6 +155,8 @@ class NetworkConfig:
             of a user's cell those that the study varies, the others have their defaults.
         sha256: hash of the source file of a user's cell, in hexadecimal digits; None for a built-in
             cell.
+        block: what a layer makes of its input x: `plain`, cell(x), or `residual`,
+            x + cell(RMSNorm(x)).
 
     Raises:
         ValueError: if a value is not allowed.
@@ -159,12 +168,14 @@ class NetworkConfig:
     state_size: Annotated[int, {"ge": 1, "le": 2**16}]
     options: tuple[tuple[str, ParamValue], ...] = ()
     sha256: str | None = None
+    block: Block = "plain"
 
     def __post_init__(self) -> None:
         for name in ("layers", "state_size"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:  # a bool is no number here
                 raise ValueError(f"{name} is {str(value)[:40]}: expected an integer of 1 or more")
+        _check_choice("block", self.block, BLOCKS)
         if not self.is_built_in:
             return
         _check_choice("cell", self.cell, BUILT_IN_CELLS)
@@ -185,6 +196,11 @@ class NetworkConfig:
         return self.is_built_in and self.cell == GATED_CELL
 
     @property
+    def is_residual(self) -> bool:
+        """Whether each layer is a residual block."""
+        return self.block == "residual"
+
+    @property
     def gated(self) -> GatedOptions:
         """Options of the gated cell, if it is the cell."""
         return _read_gated_options(self.options)
@@ -193,8 +209,8 @@ class NetworkConfig:
     def label(self) -> str:
         """Short name, unique within a study.
 
-        For example ``"2×256 forget+state gates, new state, residual"``, ``"2×256 GRU"`` or
-        ``"2×256 MinGRU, norm true"``.
+        For example ``"2×256 forget+state gates, new state, residual"``,
+        ``"2×256 GRU, residual blocks"`` or ``"2×256 MinGRU, norm true"``.
         """
         if self.is_gated:
             cell = self.gated.label
@@ -203,12 +219,13 @@ class NetworkConfig:
         else:
             options = (f", {name} {format_value(value)}" for name, value in self.options)
             cell = "".join([self.cell, *options])
-        return f"{self.layers}×{self.state_size} {cell}"
+        blocks = ", residual blocks" if self.is_residual else ""
+        return f"{self.layers}×{self.state_size} {cell}{blocks}"
 
     @property
     def init_key(self) -> str:
         """String that seeds the initial weights; it must never change."""
-        sizes = f"{self.layers}-{self.state_size}"
+        sizes = f"{self.layers}-{self.state_size}{'-residual' if self.is_residual else ''}"
         if not self.is_gated:
             options = "".join(f"-{name}={value!r}" for name, value in self.options)
             return f"{self.cell}{options}-{sizes}"

@@ -19,6 +19,7 @@ from torch.nn import functional
 from rnn.cells import CELLS
 from rnn.config import (
     BYTES,
+    NORM_EPS,
     OPTIMIZERS,
     WHOLE_SEQUENCE,
     NetworkConfig,
@@ -64,6 +65,8 @@ class Network(nn.Module):
         self.reads_tokens = spec.reads_tokens
         self.embedding = nn.Linear(spec.inputs, config.state_size)
         self.layers = nn.ModuleList(_build_layer(config) for _ in range(config.layers))
+        blocks = config.layers if config.is_residual else 0
+        self.norms = nn.ModuleList(nn.RMSNorm(config.state_size, NORM_EPS) for _ in range(blocks))
         self.head = nn.Linear(config.state_size, spec.outputs)
         # The number of tensors in the tuple of each layer; None for a single tensor.
         self._tuple_sizes: list[int | None] = []
@@ -159,12 +162,14 @@ class Network(nn.Module):
             xs = self.embedding(inputs).to(self.embedding.bias.dtype)  # (T, B, n)
         dtype = xs.dtype
         next_states = []
-        for layer, size in zip(self.layers, self._tuple_sizes, strict=True):
+        for index, (layer, size) in enumerate(zip(self.layers, self._tuple_sizes, strict=True)):
             old = [next(remaining) for _ in range(size or 1)]
             needed = len(inputs)
             if layer is self.layers[-1]:
                 needed = outputs or len(inputs)
-            xs, new = self._unroll(layer, xs, old, size is not None, needed)
+            read = self.norms[index](xs) if self.norms else xs  # (T, B, n)
+            ys, new = self._unroll(layer, read, old, size is not None, needed)
+            xs = xs[len(xs) - needed :] + ys if self.norms else ys  # (U, B, n)
             next_states += new
         return self.head(xs).to(dtype), next_states
 
@@ -364,7 +369,7 @@ class NetworkShapes(NamedTuple):
         weights = {
             name.removesuffix(".weight"): shape
             for name, shape in self.parameters.items()
-            if name.endswith(".weight")
+            if name.endswith(".weight") and len(shape) == 2
         }
         return {name: (inputs, outputs) for name, (outputs, inputs) in weights.items()}
 
@@ -421,7 +426,8 @@ def estimate_memory(
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
     is_gated = config.architecture.is_gated
-    uses_autograd = not is_gated or window > 1 or not spec.is_token_stream
+    is_plain_gated = is_gated and not config.architecture.is_residual
+    uses_autograd = not is_plain_gated or window > 1 or not spec.is_token_stream
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
     parameters = count_parameters(config.architecture, spec)
     if uses_autograd and is_gated:
@@ -439,6 +445,9 @@ def estimate_memory(
         per_input = 2
         per_output = 1
         others = 8 * (shapes.states + layers * n) * window + 8 * n
+    if config.architecture.is_residual:
+        # A layer's normalised input, its factors and its output.
+        others += 4 * config.architecture.layers * config.architecture.state_size * window
     numbers = others + sum(
         (per_input * inputs + per_output * outputs)
         * (window if name.startswith("layers.") else predicted)
@@ -461,15 +470,19 @@ def initialization_seed(config: TrialConfig, seed: int) -> int:
 def draw_initial_weights(config: TrialConfig, seed: int, spec: TaskSpec = BYTES) -> NamedTensors:
     """Draw the weights and biases of a network of a built-in cell as ``torch.nn.Linear`` does.
 
-    They are uniform in ±1/√inputs and depend on the seed, the architecture and the replicate alone,
-    not on what trains the network. They are drawn in float64 and are the same numbers, rounded, in
-    every precision.
+    They are uniform in ±1/√inputs, but the scales of residual blocks, which are ones. They depend
+    on the seed, the architecture and the replicate alone, not on what trains the network. They are
+    drawn in float64 and are the same numbers, rounded, in every precision.
     """
     assert config.architecture.is_built_in, "its constructor draws them"
     generator = torch.Generator().manual_seed(initialization_seed(config, seed))
-    weights: NamedTensors = {}
-    maps = network_shapes(config.architecture, spec).linear_maps
-    for param, (inputs, outputs) in maps.items():
+    shapes = network_shapes(config.architecture, spec)
+    weights: NamedTensors = {
+        name: torch.ones(shape, dtype=torch.float64)
+        for name, shape in shapes.parameters.items()
+        if name.startswith("norms.")
+    }
+    for param, (inputs, outputs) in shapes.linear_maps.items():
         bound = 1 / math.sqrt(inputs)
         drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
         drawn = (2 * drawn - 1) * bound

@@ -110,8 +110,13 @@ def place_fused(
     """
     options = config.gated
     n = config.state_size
+    parameters = network_shapes(config, spec).parameters
     shapes = network_shapes(config, spec).linear_maps
-    stored: NamedTensors = {}
+    stored: NamedTensors = {
+        name: segment.take(*shape)
+        for name, shape in parameters.items()
+        if name.startswith("norms.")
+    }
     fused: NamedTensors = {}
 
     def join(maps: Sequence[str], first: int = 0) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from studies.config import StudyConfig, resolve_params, top_count
 from studies.grid import MAX_COMBINATIONS
 from studies.loader import diff_configs
 from studies.space import (
+    BLOCK,
     CELL,
     REPLICATE,
     TASK,
@@ -204,7 +205,7 @@ def find_repeats(
 
 def _identify_run(params: Params, config: StudyConfig) -> Hashable:
     """Return what, besides the settings of its study, determines the result of a trial."""
-    names = (*TRAINING_PARAMS, *config.options, REPLICATE)
+    names = (BLOCK, *TRAINING_PARAMS, *config.options, REPLICATE)
     resolved = {CELL: GATED_CELL} | resolve_params(params, config, names)
     cell = config.cells.get(resolved[CELL])
     return frozenset(resolved.items()), config.length_of(params), cell and cell.sha256

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,
+    BLOCKS,
     BUILT_IN_CELLS,
     GATED_CELL,
-    GatedOptions,
     GateInputs,
     NetworkConfig,
     ParamValue,
@@ -39,6 +39,7 @@ from studies.records import (
     unit,
 )
 from studies.space import (
+    BLOCK,
     CELL,
     GATED_PARAMS,
     REPLICATE,
@@ -447,7 +448,8 @@ class StudyConfig(StrictModel):
         if self.results is not None:
             return self.results.parameters
         tasks = [TASK] if self.task_records else []
-        return list(dict.fromkeys((*tasks, *GATED_PARAMS, *self.options, *TRAINING_PARAMS)))
+        own = (*GATED_PARAMS, BLOCK, *self.options)
+        return list(dict.fromkeys((*tasks, *own, *TRAINING_PARAMS)))
 
     def round_up_length(
         self, task: str, trials: Iterable[tuple[Mapping[str, Any], int | None]]
@@ -551,6 +553,8 @@ def resolve_params(
     resolved = dict(params)
     if REPLICATE in names:
         resolved.setdefault(REPLICATE, 0)
+    if BLOCK in names:
+        resolved.setdefault(BLOCK, BLOCKS[0])
     settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
     used = used_params(settings | resolved, config.training)
     for name in names:
@@ -565,20 +569,21 @@ def resolve_params(
 
 def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:
     cell = params.get(CELL, GATED_CELL)
+    options: tuple[tuple[str, ParamValue], ...] = ()
+    sha256 = None
     if cell == GATED_CELL:
-        switches = {name: params[name] for name in SWITCHES}
-        options = GatedOptions(**switches, gate_inputs=config.gate_inputs)
-        return options.network(params["layers"], params["state_size"])
-    if cell in BASELINE_CELLS:
-        return NetworkConfig(cell, params["layers"], params["state_size"])
-    if cell not in config.cells:
+        switches = tuple((name, params[name]) for name in SWITCHES)
+        options = (*switches, ("gate_inputs", config.gate_inputs))
+    elif cell in config.cells:
+        options = _select(params, config.cells[cell].options)
+        sha256 = config.cells[cell].sha256
+    elif cell not in BASELINE_CELLS:
         raise StudyFormatError(
             f"a trial has the cell {shorten(repr(cell))}, which its study does not know: restore "
             "the storage from a backup, or choose another study"
         )
-    record = config.cells[cell]
-    varied = _select(params, record.options)
-    return NetworkConfig(cell, params["layers"], params["state_size"], varied, record.sha256)
+    block = params.get(BLOCK, BLOCKS[0])
+    return NetworkConfig(cell, params["layers"], params["state_size"], options, sha256, block)
 
 
 def top_count(top: float | int, total: int) -> int:

@@ -4,10 +4,11 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from rnn.config import BUILT_IN_CELLS, GATED_CELL, OPTIMIZERS, ParamValue
+from rnn.config import BLOCKS, BUILT_IN_CELLS, GATED_CELL, OPTIMIZERS, ParamValue
 from studies.messages import expect_one_of
 from studies.records import CellRecord, TaskRecord
 from studies.space import (
+    BLOCK,
     BPTT_STEPS,
     CELL,
     REPLICATE,
@@ -76,7 +77,7 @@ class Grid:
         self._varied = {
             name
             for space in spaces
-            for name in (*TRAINING_PARAMS, *space.options, *space.task_options)
+            for name in (BLOCK, *TRAINING_PARAMS, *space.options, *space.task_options)
             if space.values(name) is not None
         }
         if not spaces:
@@ -227,6 +228,8 @@ class Grid:
         for name, option, default in defaults:
             if name in self._varied:
                 values[name] = list(map(option.convert, space.values(name) or [default]))
+        if BLOCK in self._varied:
+            values[BLOCK] = space.block or BLOCKS[:1]
         values |= {name: getattr(space, name) for name in ("layers", "state_size")}
         for name in TRAINING_PARAMS:
             if name in self._varied:

@@ -29,6 +29,7 @@ from rnn.config import (
     GATED_OPTIONS,
     LATER_SWITCHES,
     STATE_SOURCES,
+    Block,
     GatedOptions,
     NetworkConfig,
     ParamValue,
@@ -62,6 +63,9 @@ CELL = "cell"
 SWITCHES = tuple(name for name in GATED_OPTIONS if name != "gate_inputs")
 """Parameters that only gated networks have."""
 
+BLOCK = "block"
+"""Parameter: what a layer is, in studies that vary it or state another one than the default."""
+
 GATED_PARAMS = (*SWITCHES, "layers", "state_size")
 """Parameters of a gated network."""
 
@@ -77,11 +81,13 @@ REPLICATE = "replicate"
 """Parameter: number of the replicate, in studies that have replicates; a trial without it is
 replicate 0."""
 
-BUILT_IN_PARAMS = (TASK, CELL, *SWITCHES, "layers", "state_size", *TRAINING_PARAMS, REPLICATE)
+BUILT_IN_PARAMS = (
+    TASK, CELL, *SWITCHES, BLOCK, "layers", "state_size", *TRAINING_PARAMS, REPLICATE
+)  # fmt: skip
 """All parameters in the order in which they are listed, but for the options of users' cells and of
 the task."""
 
-COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
+COST_PARAMS = (*BASELINE_PARAMS, BLOCK, "batch_size", "sequence_length", BPTT_STEPS, UPDATE_EVERY)
 """Parameters that determine most of the cost of a training step."""
 
 _TYPES: dict[str, Any] = {
@@ -90,7 +96,7 @@ _TYPES: dict[str, Any] = {
     **{
         field.name: with_bounds(field.type)
         for field in (*fields(GatedOptions), *fields(NetworkConfig))
-        if field.name in GATED_PARAMS
+        if field.name in (*GATED_PARAMS, BLOCK)
     },
     **{name: TrainingSettings.model_fields[name].rebuild_annotation() for name in TRAINING_PARAMS},
     REPLICATE: Annotated[int, Field(ge=0, lt=2**31)],
@@ -184,6 +190,9 @@ class Space(_NetworkValues):
     cell: Values[_CellSpec] | None = None
     """[Cells](#cells): `gated`, `elman`, `gru`, `lstm`, or your own as `FILE.py:Class`; by default
     the gated cell alone."""
+    block: Values[Block] | None = None
+    """What a layer is: `plain`, its cell, which is the default, or a [`residual`
+    block](cells.md#blocks)."""
     training: TrainingSpace = TrainingSpace()
     task: _TaskAxis = {}
     """A table: values of [options of the task](#task). A list: [several tasks](#several-tasks)."""
@@ -233,7 +242,7 @@ class Space(_NetworkValues):
             return None if self.cell is None else self.cell_names
         if parameter in TRAINING_PARAMS:
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
-        if parameter in GATED_PARAMS:
+        if parameter in (*GATED_PARAMS, BLOCK):
             return getattr(self, parameter)  # type: ignore[no-any-return]
         return {**self.__pydantic_extra__, **self.task_options}.get(parameter)
 
@@ -339,12 +348,12 @@ def complete_params(params: dict[str, Any]) -> dict[str, Any]:
 def param_order(names: Iterable[str]) -> list[str]:
     """Return names of parameters in the order in which they are listed.
 
-    Options of users' cells and of the task stand between the switches and ``layers``, in the given
+    Options of users' cells and of the task stand between the switches and ``block``, in the given
     order.
     """
     given = list(dict.fromkeys(names))
     options = [name for name in given if name not in BUILT_IN_PARAMS]
-    place = BUILT_IN_PARAMS.index("layers")
+    place = BUILT_IN_PARAMS.index(BLOCK)
     ordered = (*BUILT_IN_PARAMS[:place], *options, *BUILT_IN_PARAMS[place:])
     return [name for name in ordered if name in given]
 

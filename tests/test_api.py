@@ -131,6 +131,18 @@ def test_figure_of_a_paper_is_written_in_each_format(study, browser, tmp_path):
     assert (tmp_path / "effects.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_blocks_are_compared_in_every_cell(empty):
+    varied = {"cell": ["gated", "gru"], "block": ["plain", "residual"], "residual": [False]}
+    space = SETTINGS["space"] | varied | {"state_source": ["new"]}
+    study = rnn_search.run(SETTINGS | {"space": space, "keep_weights": 4}, name="blocks", **empty)
+    losses = study.results.set_index(["cell", "block"])["value"].unstack()
+    effect = study.effects().to_frame().set_index("parameter").loc["block"]
+    assert (effect["before"], effect["after"], effect["pairs"]) == ("plain", "residual", 2)
+    assert effect["effect"] == pytest.approx((losses["residual"] - losses["plain"]).mean())
+    for number, block in study.results["block"].items():
+        assert len(study.trial(number).network().norms) == (block == "residual")
+
+
 def test_solved_shares_and_hypotheses_are_tables(study, place):
     assert "threshold_p" not in study.effects().to_frame()  # it has no threshold
     assert study.hypotheses().empty

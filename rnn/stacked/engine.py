@@ -199,7 +199,7 @@ class NetworkStack:
 
 def can_stack(config: TrialConfig, spec: TaskSpec = BYTES) -> bool:
     """Return whether a network can be trained without autograd, by this engine or that in C."""
-    is_gated = config.architecture.is_gated
+    is_gated = config.architecture.is_gated and not config.architecture.is_residual
     return is_gated and config.updates_every_step and spec.is_token_stream
 
 

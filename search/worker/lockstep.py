@@ -175,7 +175,7 @@ class LockstepPlan:
         architecture = trial_config.architecture
         cell = architecture.cell if architecture.is_gated else architecture
         window = trial_config.bptt_steps, trial_config.update_every
-        size = architecture.layers, architecture.state_size, *window
+        size = architecture.block, architecture.layers, architecture.state_size, *window
         task = trial_config.task_options if self._config.task_records else ()
         return cell, *size, *task, training_settings(params, self._config).batch_size
 

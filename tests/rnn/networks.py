@@ -299,16 +299,25 @@ def replicates(config: NetworkConfig) -> list[TrialConfig]:
     ]
 
 
-BUILT_IN = each_alone([*GATED, *baseline_configs(2, SIZE)])
+BLOCKS = [
+    replace(config, block="residual")
+    for config in (GATED[1], NetworkConfig("gru", 2, SIZE), cell_config("Everything", 2, SIZE))
+]
+BUILT_IN = each_alone([*GATED, *baseline_configs(2, SIZE), BLOCKS[0]])
 RECORDED_BUILT_IN = each_alone([GATED[0], NetworkConfig("lstm", 2, SIZE)])
-OWN_CELLS = each_alone([cell_config(cell, 2, SIZE) for cell in CELLS])
+OWN_CELLS = each_alone([*(cell_config(cell, 2, SIZE) for cell in CELLS), BLOCKS[2]])
 LOCKSTEP = {
     f"3 {cell}": replicates(cell_config(cell, 2, SIZE))
     for cell in ("Everything", "Delay", "LayerNormGRU")
 }
 BUILT_IN_LOCKSTEP = {
     f"3 {label(config)}".strip(): replicates(config)
-    for config in (GATED[1], NetworkConfig("gru", 2, SIZE), NetworkConfig("lstm", 2, SIZE))
+    for config in (
+        GATED[1],
+        NetworkConfig("gru", 2, SIZE),
+        NetworkConfig("lstm", 2, SIZE),
+        BLOCKS[1],
+    )
 }
 
 stacked = partial(NetworkStack, static_graph=True)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ STREAMS, SIZE = 3, 4
 NUMBERS = TaskSpec(3, 2, reads_tokens=False, predicts_classes=False)
 LABELS = TaskSpec(11, 2)
 GATED, BASELINES = gated_configs(2, SIZE), baseline_configs(2, SIZE)
+BASELINES.append(replace(BASELINES[0], block="residual"))
 SOME = [*representatives(GATED), *BASELINES]
 EXAMPLE = GatedOptions(False, True, False, True, True, "new").network(2, 256)
 MAPS = {name for config in GATED for name, _ in Network(config, SPEC).layers[0].named_children()}

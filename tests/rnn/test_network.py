@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,24 @@ from user_cells import EXAMPLES, cell_config
 
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.autograd import AutogradStack, lockstep_obstacle
-from rnn.config import GatedOptions, NetworkConfig, OptimizerConfig, TaskSpec, TrialConfig
+from rnn.config import (
+    NORM_EPS,
+    GatedOptions,
+    NetworkConfig,
+    OptimizerConfig,
+    TaskSpec,
+    TrialConfig,
+)
 from rnn.engines import build_network
 from rnn.errors import CellError
-from rnn.network import build_seeded, count_parameters, estimate_memory, network_shapes
+from rnn.network import (
+    Network,
+    build_seeded,
+    count_parameters,
+    draw_initial_weights,
+    estimate_memory,
+    network_shapes,
+)
 from rnn.stacked.engine import NetworkStack
 from rnn.tasks.text import TextData
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -55,6 +70,10 @@ def stack_of(size: int) -> list[TrialConfig]:
     ]
 
 
+GATED = GatedOptions.of_largest().network(2, 32)
+ELMAN = NetworkConfig("elman", 6, 32)
+
+
 def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
     return [TrialConfig(architecture, replicate, 5) for replicate in range(count)]
 
@@ -69,6 +88,8 @@ def replicates_of(architecture: NetworkConfig, count: int) -> list[TrialConfig]:
         (build_network, replicates_of(NetworkConfig("lstm", 2, 32), 3), "fp32", 8),
         (build_network, replicates_of(cell_config("MinGRU", 2, 32), 3), "bf16", 8),
         (build_network, replicates_of(cell_config("LayerNormGRU", 2, 32), 1), "fp32", 8),
+        (build_network, replicates_of(replace(ELMAN, block="residual"), 1), "fp32", 8),
+        (build_network, [TrialConfig(replace(GATED, block="residual"))], "fp32", 8),
     ],
 )
 def test_networks_take_no_more_memory_than_estimated(build, configs, precision, most):
@@ -98,6 +119,40 @@ def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
     for config in EVERY:
         network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", SPEC)
         assert_trains_as_plain_modules(network, "fp64", lengths=[3])
+
+
+# ------------------------------------------------------------------ residual blocks
+
+
+def test_residual_block_adds_its_input_to_what_the_cell_makes_of_the_normalised_input():
+    plain = NetworkConfig("gru", 2, 4)
+    config = TrialConfig(replace(plain, block="residual"))
+    weights = draw_initial_weights(config, 0, SPEC)
+    scales = [weights[f"norms.{index}.weight"] for index in range(2)]
+    assert all(torch.equal(scale, torch.ones(4, dtype=torch.float64)) for scale in scales)
+    assert count_parameters(config.architecture, SPEC) == count_parameters(plain, SPEC) + 2 * 4
+    for scale in scales:
+        scale.copy_(torch.rand(4))
+    module = Network(config.architecture, SPEC).double()
+    module.load_state_dict(weights)
+
+    tokens = random_text(5)
+    x = weights["embedding.weight"].T[tokens] + weights["embedding.bias"]  # (T, B, n)
+    ends = []
+    for layer, scale in zip(module.layers, scales, strict=True):
+        h = torch.zeros(STREAMS, 4, dtype=torch.float64)
+        ys = []
+        for step in x:
+            size = (step.square().mean(1, keepdim=True) + NORM_EPS).sqrt()
+            y, h = layer(step / size * scale, h)
+            ys.append(step + y)
+        x = torch.stack(ys)
+        ends.append(h)
+    expected = x @ weights["head.weight"].T + weights["head.bias"]
+    outputs, states = module(tokens)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(states, ends)
+    torch.testing.assert_close(module(tokens, None, 2)[0], expected[3:])
 
 
 # ------------------------------------------------------------------ users' own cells

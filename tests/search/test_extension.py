@@ -118,6 +118,7 @@ def hold(joined):
         (lambda joined: finish(joined, 4), ["space.layers=[2]"], "same order"),
         (hold, ["space.replicates=2"], "1 grid trials are held by workers"),
         (prune, ["space.layers=[1, 2]"], "1 trials are pruned, compared with the old grid only"),
+        (lambda joined: finish(joined, 4), ["space.block=['plain']"], "has 4 trials that space le"),
         (hold, ["space.layers=[1, 2]"], "1 grid trials are held by workers"),
     ],
 )

@@ -140,12 +140,14 @@ precision = "fp32"
 
 [[space]]
 cell = ["gated", "lstm"]
+block = ["plain", "residual"]
 {SWITCHES}
 training.learning_rate = [0.001, 0.02]
 
 [[space]]
 cell = ["cells.py:MinGRU", "cells.py:Branching"]
 candidate_tanh = [false, true]
+block = ["residual"]
 layers = [1]
 state_size = [4]
 training.learning_rate = [0.001, 0.02, 0.03]
@@ -158,15 +160,23 @@ def test_union_of_cells_trains_each_kind_in_its_own_stacks(
     monkeypatch.setattr("search.create_or_join.check_cells", lambda *_: None)
     path = study(UNION)
     joined, said = work(sqlite_url, text, TRAINING, study=path)
-    assert len(joined.study.trials) == 4 + 2 + 6 + 6
+    assert len(joined.study.trials) == 2 * (4 + 2) + 6 + 6
     sizes = {}
     for stack, _ in stacks:
-        cell = getattr(stack.configs[0].architecture, "cell", "gated")
-        sizes.setdefault(cell, []).append(len(stack.configs))
-        if cell != "gated":
+        architecture = stack.configs[0].architecture
+        kind = f"{architecture.cell}, {architecture.block}"
+        sizes.setdefault(kind, []).append(len(stack.configs))
+        if kind != "gated, plain":
             assert isinstance(stack, AutogradStack)
             assert len({config.architecture for config in stack.configs}) == 1
-    assert sizes == {"gated": [4], "lstm": [2], "MinGRU": [3, 3], "Branching": [1] * 6}
+    assert sizes == {
+        "gated, plain": [4],
+        "gated, residual": [2, 2],  # by autograd, each architecture alone
+        "lstm, plain": [2],
+        "lstm, residual": [2],
+        "MinGRU, residual": [3, 3],
+        "Branching, residual": [1] * 6,
+    }
     (line,) = [line for line in said if "one at a time" in line]
     assert line.startswith("cell Branching cannot be trained in lockstep (torch.vmap: ")
     assert line.endswith("): its trials are trained one at a time")

@@ -177,6 +177,15 @@ def test_variant_is_applied_to_the_trials_that_have_its_parameters():
     assert list(changed[4]) == ["cell", "expansion", "layers", "state_size"]
 
 
+def test_variant_of_the_block_is_applied_to_every_cell():
+    plain, residual = {"block": "plain"}, {"block": "residual"}
+    changed = refine_union({}, residual, plain)
+    unchanged = refine_union({})
+    assert changed == [params | block for params in unchanged for block in (plain, residual)]
+    with pytest.raises(ValueError, match=r"a variant has block = 'deep': .*'plain' or 'residual'"):
+        refine_union({"block": "deep"})
+
+
 def test_variant_of_a_training_setting_is_applied_where_the_optimizer_uses_it():
     variants = {"learning_rate": 1}, {"optimizer": "sgd", "momentum": 0.5}
     changed = [params for params in refine_union(*variants) if params["cell"] == "lstm"]

@@ -147,7 +147,7 @@ def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
 
 
 def test_option_with_the_name_of_a_parameter_setting_or_result_is_rejected(folder):
-    for name in (*TrainingSettings.model_fields, "layers", "exclude", "threads"):
+    for name in (*TrainingSettings.model_fields, "layers", "block", "exclude", "threads"):
         (folder / "cells" / "mine.py").write_text(CELL.replace("depth", name))
         message = f"cell Mine has an option {name}, which is the name of another parameter or res"
         with pytest.raises(CellError, match=message):

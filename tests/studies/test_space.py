@@ -122,6 +122,26 @@ def test_trials_lack_the_parameters_that_do_not_apply():
     assert combinations({**SMALL, **FIXED}, MIN_GRU)[0]["cell"] == "gated"
 
 
+def test_trials_of_every_cell_have_the_block_as_soon_as_one_table_states_it():
+    blocks = {"block": ["residual", "plain"]}
+    tables = {**MIN_GRU, "cell": ["gru", "cells.py:MinGRU"], "norm": [True]}, {**SMALL, **FIXED}
+    trials = combinations({**tables[0], **blocks}, tables[1])
+    assert [(params["cell"], params["block"]) for params in trials] == [
+        *(("gru", block) for block in blocks["block"]),
+        *(("MinGRU", block) for block in blocks["block"]),
+        ("gated", "plain"),
+    ]
+    assert list(trials[2]) == ["cell", "norm", "block", "layers", "state_size"]
+    config = cell_config({**tables[0], **blocks}, tables[1])
+    networks = [to_trial_config(params, config).architecture for params in trials]
+    assert networks[2] == NetworkConfig("MinGRU", 1, 8, (("norm", True),), "0" * 64, "residual")
+    assert [network.label for network in networks[:2]] == ["1×8 GRU, residual blocks", "1×8 GRU"]
+    assert len({network.init_key for network in networks}) == 5
+    assert not any("block" in params for params in combinations(*tables))
+    plain = [to_trial_config(params, config).architecture for params in combinations(*tables)]
+    assert plain == networks[1::2] + networks[4:]
+
+
 def test_setting_that_an_optimizer_does_not_use_is_absent():
     settings = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9], "learning_rate": [1, 0.1]}
     trials = combinations({**SMALL, "cell": ["gru"], "training": settings})
@@ -148,6 +168,9 @@ REFUSED = [
     ([{**MIN_GRU, "decay": [10**400]}], {}, "MinGRU has decay = 1000.*expected a number"),
     ([{**MIN_GRU, "decay": [1, 1.0]}], {}, r"has decay = \[1, 1.0\]: expected distinct values"),
     ([MIN_GRU, {**MIN_GRU, "nrom": [True]}], {}, "space 2 has the unknown key nrom: .*, norm"),
+    ([{**SMALL, "block": ["deep"]}], {}, "should be 'plain' or 'residual'"),
+    ([{**SMALL, "block": []}], {}, "expected at least one value"),
+    ([{**SMALL, "training": {"block": ["plain"]}}], {}, "training.block"),
     ([{**SMALL, **LR}], {}, r"space has learning_rate: expected it in \[space.training\]"),
     ([{**MIN_GRU, "cell": ["a.py:Other"]}], {}, "'a.py:Other', which is not loaded"),
     ([{**MIN_GRU, "input_gate": [True]}], {}, "space has input_gate and no gated cell"),
