@@ -179,12 +179,14 @@ class AutogradStack:
         return states
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        outputs, next_states = self._run(inputs, states, len(inputs))
+    def forward(
+        self, inputs: Tensor, states: Sequence[Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        outputs, next_states = self._run(inputs, states, len(inputs), places)
         return outputs, self._detach(next_states)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._target_losses(outputs[:, None], targets[None])[:, 0]
+        return self._target_losses(outputs, targets.expand(len(self.configs), *targets.shape))
 
     @torch.no_grad()
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
@@ -193,50 +195,70 @@ class AutogradStack:
     def loss_and_grad(
         self, window: Window, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
+        counted = None
+        if window.mask is not None and self._can_select:
+            counted = window.mask > 0
         with torch.enable_grad():
-            outputs, next_states = self._read(window, states)
-            losses = self._mean_losses(outputs, window)  # (K,)
+            outputs, next_states = self._read(window, states, counted)
+            losses = self._mean_losses(outputs, window, counted)  # (K,)
             total = losses.sum() if len(self.configs) > 1 else losses[0]
         grads = torch.autograd.grad(total, self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
             target.copy_(grad.detach())  # torch 2.7 makes zeros that require a gradient
         return losses.detach(), next_states
 
-    def _mean_losses(self, outputs: Tensor, window: Window) -> Tensor:
-        """Return the weighted mean losses (K,) of outputs (K, U, B, V)."""
+    @property
+    def _can_select(self) -> bool:
+        """Whether the outputs of a window may be as many as its targets, which a graph forbids."""
+        return self.device.type == "cpu" or not self.static_graph
+
+    def _mean_losses(self, outputs: Tensor, window: Window, counted: Tensor | None) -> Tensor:
+        """Return the weighted mean losses (K,).
+
+        Args:
+            outputs: (K, N, V), as of :meth:`_read`.
+            window: the window.
+            counted: which of its targets (U, B) the outputs belong to; None for all.
+        """
         is_plain = self.spec.predicts_classes and self.spec.loss is None
         if len(self.configs) == 1 and is_plain and window.mask is None:
-            targets = window.targets.reshape(-1).long()
-            return functional.cross_entropy(outputs.flatten(0, 2), targets)[None]
+            return functional.cross_entropy(outputs[0], window.targets.reshape(-1).long())[None]
         if window.mask is None:
-            return self._target_losses(outputs, window.targets).flatten(1).mean(1)
+            targets = self._stack(window.targets, 1 if self.spec.predicts_classes else 2)
+            return self._target_losses(outputs, targets.flatten(1, 2)).mean(1)
         weights = window.mask.flatten()
         targets = window.targets.flatten(0, 1)  # (U·B, …)
-        outputs = outputs.flatten(1, 2)  # (K, U·B, V)
-        if self.spec.loss is not None:  # which may be infinite where there is no target
-            counted = weights.nonzero()[:, 0]
-            outputs = outputs[:, counted]
-            targets = targets[counted]
-            weights = weights[counted]
-        losses = self._target_losses(outputs[:, None], targets[None])[:, 0]  # (K, U·B)
-        return (losses * weights).sum(1) / weights.sum()
+        if counted is not None:
+            places = _find_places(counted)
+            weights = weights[places]
+            targets = targets[places]
+        return (self.losses(outputs, targets) * weights).sum(1) / weights.sum()
 
     def _target_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the losses (K, U, B) of outputs (K, U, B, V) and targets of a window."""
-        spec = self.spec
-        targets = self._stack(targets, 1 if spec.predicts_classes else 2)  # (K, U, B, …)
-        rows = outputs.flatten(0, 2)
-        wanted = targets.flatten(0, 2)
-        if spec.loss is not None:
-            losses: Tensor = spec.loss(rows, wanted)
-        elif spec.predicts_classes:
+        """Return the losses (K, N) of outputs (K, N, V) and targets (K, N, …)."""
+        rows = outputs.flatten(0, 1)
+        wanted = targets.flatten(0, 1)
+        if self.spec.loss is not None:
+            losses: Tensor = self.spec.loss(rows, wanted)
+        elif self.spec.predicts_classes:
             losses = functional.cross_entropy(rows, wanted.long(), reduction="none")
         else:
             losses = (rows - wanted.to(rows.dtype)).square().mean(1)
-        return losses.view(outputs.shape[:3])
+        return losses.view(outputs.shape[:2])
 
-    def _read(self, window: Window, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Read a window; return the outputs (K, U, B, V) of its targets, and what to carry on."""
+    def _read(
+        self, window: Window, states: Sequence[Tensor], counted: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Read a window.
+
+        Args:
+            window: the window.
+            states: what the last one carried on.
+            counted: which of its targets (U, B) need outputs; None for all.
+
+        Returns:
+            The outputs (K, N, V) of these targets, and what to carry on.
+        """
         steps = len(window.inputs)
         needed = len(window.targets)
         half = len(states) // 2 if self._earlier else len(states)
@@ -263,10 +285,14 @@ class AutogradStack:
                 current = self._reset(current, resets[first])
             if first == kept_step and self._kept_step and current is not None:
                 kept = current
-            wanted = min(stop - first, needed - (steps - stop))
-            some, current = self._run(window.inputs[first:stop], current, max(1, wanted))
-            if wanted > 0:
-                outputs.append(some)
+            end = needed - (steps - stop)  # of its targets
+            wanted = max(1, min(stop - first, end))
+            places = None
+            if counted is not None and end > 0:
+                places = _find_places(counted[end - wanted : end])
+            some, current = self._run(window.inputs[first:stop], current, wanted, places)
+            if end > 0:
+                outputs.append(some.flatten(1, -2))
         assert current is not None
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         carried = [
@@ -303,32 +329,44 @@ class AutogradStack:
         return values.transpose(0, 1)
 
     def _run(
-        self, inputs: Tensor, states: Sequence[Tensor] | None, outputs: int
+        self,
+        inputs: Tensor,
+        states: Sequence[Tensor] | None,
+        outputs: int,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Read T steps; return the last outputs (K, U, B, V) and the next states (K, B, …)."""
+        """Read T steps; return the last outputs (K, U, B, V), or (K, N, V) of N places among them.
+
+        The second result are the next states (K, B, …).
+        """
         inputs = self._stack(inputs, 1 if self.spec.reads_tokens else 2)
         if self.spec.reads_tokens:
             inputs = inputs.long()
         else:
             inputs = inputs.to(self.parameters.values.dtype)
         if self._precision != "bf16":  # a context takes longer to enter than an operation
-            return self._call(inputs, states, outputs)
+            return self._call(inputs, states, outputs, places)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self._call(inputs, states, outputs)
+            return self._call(inputs, states, outputs, places)
 
     def _call(
-        self, inputs: Tensor, states: Sequence[Tensor] | None, outputs: int
+        self,
+        inputs: Tensor,
+        states: Sequence[Tensor] | None,
+        outputs: int,
+        places: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         if len(self.configs) == 1:
             first = None if states is None else [state[0] for state in states]
-            results, next_states = self.module(inputs[0], first, outputs)
+            results, next_states = self.module(inputs[0], first, outputs, places)
             return results[None], [state[None] for state in next_states]
 
         def run(
             tensors: NamedTensors, inputs: Tensor, states: Sequence[Tensor] | None
         ) -> tuple[Tensor, list[Tensor]]:
             result: tuple[Tensor, list[Tensor]]
-            result = functional_call(self.module, tensors, (inputs, states, outputs))
+            given = inputs, states, outputs, places
+            result = functional_call(self.module, tensors, given)
             return result
 
         return torch.vmap(run, in_dims=(0, 0, None if states is None else 0))(
@@ -345,6 +383,11 @@ class AutogradStack:
             return states
 
         return torch.vmap(run)({f"module.{name}": tensor for name, tensor in self._tensors.items()})
+
+
+def _find_places(counted: Tensor) -> Tensor:
+    """Return the places (N,) of true elements among all."""
+    return counted.flatten().nonzero()[:, 0]
 
 
 class _InitialStates(nn.Module):

@@ -74,25 +74,28 @@ class Engine(Protocol):
         :attr:`rnn.config.TrialConfig.earlier_states`. All are written to checkpoints.
         """
 
-    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, inputs: Tensor, states: Sequence[Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Advance by T time steps, without gradients.
 
         Args:
             inputs: tokens that the streams read (T, B), or numbers (T, B, inputs); T is 1 where
                 :attr:`reads_windows` is false.
             states: of :meth:`init_state` or the last call.
+            places: places (N,) among T·B outputs, of which to compute them; None for all.
 
         Returns:
-            The outputs (K, T, B, V): logits of classes, or numbers; and the next states. They share
-            no memory with ``states``; the next call may reuse their memory.
+            The outputs (K, T, B, V) or (K, N, V): logits of classes, or numbers; and the next
+            states. They share no memory with ``states``; the next call may reuse their memory.
         """
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each stream (K, B).
+        """Return the losses (K, N).
 
         Args:
-            outputs: (K, B, V)
-            targets: classes (B,), or numbers (B, V).
+            outputs: (K, N, V)
+            targets: classes (N,), or numbers (N, V).
         """
 
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:

@@ -125,6 +125,7 @@ class Network(nn.Module):
         inputs: Tensor,
         states: Sequence[Tensor] | None = None,
         outputs: int | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Read T steps of each stream and predict what belongs to each.
 
@@ -133,10 +134,11 @@ class Network(nn.Module):
             states: states of all layers before the first step; None for the initial ones, with
                 their gradients.
             outputs: U ≤ T, the number of last steps of which to return the outputs; None for all.
+            places: places (N,) among these U·B outputs, of which to compute them; None for all.
 
         Returns:
-            The outputs (U, B, V), logits of classes or numbers, and the states of all layers after
-            the last step.
+            The outputs (U, B, V) or (N, V), logits of classes or numbers, and the states of all
+            layers after the last step.
 
         Raises:
             ValueError: if the inputs have another shape.
@@ -171,6 +173,8 @@ class Network(nn.Module):
             ys, new = self._unroll(layer, read, old, size is not None, needed)
             xs = xs[len(xs) - needed :] + ys if self.norms else ys  # (U, B, n)
             next_states += new
+        if places is not None:
+            xs = xs.flatten(0, 1).index_select(0, places)  # (N, n)
         return self.head(xs).to(dtype), next_states
 
     def _unroll(

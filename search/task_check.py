@@ -537,10 +537,14 @@ class _FixedOutputs(AutogradStack):
         super().__init__([_NETWORK], 0, "fp32", spec)
         self._outputs = torch.from_numpy(np.ascontiguousarray(outputs))
 
-    def forward(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        read = self._outputs[: len(inputs)]
+    def forward(
+        self, inputs: Tensor, states: Sequence[Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        outputs = self._outputs[: len(inputs)]  # (T, B, V)
         self._outputs = self._outputs[len(inputs) :]
-        return read[None], list(states)
+        if places is not None:
+            outputs = outputs.flatten(0, 1)[places]  # (N, V)
+        return outputs[None], list(states)
 
 
 def _evaluate(

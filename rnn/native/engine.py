@@ -158,9 +158,12 @@ class NativeStack:
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
         return self.forward(window.inputs[:1], states)[1]
 
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, states: Sequence[Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         buffers = self._step(tokens[0], None, states)
-        return buffers.output[:, None], buffers.next_states
+        logits = buffers.output
+        return logits[:, None] if places is None else logits[:, places], buffers.next_states
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         index = targets[None, :, None].expand(len(logits), -1, 1)

@@ -116,9 +116,11 @@ class NetworkStack:
     def advance(self, window: Window, states: Sequence[Tensor]) -> list[Tensor]:
         return self.forward(window.inputs[:1], states)[1]
 
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, states: Sequence[Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         logits, next_states = self._forward(*self._find_unique(tokens[0]), states)
-        return logits[:, None], next_states
+        return logits[:, None] if places is None else logits[:, places], next_states
 
     def _find_unique(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the distinct tokens of the streams, if they share what is computed.

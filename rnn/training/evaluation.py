@@ -52,16 +52,18 @@ def compute_eval_losses(
 
 
 def _split_steps(
-    stack: Engine, steps: int, streams: int, cuts: Iterable[int] = ()
+    stack: Engine, steps: int, streams: int, cuts: Iterable[int] = (), share: float = 1.0
 ) -> Iterator[tuple[int, int]]:
     """Yield the first step of each part that an engine reads at once, and the step after it.
 
-    Parts end at the cuts, and are short enough for their results to fit into memory.
+    Parts end at the cuts, and are short enough for their results to fit into memory. ``share`` is
+    that of the outputs which are computed.
     """
     longest = 1
     if stack.reads_windows:
         # The outputs, or four results of the size of a layer's state.
-        numbers = max(stack.spec.outputs, 4 * stack.configs[0].architecture.state_size)
+        of_states = 4 * stack.configs[0].architecture.state_size
+        numbers = max(math.ceil(share * stack.spec.outputs), of_states)
         longest = max(1, _MAX_NUMBERS // (len(stack.configs) * streams * numbers))
     ends = {steps, *range(longest, steps, longest), *(cut for cut in cuts if 0 < cut < steps)}
     yield from itertools.pairwise(sorted({0, *ends}))
@@ -123,6 +125,7 @@ def evaluate_sequences(
     names = [*metrics]
     scored = np.flatnonzero(batch.weights.any(1))  # steps that have targets
     weights = torch.from_numpy(batch.weights[scored]).double()  # (scored, sequences)
+    share = float((batch.weights > 0).mean())
     # Loss and metrics of each target.
     values = torch.zeros(len(stack.configs), 1 + len(names), *weights.shape, dtype=torch.double)
     states: list[Tensor] = []
@@ -130,26 +133,26 @@ def evaluate_sequences(
         chosen = slice(first, first + streams)
         inputs = torch.from_numpy(batch.inputs[:, chosen]).to(stack.device)
         targets = torch.from_numpy(batch.targets[:, chosen]).to(stack.device)
+        counted = torch.from_numpy(batch.weights[:, chosen] > 0)  # (T, streams)
         resets = _find_resets(batch, chosen, is_consecutive)
         initial = stack.init_state(inputs.shape[1])
         if not (states and is_consecutive):
             states = [state.clone() for state in initial]
-        for begin, stop in _split_steps(stack, len(inputs), inputs.shape[1], resets):
+        for begin, stop in _split_steps(stack, len(inputs), inputs.shape[1], resets, share):
             if begin in resets:
                 _reset_states(states, initial, resets[begin].to(stack.device))
-            outputs, next_states = stack.forward(inputs[begin:stop], states)  # (K, T, streams, V)
+            places = counted[begin:stop].flatten().nonzero()[:, 0].to(stack.device)  # (N,)
+            outputs, next_states = stack.forward(inputs[begin:stop], states, places)  # (K, N, V)
             for state, next_state in zip(states, next_states, strict=True):
                 state.copy_(next_state)
-            rows = slice(*np.searchsorted(scored, (begin, stop)))
-            steps = scored[rows]
-            if len(steps):
-                known = outputs[:, steps - begin].flatten(1, 2)  # (K, N, V)
-                wanted = targets[steps].flatten(0, 1)  # (N, …)
-                measured = [stack.losses(known, wanted)]  # (K, N)
-                measured += [measure(known, wanted) for measure in metrics.values()]
+            if len(places):
+                wanted = targets[begin:stop].flatten(0, 1)[places]  # (N, …)
+                measured = [stack.losses(outputs, wanted)]  # (K, N)
+                measured += [measure(outputs, wanted) for measure in metrics.values()]
+                rows = slice(*np.searchsorted(scored, (begin, stop)))
+                has_target = counted[scored[rows]]  # (steps with targets, streams)
                 for place, numbers in enumerate(measured):
-                    of_steps = numbers.view(len(numbers), len(steps), -1)
-                    values[:, place, rows, chosen] = of_steps.cpu().double()
+                    values[:, place, rows, chosen][:, has_target] = numbers.cpu().double()
             on_step()
     values = torch.where(weights > 0, values * weights, 0.0)
     counts = weights.sum(0)  # (sequences,)
