@@ -161,13 +161,15 @@ def test_residual_block_adds_its_input_to_what_the_cell_makes_of_the_normalised_
 def test_several_steps_are_read_at_once_unless_states_start_anew_every_few(monkeypatch):
     config = cell_config("Shifted", 1, 4)
     tokens = torch.arange(6).view(3, 2)
-    expected = build_seeded(config, TaskSpec(6, 2, resets_often=True), 0)(tokens)
-    network = build_seeded(config, TaskSpec(6, 2), 0)
-    monkeypatch.delattr(type(network.layers[0]), "forward")
-    for actual, wanted in zip(network(tokens), expected, strict=True):
+    by_steps = build_seeded(config, TaskSpec(6, 2, resets_often=True), 0)
+    at_once = build_seeded(config, TaskSpec(6, 2), 0)
+    expected = by_steps(tokens)
+    monkeypatch.delattr(type(at_once.layers[0]), "forward")
+    for actual, wanted in zip(at_once(tokens), expected, strict=True):
         torch.testing.assert_close(actual, wanted)
-    with pytest.raises(NotImplementedError):
-        network(tokens[:1])
+    for network, read in ((at_once, tokens[:1]), (by_steps, tokens)):
+        with pytest.raises(NotImplementedError):
+            network(read)
 
 
 def test_buffers_and_frozen_parameters_are_saved_but_not_trained():
