@@ -34,7 +34,8 @@ NORM_EPS = 1e-6
 """What RMSNorm of a residual block adds to the mean square."""
 
 BUILT_IN_TASKS = (
-    "copy", "adding", "parity", "mqar", "words", "digits", "mnist1d", "series", "sequences",
+    "copy", "adding", "parity", "selective_copy", "induction", "mqar", "words",
+    "digits", "mnist1d", "series", "sequences",
 )  # fmt: skip
 """Names of the tasks that need no file, but text; some take an argument after a colon."""
 

@@ -113,12 +113,85 @@ class Parity:
         return {"inputs": bits, "targets": bits.cumsum(1) % 2, "mask": is_last}
 
 
+class SelectiveCopy:
+    """Recall symbols in their order that stood at random places, between blanks.
+
+    Selective copying of Gu & Dao, *Mamba* (2023), where ``length`` is 4096, ``items`` 16 and
+    ``symbols`` 14. Each of the last steps asks for the next symbol. Results are also recorded by
+    position. Below are 3 items::
+
+        input    . c . . a . b . ? ? ?
+        target   - - - - - - - - c a b
+    """
+
+    solved: ClassVar = {"accuracy": 0.99}
+
+    def __init__(self, *, length: int = 48, items: int = 6, symbols: int = 8) -> None:
+        check_range("items", items, 1, MAX_STEPS // 2)
+        check_range("length", length, 2 * items, MAX_STEPS)
+        check_range("symbols", symbols, 2, 1000)
+        self.length = length
+        self.items = items
+        self.classes = symbols
+        self.vocabulary = symbols + 2
+
+    def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
+        symbols = rng.integers(self.classes, size=(count, self.items))
+        places = np.sort(_draw_distinct(rng, count, self.length - self.items, self.items), 1)
+        inputs = np.full((count, self.length), self.classes)  # blanks
+        np.put_along_axis(inputs, places, symbols, 1)
+        inputs[:, -self.items :] = self.classes + 1
+        targets = np.zeros_like(inputs)
+        targets[:, -self.items :] = symbols
+        position = np.broadcast_to(np.arange(self.length) - self.length + self.items, inputs.shape)
+        slices = {"position": position}
+        return {"inputs": inputs, "targets": targets, "mask": position >= 0, "slices": slices}
+
+
+class Induction:
+    """Recall the token that followed a special one, when the special one comes again.
+
+    Induction heads of Olsson et al. (2022), in the form of Dao et al., *H3* (2023), and Gu & Dao,
+    *Mamba* (2023), where ``length`` is 256 and ``vocabulary`` 16. The special token, the last of
+    the vocabulary, stands once among random tokens and once at the end. Networks are also evaluated
+    at two and four times ``length``. Results are also recorded by the distance of the special
+    tokens, rounded down to a power of two::
+
+        input    c a ! b d a c d !
+        target   - - - - - - - - b
+    """
+
+    solved: ClassVar = {"accuracy": 0.99}
+
+    def __init__(self, *, length: int = 32, vocabulary: int = 16) -> None:
+        check_range("length", length, 3, MAX_STEPS)
+        check_range("vocabulary", vocabulary, 3, 65536)
+        self.length = length
+        self.eval_lengths = (2 * length, 4 * length)
+        self.vocabulary = vocabulary
+        self.classes = vocabulary - 1
+
+    def sample(
+        self, split: Split, rng: np.random.Generator, count: int, length: int | None = None
+    ) -> Sample:
+        last = (length or self.length) - 1
+        sequences = np.arange(count)
+        inputs = rng.integers(self.classes, size=(count, last + 1))
+        places = rng.integers(last - 1, size=count)
+        targets = inputs[sequences, places + 1]
+        inputs[sequences, places] = inputs[:, last] = self.classes
+        slices = {"distance": 2 ** np.log2(last - places).astype(int)}
+        return {"inputs": inputs, "targets": targets, "slices": slices}
+
+
 class AssociativeRecall:
     """Recall the value that belongs to a key (multi-query associative recall).
 
-    From Arora et al., *Zoology* (2023). Pairs of a key and a value come first. Then each key comes
-    once more, between blanks, and asks for its value. Most keys return soon: distances follow a
-    power law. Results are also recorded by distance, rounded down to a power of two::
+    From Arora et al., *Zoology* (2023), where ``vocabulary`` is 8192, and ``length`` and ``pairs``
+    are 64 and 4, 128 and 8, or 256 and 16. Pairs of a key and a value come first. Then each key
+    comes once more, between blanks or, with ``noise``, random tokens, and asks for its value.
+    Distances follow a power law, so that most keys return soon; with ``power`` 1 all are as likely.
+    Results are also recorded by distance, rounded down to a power of two::
 
         input    A 4 B 7 C 1 . . B . . . C . A .
         target   - - - - - - - - 7 - - - 1 - 4 -
@@ -126,20 +199,32 @@ class AssociativeRecall:
 
     solved: ClassVar = {"accuracy": 0.99}
 
-    def __init__(self, *, pairs: int = 8, length: int = 64, vocabulary: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        pairs: int = 8,
+        length: int = 64,
+        vocabulary: int = 64,
+        power: float = 0.01,
+        noise: bool = False,
+    ) -> None:
         check_range("pairs", pairs, 1, MAX_STEPS)
         check_range("length", length, 4 * pairs, MAX_STEPS)
         check_range("vocabulary", vocabulary, 2 * pairs + 2, 65536)
+        check_range("power", power, 0, 10)
         self.pairs = pairs
         self.length = length
         self.vocabulary = self.classes = vocabulary
+        self.power = power
+        self.noise = noise
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
         half = self.vocabulary // 2  # token 0 is the blank
-        keys = 1 + _choose(rng, count, np.ones(half - 1), self.pairs)
-        values = half + _choose(rng, count, np.ones(self.vocabulary - half), self.pairs)
+        keys = 1 + _draw_distinct(rng, count, half - 1, self.pairs)
+        values = half + _draw_distinct(rng, count, self.vocabulary - half, self.pairs)
         gaps = np.arange(1, (self.length - 2 * self.pairs) // 2 + 1)
-        queries = 2 * self.pairs + 2 * _choose(rng, count, gaps**-0.99, self.pairs)
+        weights = gaps ** (self.power - 1)
+        queries = 2 * self.pairs + 2 * _choose(rng, count, weights, self.pairs)
         inputs = np.zeros((count, self.length), np.int64)
         targets = np.zeros_like(inputs)
         distances = np.zeros_like(inputs)
@@ -149,6 +234,9 @@ class AssociativeRecall:
         np.put_along_axis(targets, queries, values, 1)
         distance = queries - 2 * np.arange(self.pairs)
         np.put_along_axis(distances, queries, 2 ** np.log2(distance).astype(int), 1)
+        if self.noise:
+            blanks = inputs == 0
+            inputs[blanks] = rng.integers(self.vocabulary, size=blanks.sum())
         slices = {"distance": distances}
         return {"inputs": inputs, "targets": targets, "mask": distances > 0, "slices": slices}
 
@@ -156,6 +244,19 @@ class AssociativeRecall:
 def _choose(rng: np.random.Generator, count: int, weights: Array, size: int) -> Array:
     """Draw numbers (count, size) below len(weights), by their weights and without repetition."""
     return np.argsort(rng.exponential(size=(count, len(weights))) / weights, 1)[:, :size]
+
+
+def _draw_distinct(rng: np.random.Generator, count: int, bound: int, size: int) -> Array:
+    """Draw numbers (count, size) below a bound, equally often and without repetition in a row."""
+    # Of few numbers, or of most of them, a row would rarely be without a repetition.
+    if bound < 1000 or size**2 > 2 * bound:
+        return _choose(rng, count, np.ones(bound), size)
+    drawn = rng.integers(bound, size=(count, size))
+    while True:
+        has_repetition = (np.diff(np.sort(drawn, 1), axis=1) == 0).any(1)
+        if not has_repetition.any():
+            return drawn
+        drawn[has_repetition] = rng.integers(bound, size=(has_repetition.sum(), size))
 
 
 class Words:
@@ -211,6 +312,8 @@ BUILT_IN: dict[str, tuple[type[Any], str | None]] = {
     "copy:D": (Copy, "delay"),
     "adding:T": (Adding, "length"),
     "parity": (Parity, None),
+    "selective_copy": (SelectiveCopy, None),
+    "induction": (Induction, None),
     "mqar": (AssociativeRecall, None),
     "words:G": (Words, "group"),
     "digits": (Digits, None),

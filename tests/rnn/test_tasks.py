@@ -191,6 +191,8 @@ SOURCES = [
     "copy:4",
     "adding:6",
     "parity",
+    "selective_copy",
+    "induction",
     "mqar",
     "words:S3",
     "digits",
@@ -267,6 +269,41 @@ def test_parity_is_that_of_the_bits_up_to_the_target():
     assert task.eval_lengths == [10, 20]
 
 
+def test_selective_copy_recalls_scattered_symbols_in_their_order():
+    task = built_in("selective_copy", length=9, items=3, symbols=5)
+    batch = task.train_batch(0, 0, 0, 200, 0)
+    first = set()
+    for stream, tokens in enumerate(batch.inputs.T):
+        assert tokens[6:].tolist() == [6, 6, 6]
+        places = np.flatnonzero(tokens[:6] < 5)
+        first.add(int(places[0]))
+        assert batch.targets[6:, stream].tolist() == tokens[places].tolist()
+        assert set(np.delete(tokens[:6], places)) == {5}
+    assert first == {0, 1, 2, 3}
+    assert batch.mask.sum(1).tolist() == [0] * 6 + [200] * 3
+    assert batch.slices["position"][6:, 0].tolist() == [0, 1, 2]
+    assert (task.spec.inputs, task.spec.outputs) == (7, 5)
+
+
+def test_induction_asks_for_the_token_behind_the_special_one():
+    task = built_in("induction", length=8, vocabulary=5)
+    assert task.eval_lengths == [16, 32]
+    for steps, batch in [
+        (8, task.train_batch(0, 0, 0, 300, 0)),
+        (16, task.held_out("validation", 300, 16)),
+    ]:
+        places = set()
+        for stream, tokens in enumerate(batch.inputs.T):
+            place, last = np.flatnonzero(tokens == 4)
+            places.add(int(place))
+            assert last == steps - 1
+            assert batch.targets[-1, stream] == tokens[place + 1]
+            distance = int(last - place)
+            assert batch.slices["distance"][-1, stream] == 2 ** (distance.bit_length() - 1)
+        assert places == set(range(steps - 2))
+        assert batch.weights.sum(1).tolist() == [0] * (steps - 1) + [300]
+
+
 def test_associative_recall_asks_for_the_value_of_each_key_once():
     batch = built_in("mqar", pairs=4, length=20, vocabulary=12).train_batch(0, 0, 0, 50, 0)
     distances = set()
@@ -284,6 +321,32 @@ def test_associative_recall_asks_for_the_value_of_each_key_once():
             distances.add(distance)
     assert min(distances) == 2
     assert max(distances) == 18
+
+
+def test_associative_recall_has_the_settings_of_zoology():
+    """The chance of a distance falls as it grows, unless all are as likely."""
+    sizes = {"pairs": 16, "length": 256, "vocabulary": 8192}
+    shares = []
+    for power in (0.01, 1.0):
+        batch = built_in("mqar", **sizes, power=power).train_batch(0, 0, 0, 200, 0)
+        shares.append(batch.mask[32:64].sum() / batch.mask.sum())
+        pairs = batch.inputs[:32].T
+        for start, tokens in ((1, pairs[:, ::2]), (4096, pairs[:, 1::2])):
+            assert all(len(set(row)) == 16 for row in tokens.tolist())
+            assert start <= tokens.min() < start + 20
+            assert start + 4095 - 20 < tokens.max() < 4096 + start
+    assert shares[0] > 0.4
+    assert shares[1] == pytest.approx(1 / 7, abs=0.02)
+
+
+def test_associative_recall_may_have_noise_between_the_queries():
+    quiet, noisy = (
+        built_in("mqar", vocabulary=30, noise=noise).held_out("test", 20) for noise in (False, True)
+    )
+    is_blank = quiet.inputs == 0
+    np.testing.assert_array_equal(quiet.inputs[~is_blank], noisy.inputs[~is_blank])
+    np.testing.assert_array_equal(quiet.mask, noisy.mask)
+    assert set(noisy.inputs[is_blank]) == set(range(30))
 
 
 def test_words_are_products_of_the_elements_of_a_group():
@@ -340,6 +403,12 @@ def test_metrics_are_of_each_target():
         ("adding:1", {}, "length = 1: expected 2 to 100000"),
         ("mqar", {"pairs": 20}, "length = 64: expected 80 to 100000"),
         ("mqar", {"vocabulary": 17}, "vocabulary = 17: expected 18 to 65536"),
+        ("mqar", {"power": -1}, "power = -1: expected 0 to 10"),
+        ("selective_copy", {"length": 11}, "length = 11: expected 12 to 100000"),
+        ("selective_copy", {"symbols": 1}, "symbols = 1: expected 2 to 1000"),
+        ("selective-copy", {}, "did you mean selective_copy? expected text"),
+        ("induction", {"length": 2}, "length = 2: expected 3 to 100000"),
+        ("induction", {"vocabulary": 2}, "vocabulary = 2: expected 3 to 65536"),
         ("series:series.csv", {"warmup": 100}, "warmup = 100: expected -1 to 99"),
         ("copy:D", {}, "task 'copy:D': expected a whole number after the colon"),
         ("mqar:8", {}, """expected options by their names, as in { source = "mqar", pairs = … }"""),
@@ -349,7 +418,7 @@ def test_metrics_are_of_each_target():
         (
             "my_task.py",
             {},
-            "text, copy:D, adding:T, parity, mqar, words:G, digits, mnist1d, series",
+            "adding:T, parity, selective_copy, induction, mqar, words:G, digits, mnist1d, series",
         ),
         ("series:none.csv", {}, "task 'series:none.csv' not found: expected a file /"),
     ],
