@@ -73,6 +73,7 @@ from studies.storage.open import (
     list_study_names,
     load_study,
     open_storage,
+    read_record,
     read_storage,
     read_study_record,
 )
@@ -254,8 +255,9 @@ def _read_checked(url: str) -> list[StudyRecord]:
     with suppress(StorageNotFoundError), closing(read_storage(url)) as storage:
         for name in list_study_names(storage):
             with suppress(StudyFormatError):  # of another program or version
-                records.append(read_study_record(load_study(storage, name)))
-    return [record for record in records if record.created_with == versions]
+                records.append(read_record(load_study(storage, name)))
+    trained = [record for record in records if record.config.is_trained]
+    return [record for record in trained if record.created_with == versions]
 
 
 def _create(

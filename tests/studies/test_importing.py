@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from helpers import QUICK, TINY_OVERRIDES, join_study
 from invocation import refused
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
@@ -266,6 +267,11 @@ def test_imported_study_is_not_trained(table, target):
         with pytest.raises(UserError, match="was imported: its trials cannot be trained"):
             train()
     assert read_record(study).config.results.parameters == ["lr", "act"]
+
+
+def test_study_is_created_in_a_storage_with_an_imported_one(table, target, text):
+    table(GRID)
+    assert join_study(QUICK, target, TINY_OVERRIDES, text).study.study_name == "quick"
 
 
 @pytest.fixture(scope="module")
