@@ -449,9 +449,6 @@ def estimate_memory(
         per_input = 2
         per_output = 1
         others = 8 * (shapes.states + layers * n) * window + 8 * n
-    if config.architecture.is_residual:
-        # A layer's normalised input, its factors and its output.
-        others += 4 * config.architecture.layers * config.architecture.state_size * window
     numbers = others + sum(
         (per_input * inputs + per_output * outputs)
         * (window if name.startswith("layers.") else predicted)

@@ -290,7 +290,7 @@ def test_runs_that_a_refinement_would_repeat_are_not_trained_again(grid, refine,
     best = grid.results[grid.results["architecture"].isin(means.index[:2])]
     first = best[best["replicate"] == 0]
     capsys.readouterr()
-    refined = refine({"variants": [{}, {"layers": 2}]}, {}, keep_weights=4)
+    refined = refine({"variants": [{}, {"block": "residual"}]}, {}, keep_weights=4)
     notice = "created with 2 trials, 8 training steps in all; 2 more would repeat runs of study "
     assert f"{notice}'grid' exactly and have their results" in capsys.readouterr().out
     copied = refined.results[refined.results["copied_from"].notna()]
