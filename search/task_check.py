@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from rnn.errors import TaskError, UserError
 from rnn.network import Batch
 from rnn.own_code import TaskSource, loaded_source
 from rnn.tasks.sequence_task import SequenceTask
-from rnn.tasks.task import is_built_in
+from rnn.tasks.task import Array, is_built_in
 from rnn.training.evaluation import HeldOutResult, evaluate_sequences
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.cell_check import run_new_process
@@ -384,13 +383,13 @@ def measure_floors(task: SequenceTask, count: int) -> tuple[Floors, str]:
     recurrent = _train(task, held_out, has_memory=True)
     memoryless = _train(task, held_out, has_memory=False)
     predictions = {
-        "constant": _predict_constant(task, drawn, held_out),
-        "last_value": _predict_last_value(task, drawn, held_out),
+        "constant": _predict_constant(task, drawn),
+        "last_value": _predict_last_value(task, drawn),
     }
     results = {
-        name: _evaluate(_FixedOutputs(task.spec, outputs), task, held_out)
-        for name, outputs in predictions.items()
-        if outputs is not None
+        name: _evaluate(_Predictor(task.spec, predict), task, held_out)
+        for name, predict in predictions.items()
+        if predict is not None
     } | {"memoryless": memoryless, "recurrent": recurrent}
     floors = Floors(
         **{
@@ -493,57 +492,71 @@ def _train(task: SequenceTask, held_out: Batch, has_memory: bool) -> HeldOutResu
 
 # ------------------------------------------------------------------ predictions without a network
 
-Outputs = npt.NDArray[np.float32]
-"""Predicted outputs (T, B, V) of held-out sequences."""
+Prediction = Callable[[Array], Array]
+"""Predicts outputs (N, V) of N steps by their inputs, tokens (N,) or numbers (N, size)."""
 
 
-def _predict_constant(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outputs:
+def _predict_constant(task: SequenceTask, drawn: Batch) -> Prediction:
     """Predict the shares of the classes, or the mean of the numbers, in the training split."""
-    weights = drawn.weights[..., None]
-    targets = drawn.targets
+    weights = drawn.weights.flatten().astype(np.float64)
     if task.spec.predicts_classes:
-        targets = np.eye(task.spec.outputs, dtype=np.float32)[targets]
-    shares = (targets * weights).sum((0, 1)) / weights.sum()
-    if task.spec.predicts_classes:
-        shares = np.log(np.maximum(shares, 1 / weights.size))
-    shape = (*held_out.inputs.shape[:2], task.spec.outputs)
-    return np.broadcast_to(shares.astype(np.float32), shape)
+        counts = np.bincount(drawn.targets.flatten(), weights, task.spec.outputs)
+        constant = np.log(np.maximum(counts / weights.sum(), 1 / weights.size))
+    else:
+        constant = weights @ drawn.targets.reshape(weights.size, -1) / weights.sum()
+    outputs = constant.astype(np.float32)
+    return lambda inputs: np.tile(outputs, (len(inputs), 1))
 
 
-def _predict_last_value(task: SequenceTask, drawn: Batch, held_out: Batch) -> Outputs | None:
+def _predict_last_value(task: SequenceTask, drawn: Batch) -> Prediction | None:
     """Predict that the last value is repeated; None for a task where it cannot be."""
     columns = task.persistence
-    inputs = held_out.inputs
     if columns is None:
         return None
-    if not task.spec.predicts_classes:
+    if task.spec.predicts_classes:
+        return _predict_last_token(task, drawn)
+
+    def predict(inputs: Array) -> Array:
         if task.input_scaling is not None:
             inputs = inputs * task.input_scaling.std + task.input_scaling.mean
-        values = inputs[..., columns]
+        values = inputs[:, columns]
         return values if task.target_scaling is None else task.target_scaling.standardize(values)
-    # The token is repeated as often as in the training split, other classes are equally frequent.
+
+    return predict
+
+
+def _predict_last_token(task: SequenceTask, drawn: Batch) -> Prediction:
+    """Predict the token as often as it is repeated in the training split.
+
+    Other classes are equally frequent.
+    """
     is_repeated = (drawn.inputs == drawn.targets) * drawn.weights
     share = float(np.clip(is_repeated.sum() / drawn.weights.sum(), 1e-3, 1 - 1e-3))
     other = math.log((1 - share) / max(1, task.spec.outputs - 1))
-    outputs = np.full((*inputs.shape, task.spec.outputs), other, np.float32)
-    np.put_along_axis(outputs, inputs[..., None].astype(np.int64), math.log(share), 2)
-    return outputs
+
+    def predict(tokens: Array) -> Array:
+        outputs = np.full((len(tokens), task.spec.outputs), other, np.float32)
+        outputs[np.arange(len(tokens)), tokens] = math.log(share)
+        return outputs
+
+    return predict
 
 
-class _FixedOutputs(AutogradStack):
-    """A network whose outputs are those of a prediction, one step after the other."""
+class _Predictor(AutogradStack):
+    """A network whose outputs are those of a prediction by the input of a step alone."""
 
-    def __init__(self, spec: TaskSpec, outputs: Outputs) -> None:
+    def __init__(self, spec: TaskSpec, predict: Prediction) -> None:
         super().__init__([_NETWORK], 0, "fp32", spec)
-        self._outputs = torch.from_numpy(np.ascontiguousarray(outputs))
+        self._predict = predict
 
     def forward(
         self, inputs: Tensor, states: Sequence[Tensor], places: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        outputs = self._outputs[: len(inputs)]  # (T, B, V)
-        self._outputs = self._outputs[len(inputs) :]
-        if places is not None:
-            outputs = outputs.flatten(0, 1)[places]  # (N, V)
+        rows = inputs.flatten(0, 1)  # (T·B, …)
+        read = rows if places is None else rows[places]
+        outputs = torch.from_numpy(self._predict(read.numpy()))  # (N, V)
+        if places is None:
+            outputs = outputs.reshape(*inputs.shape[:2], -1)  # (T, B, V)
         return outputs[None], list(states)
 
 
