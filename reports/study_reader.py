@@ -1,5 +1,6 @@
 """Read the results of a stored study, and select what is drawn."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -10,9 +11,11 @@ from optuna import Study
 
 from reports.results import POINT, Results
 from reports.trial_table import build_table, read_source_trials
+from rnn.config import count_updates
 from rnn.errors import UserError
 from studies.attributes import CURVE, EVAL_WINDOWS, StudyRecord
-from studies.config import StudyConfig
+from studies.best import split_by_task
+from studies.config import StudyConfig, training_settings
 from studies.storage.open import load_study, read_record
 from studies.storage.reads import (
     read_attribute_of_all,
@@ -93,11 +96,12 @@ def _build(
     name = study.study_name
     config = record.config
     is_pruning = config.pruning.enabled
+    solved_at = _find_solved_at(config, storage, study._study_id, trials)
     return Results(
         name=name,
         config=config,
         commands=record.commands,
-        table=build_table(trials, config),
+        table=build_table(trials, config, solved_at),
         curves=_to_frame([]),
         curve_ends=_index_ends([]),
         sources=read_source_trials(storage, config),
@@ -108,6 +112,35 @@ def _build(
         audit_nuisance=record.audit_nuisance,
         earlier_replicates=record.earlier_replicates,
     )
+
+
+def _find_solved_at(
+    config: StudyConfig, storage: LeasedRDBStorage, study_id: int, trials: Sequence[StoredTrial]
+) -> dict[int, int]:
+    """Return the updates of each trial at the first point of its held-out curves that solves.
+
+    It is missing without such a point.
+    """
+    found = {}
+    for name, of_task in split_by_task(trials, config).items():
+        task_config = config.at_task(name)
+        task = task_config.solvable_task
+        if task is None or task.steps is None:
+            continue
+        curves = {
+            measure: read_attribute_of_all(storage, study_id, f"{CURVE}validation_{measure}")
+            for measure in task.solved
+        }
+        for trial in of_task:
+            points: dict[int, dict[str, float]] = {}
+            for measure, curve in curves.items():
+                for step, value in curve.get(trial.number, []):
+                    points.setdefault(step, {})[measure] = math.nan if value is None else value
+            steps = [step for step, measured in points.items() if task.has_solved(measured)]
+            if steps:
+                _, update_every = training_settings(trial.params, task_config).gradient_window
+                found[trial.number] = count_updates(min(steps), task.steps, update_every)
+    return found
 
 
 def _add_curves(

@@ -1,5 +1,6 @@
 """Tables of a study: effects, hypotheses, architectures, results by length and slice, trials."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -233,6 +234,8 @@ def tabulate_leaderboard(
             *_best_values(entries, "best " if results.nuisance else ""),
             Column("runs", lambda entry: entry.runs, "d", condition=is_replicated),
             Column("solved", describe_solved, TEXT, condition=summary.solved_runs),
+            Column("solved at", lambda entry: entry.solved_at, ",.0f", unit="updates",
+                   condition=any(math.isfinite(entry.solved_at) for entry in entries)),
             Column(metric.name, lambda entry: entry.loss, metric.spec, unit=unit,
                    ends=(lambda entry: (entry.low, entry.high)) if is_replicated else None),
             *metric_columns(results.metric_columns, results, lambda entry: entry.metrics),

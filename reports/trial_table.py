@@ -68,20 +68,27 @@ _NUMERIC = (
     "value",
     *(name for name in _RECORDED if _is_number(TrialRecord.model_fields[name].annotation)),
     *_CONTEXT_COLUMNS,
+    "solved_at",
 )
 
 _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
 
 
-def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
-    """Build the table of a study's trials, see :class:`reports.results.Results`."""
+def build_table(
+    trials: Sequence[StoredTrial], config: StudyConfig, solved_at: Mapping[int, int]
+) -> pd.DataFrame:
+    """Build the table of a study's trials, see :class:`reports.results.Results`.
+
+    ``solved_at`` is the number of updates after which a trial, by its number, had solved its task.
+    """
     names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
     params = [resolve_params(trial.params, config, names) for trial in trials]
     nuisance = set(list_nuisance(config, params))
     name_architecture = _choose_names(config, params, nuisance)
     rows = [
         _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
+        | {"solved_at": solved_at.get(trial.number)}
         for trial, of_trial in zip(trials, params, strict=True)
     ]
     table = _arrange_rows(rows, params, config.direction == "maximize", absent_columns(config))
@@ -92,9 +99,10 @@ def absent_columns(config: StudyConfig) -> set[str]:
     """Return the columns that no trial of a study has: results of other kinds of tasks."""
     absent = []
     for name in config.task_records or ("",):
-        column = find_measure(config.at_task(name)).held_out_column("validation")
-        is_text = column in _TEXT_RESULTS
-        absent.append({*_TASK_RESULTS} if is_text else {*_TEXT_RESULTS, *_CONTEXT_COLUMNS})
+        of_task = config.at_task(name)
+        is_text = find_measure(of_task).held_out_column("validation") in _TEXT_RESULTS
+        columns = {*_TASK_RESULTS} if is_text else {*_TEXT_RESULTS, *_CONTEXT_COLUMNS}
+        absent.append(columns | ({"solved_at"} if of_task.solvable_task is None else set()))
     return set.intersection(*absent)
 
 

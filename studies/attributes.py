@@ -256,6 +256,7 @@ class TrialColumns(TypedDict, total=False):
     copied_from: int | None
     started: datetime | None
     completed: datetime | None
+    solved_at: int | None
     effective_context: float
     effective_context_low: float
     effective_context_high: float

@@ -234,6 +234,21 @@ class StudyConfig(StrictModel):
         """Return the records of all tasks by name, of the only one as ``""``."""
         return self.task_records or ({"": self.task_record} if self.task_record else {})
 
+    @property
+    def solvable_task(self) -> TaskRecord | None:
+        """The record of a task with the bounds from which a network has solved it.
+
+        Where the task states none, a ``report_threshold`` of its validation loss is the bound. None
+        if there is none, and for a text.
+        """
+        task = self.task_record
+        if task is None or task.steps is None:  # a text
+            return None
+        threshold = of_task(self.report_threshold)
+        if not task.solved and threshold is not None and self.objective == "validation":
+            return task.model_copy(update={"solved": {"loss": threshold}})
+        return task if task.solved else None
+
     def of_trial(self, params: Mapping[str, Any]) -> "StudyConfig":
         """Return the config of a study of a trial's task alone."""
         return self.at_task(str(params.get(TASK))) if self.task_records else self

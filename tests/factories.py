@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from reports import study_reader
 from reports.results import Results
-from studies.attributes import LONG_RESULTS, OBJECTIVE_NAMES, PAUSED, AuditState
+from studies.attributes import OBJECTIVE_NAMES, PAUSED, AuditState, is_result
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
 from studies.stated_hypotheses import HypothesisRecord
@@ -171,13 +171,13 @@ def _store_run(
     is_ended = state.is_finished()
     return StoredTrial(
         params,
-        {key: each for key, each in found.items() if key not in LONG_RESULTS},
+        {key: each for key, each in found.items() if not is_result(key)},
         audit,
         state,
         value if state is TrialState.COMPLETE else None,
         started=BEGIN,
         completed=BEGIN + timedelta(seconds=2) if is_ended else None,
-        system_attributes={key: each for key, each in found.items() if key in LONG_RESULTS}
+        system_attributes={key: each for key, each in found.items() if is_result(key)}
         | ({} if is_ended else {PAUSED: BEGIN.isoformat()}),
         curve=curve,
     )

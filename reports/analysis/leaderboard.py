@@ -74,6 +74,8 @@ class LeaderboardEntry:
         context: loss by the length of the context, the mean over the runs; None if a run lacks it.
         metrics: mean of each metric of a task other than text, on the split of the metric.
         validation_metrics: the same on the validation split.
+        solved_at: median number of updates after which runs had solved the task; infinite if most
+            have not.
         lengths: mean validation loss and metrics at each further length of such a task.
         slices: mean loss and metrics on the targets of each value of each slice of such a task.
         gap: difference to the best architecture, of the held-out loss or by the metric; None for
@@ -102,6 +104,7 @@ class LeaderboardEntry:
     context: ContextProfile | None
     metrics: dict[str, float]
     validation_metrics: dict[str, float]
+    solved_at: float
     lengths: dict[int, dict[str, float]]
     slices: dict[str, dict[int, dict[str, float]]]
     least_loss: float = -math.inf
@@ -322,9 +325,14 @@ def _make_entry(
         validation_metrics={
             name: average(metric_column("validation", name)) for name in results.metric_columns
         },
+        solved_at=median(_last_if_missing(run.get("solved_at", math.nan)) for run in runs),
         lengths=_average([run.get("lengths") for run in runs], center),
         slices=_average([run.get("slices") for run in runs], center),
     )
+
+
+def _last_if_missing(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _average(recorded: Sequence[Any], center: Center) -> Any:

@@ -205,6 +205,56 @@ def test_threshold_of_the_study_changes_nothing_else(sqlite_url):
     assert "solved_before" not in effect
 
 
+# ------------------------------------------------------------------ when
+
+
+def make_curves(url, accuracies, losses, **config):
+    """Store runs of one network with two held-out curves, of 30 and 60 updates of 30 steps."""
+    grid = {"layers": [1], "state_size": [4], "residual": [False], "replicates": len(accuracies)}
+    raw = {"space": grid, "task": {"source": "copy:10"}, "task_record": TASK} | config
+    raw["training"] = {"bptt_steps": "sequence"}
+    runs = []
+    for params, accuracy, loss in zip(grid_of(grid), accuracies, losses, strict=True):
+        curves = {"curve:validation_accuracy": accuracy, "curve:validation_loss": loss}
+        points = {
+            name: [[900 * place, value] for place, value in enumerate(values, 1)]
+            for name, values in curves.items()
+        }
+        recorded = {"validation_loss": loss[-1], "metrics": {"accuracy": accuracy[-1]}}
+        runs.append((params, loss[-1], recorded | points))
+    make_runs(url, "made", raw, runs)
+
+
+ACCURACIES = [[0.95, 0.8], [0.4, 0.9], [None, 0.4]]
+LOSSES = [[0.3, 0.2], [0.05, 0.01], [0.09, 0.6]]
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_first_update_at_which_a_run_solves_its_task_is_in_results_and_report(sqlite_url):
+    """Also of a run that fails in the end; the median of runs counts one that never solves last."""
+    make_curves(sqlite_url, ACCURACIES, LOSSES)
+    results = load("made", storage=sqlite_url).results.sort_index()
+    assert results["solved_at"].tolist()[:2] == [30, 60]
+    assert math.isnan(results["solved_at"][2])
+    page = build_from(results_of(sqlite_url))
+    assert "solved solved at updates" in page.words
+    assert "1 of 3 [6%, 79%] 60 " in page.words
+
+
+def test_threshold_of_the_loss_says_when_a_run_solves_a_task_that_does_not(sqlite_url):
+    task = TASK | {"solved": {}}
+    make_curves(sqlite_url, ACCURACIES, LOSSES, task_record=task, report_threshold=0.1)
+    results = load("made", storage=sqlite_url).results.sort_index()
+    assert results["solved_at"].tolist()[1:] == [30, 30]
+    for name, config in (
+        ("smoothed", {"report_threshold": 0.1, "objective": "training"}),
+        ("without", {}),
+    ):
+        url = sqlite_url.replace("studies", name)
+        make_curves(url, ACCURACIES, LOSSES, task_record=task, **config)
+        assert "solved_at" not in load("made", storage=url).results
+
+
 def test_pruned_study_has_no_shares(sqlite_url):
     make_pruned(sqlite_url, report_threshold=2.0)
     results = results_of(sqlite_url)
@@ -230,6 +280,7 @@ def test_page_says_how_many_reach_the_threshold_and_has_a_column_of_changes(sqli
     assert "0% → 100% *" in page.words
     assert "solved" not in without.words.lower()
     assert "threshold_p" not in load("without", storage=sqlite_url).effects().to_frame()
+    assert "solved_at" not in load("made", storage=sqlite_url).results  # of a text
 
 
 def test_best_of_several_architectures_is_that_with_most_solved_runs(sqlite_url):

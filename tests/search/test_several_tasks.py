@@ -110,6 +110,8 @@ def test_each_architecture_is_trained_once_on_each_task_as_in_a_study_of_the_tas
     combinations = results[["task", "cell", "state_size"]]
     assert len(combinations) == len(combinations.drop_duplicates()) == 8
     assert set(results["task"]) == {*TASKS}
+    assert "solved_at" in study.at_task("adding(length=10)").results
+    assert "solved_at" not in study.at_task("Sum").results
     assert study.counts.complete == 8
     for number, (task, source) in enumerate(TASKS.items()):
         # In lockstep or not, with whatever is trained before.
@@ -129,6 +131,22 @@ def require_same_results(found, expected):
     for row, other in zip(rows, others, strict=True):
         assert row[:2] == other[:2]
         assert row[2:] == pytest.approx(other[2:], rel=1e-5)
+
+
+def test_results_say_at_which_update_a_trial_solved_its_task(folder):
+    training = {"updates": 60, "batch_size": 32, "learning_rate": 0.03, "eval_every": 15}
+    study = run(
+        {
+            "task": {"source": "induction", "length": 8, "vocabulary": 8},
+            "space": {"cell": ["gru"], "layers": [1], "state_size": [16]},
+            "training": training | {"bptt_steps": "sequence"},
+        },
+        name="induction",
+    )
+    points = study.curves.dropna(subset=["validation_accuracy"])
+    solved = points["step"][points["validation_accuracy"] >= 0.99].min()
+    assert 15 < solved / 8 <= 60
+    assert study.results["solved_at"].tolist() == [solved / 8]
 
 
 def test_text_is_one_of_several_tasks_with_settings_of_its_own(folder):
