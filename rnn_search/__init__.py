@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn.errors import UserError
+    from rnn.scan import linear_scan
     from rnn_search.api import plan, run
     from rnn_search.printed_results import Effects
     from rnn_search.stored_studies import (
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "plan": "api",
-    "run": "api",
-    "Effects": "printed_results",
-    "Study": "study",
-    "Trial": "study",
-    "load": "study",
+    "plan": "rnn_search.api",
+    "run": "rnn_search.api",
+    "Effects": "rnn_search.printed_results",
+    "Study": "rnn_search.study",
+    "Trial": "rnn_search.study",
+    "load": "rnn_search.study",
+    "linear_scan": "rnn.scan",
 }
 """Modules of the names of ``__all__`` that are not errors and not in ``stored_studies``."""
 
@@ -50,6 +52,7 @@ __all__ = [
     "export_study",
     "import_results",
     "import_study",
+    "linear_scan",
     "list_studies",
     "load",
     "plan",
@@ -62,8 +65,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
     if name in __all__:
-        module = "errors" if name.endswith("Error") else _MODULES.get(name, "stored_studies")
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        module = _MODULES.get(name, "rnn_search.stored_studies")
+        if name.endswith("Error"):
+            module = "rnn_search.errors"
+        return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
