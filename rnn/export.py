@@ -5,6 +5,7 @@ and metadata are stored as JSON in its header. The source text of a user's cell 
 data until :func:`rnn.own_code.load_class` executes it, which reading a file does not.
 """
 
+import ast
 import inspect
 import io
 import json
@@ -23,7 +24,7 @@ from pydantic import (
 from safetensors.torch import save
 from torch import Tensor
 
-from rnn import exported_run
+from rnn import exported_run, scan_reference
 from rnn.codegen import generate_module
 from rnn.config import NetworkConfig, Precision, TaskSpec
 from rnn.errors import CellError, TaskError, UserError
@@ -261,7 +262,8 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         ``torch.load(weights_only=True)``; ``task.json``, a :class:`SavedTask`; ``run.py``, which
         predicts from a file or continues a text; ``README.md``. For a text also ``bpe.py``, the
         tokenizer, and for a user's cell ``cell.py``, its source file as it was written, which is
-        not executed here.
+        not executed here. Where that imports ``rnn_search`` there is a module of this name, which
+        has ``linear_scan`` alone.
     """
     config = model.architecture
     texts = {
@@ -280,6 +282,9 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         needs = "Python, NumPy, PyTorch and what `cell.py` imports"
         texts["cell.py"] = model.cell_source.text
         further += "\n- `cell.py`: the cell of its layers, the source file as it was written"
+        if "rnn_search" in _imported_modules(model.cell_source):
+            texts["rnn_search.py"] = inspect.getsource(scan_reference)
+            further += "\n- `rnn_search.py`: `linear_scan`, which `cell.py` imports"
     texts["README.md"] = _README.format(
         label=config.label,
         metadata="\n".join(f"- {name}: {value}" for name, value in model.metadata.items()),
@@ -292,6 +297,17 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
     weights = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in model.weights.items()}, weights)
     return contents | {"weights.pt": weights.getvalue()}
+
+
+def _imported_modules(source: CellSource) -> set[str]:
+    """Return the packages that a source imports."""
+    modules: set[str | None] = set()
+    for node in ast.walk(ast.parse(source.text.encode())):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+    return {module.partition(".")[0] for module in modules if module}
 
 
 def _list_shapes(task: SavedTask) -> str:

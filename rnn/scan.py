@@ -36,8 +36,12 @@ def linear_scan(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
         TypeError: if an argument is not of real floating-point numbers.
         ValueError: if the shapes do not match, or T is 0.
     """
-    states: Tensor = _Scan.apply(*match_arguments(a, b, state))
+    states: Tensor = _apply(_Scan, *match_arguments(a, b, state))
     return states
+
+
+def _apply(function: type[Function], *tensors: Tensor) -> Any:
+    return function.apply(*tensors)  # type: ignore[no-untyped-call]
 
 
 class _Scan(Function):
@@ -45,7 +49,7 @@ class _Scan(Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
-        states = torch.empty_like(b)
+        states = _empty_like(b)
         if not _call_library("rnn_scan", a=a, b=b, state=state, states=states):
             _compute(a, b, state, states)
         return states
@@ -57,11 +61,11 @@ class _Scan(Function):
 
     @staticmethod
     def backward(ctx: Any, d_states: Tensor) -> Any:
-        return _ScanGradient.apply(*ctx.saved_tensors, d_states)
+        return _apply(_ScanGradient, *ctx.saved_tensors, d_states)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-        return _Scan.apply(*_batch(info, in_dims, tensors, (1, 1, 0))), 1
+        return _apply(_Scan, *_batch(info, in_dims, tensors, (1, 1, 0))), 1
 
 
 class _ScanGradient(Function):
@@ -71,9 +75,9 @@ class _ScanGradient(Function):
     def forward(
         a: Tensor, state: Tensor, states: Tensor, d_states: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        d_a = torch.empty_like(states)
-        d_b = torch.empty_like(states)
-        d_state = torch.empty_like(state)
+        d_a = _empty_like(states)
+        d_b = _empty_like(states)
+        d_state = torch.empty_like(state, memory_format=torch.contiguous_format)
         arrays = {"a": a, "state": state, "states": states, "d_states": d_states}
         results = {"d_a": d_a, "d_b": d_b, "d_state": d_state}
         if not _call_library("rnn_scan_gradient", **arrays, **results):
@@ -90,14 +94,25 @@ class _ScanGradient(Function):
     @staticmethod
     def backward(ctx: Any, by_a: Tensor, by_b: Tensor, by_state: Tensor) -> Any:
         a, state, states, d_b = ctx.saved_tensors
-        by_states: Any = _Scan.apply(a, by_b + by_a * _shift(states, state), by_state)
+        by_states = _apply(_Scan, a, by_b + by_a * _shift(states, state), by_state)
         by_before = by_a * d_b  # of the state before each step
         by_after = torch.cat((by_before[1:], torch.zeros_like(by_before[:1])))
         return _shift(by_states, by_state) * d_b, by_before[0], by_after, by_states
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
-        return _ScanGradient.apply(*_batch(info, in_dims, tensors, (1, 0, 1, 1))), (1, 1, 0)
+        return _apply(_ScanGradient, *_batch(info, in_dims, tensors, (1, 0, 1, 1))), (1, 1, 0)
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Return an empty tensor, in the same order of memory if the library can use it."""
+    order = torch.preserve_format if _has_rows(tensor) else torch.contiguous_format
+    return torch.empty_like(tensor, memory_format=order)
+
+
+def _has_rows(tensor: Tensor) -> bool:
+    """Return whether the numbers of a step and a stream are next to each other in memory."""
+    return tensor[:1, :1].is_contiguous()
 
 
 def _shift(states: Tensor, state: Tensor) -> Tensor:
@@ -106,36 +121,47 @@ def _shift(states: Tensor, state: Tensor) -> Tensor:
 
 
 def _batch(
-    info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...], out_dims: tuple[int, ...]
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    tensors: tuple[Tensor, ...],
+    out_dims: tuple[int, ...],
 ) -> list[Tensor]:
     """Return tensors with the axis of ``torch.vmap`` before that of the streams."""
     return [
-        tensor.unsqueeze(target).expand(*tensor.shape[:target], info.batch_size, *tensor.shape[target:])
+        tensor.unsqueeze(target).expand(
+            *tensor.shape[:target], info.batch_size, *tensor.shape[target:]
+        )
         if source is None
         else tensor.movedim(source, target)
         for tensor, source, target in zip(tensors, in_dims, out_dims, strict=True)
     ]
 
 
+def _is_parallel(device: torch.device) -> bool:
+    """Return whether a device computes all steps at once about as fast as one."""
+    return device.type != "cpu"
+
+
 def _compute(a: Tensor, b: Tensor, state: Tensor, states: Tensor) -> None:
     """Compute the states in PyTorch."""
-    if states.device.type == "cpu":
-        _compute_by_steps(a.unbind(), b.unbind(), state, states.unbind())
+    if _is_parallel(states.device):
+        _compute_by_doubling(a, b, state, states)
     else:
-        compute_by_doubling(a, b, state, states)
+        _compute_by_steps(a.unbind(), b.unbind(), state, states.unbind())
 
 
 def _compute_backwards(a: Tensor, d_states: Tensor, d_b: Tensor) -> None:
     """Compute the gradient of the terms, the same recurrence from the last step to the first."""
-    d_b[-1] = last = d_states[-1]
-    if d_b.device.type == "cpu":
+    last = d_states[-1]
+    d_b[-1] = last
+    if _is_parallel(d_b.device) and len(a) > 1:
+        states = torch.empty_like(d_b[1:])
+        _compute_by_doubling(a[1:].flip(0), d_states[:-1].flip(0), last, states)
+        d_b[:-1] = states.flip(0)
+    else:
         reverse = slice(-2, None, -1)
         factors = a.unbind()[:0:-1]
         _compute_by_steps(factors, d_states.unbind()[reverse], last, d_b.unbind()[reverse])
-    elif len(a) > 1:
-        states = torch.empty_like(d_b[1:])
-        compute_by_doubling(a[1:].flip(0), d_states[:-1].flip(0), last, states)
-        d_b[:-1] = states.flip(0)
 
 
 def _compute_by_steps(
@@ -147,7 +173,7 @@ def _compute_by_steps(
         state = after
 
 
-def compute_by_doubling(a: Tensor, b: Tensor, state: Tensor, states: Tensor) -> None:
+def _compute_by_doubling(a: Tensor, b: Tensor, state: Tensor, states: Tensor) -> None:
     """Compute the states in 2·log₂(T) operations, each on all steps.
 
     After each of them, a state is that of the last 1, 2, 4, … steps (Hillis & Steele, *Data
@@ -187,7 +213,7 @@ _NUMBERS_OF_A_THREAD = 1 << 15
 def _call_library(name: str, **tensors: Tensor) -> bool:
     """Call a function of scan.c, if there is a library; return whether there is."""
     states = tensors["states"]
-    library = load_library("fp32") if states.device.type == "cpu" else None
+    library = None if _is_parallel(states.device) else load_library("fp32")
     if library is None or not states.numel():
         return False
     tensors = {
@@ -199,7 +225,7 @@ def _call_library(name: str, **tensors: Tensor) -> bool:
     if not all(tensor[0].is_contiguous() for tensor in tensors.values()):
         groups = states.shape[1]
         tensors = {
-            key: tensor if tensor[0, 0].is_contiguous() else tensor.contiguous()
+            key: tensor if _has_rows(tensor) else tensor.contiguous()
             for key, tensor in tensors.items()
         }
     threads = min(torch.get_num_threads(), max(1, states.numel() // _NUMBERS_OF_A_THREAD))

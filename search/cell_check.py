@@ -219,12 +219,14 @@ CHECKS: dict[str, Callable[[NetworkConfig], None]] = {
 _EXPORT = """
 import json
 import sys
+from pathlib import Path
 
 import torch
 
-for name in ("reports", "rnn", "rnn_search", "search", "studies"):
-    sys.modules[name] = None  # its import raises an exception
 sys.path.insert(0, "")
+for name in ("reports", "rnn", "rnn_search", "search", "studies"):
+    if not Path(f"{name}.py").exists():
+        sys.modules[name] = None  # its import raises an exception
 from network import Network
 
 torch.manual_seed(0)

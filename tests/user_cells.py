@@ -10,8 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 EXAMPLES = {
     "MinGRU": "examples/cells/min_gru.py",
+    "MinLSTM": "examples/cells/min_lstm.py",
     "LayerNormGRU": "examples/cells/layer_norm_gru.py",
     "DiagonalLRU": "examples/cells/diagonal_lru.py",
+    "GatedDeltaNet": "examples/cells/gated_delta_net.py",
 }
 
 _HEADER = "import torch\nfrom torch import nn\n\n"

@@ -6,6 +6,8 @@ texts read in parallel.
 
 from torch import Tensor, nn
 
+from rnn_search import linear_scan
+
 
 class MinGRU(nn.Module):
     """One layer.
@@ -33,9 +35,17 @@ class MinGRU(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Advance by one step: x (B, input_size) and the state (B, state_size)."""
-        z = self.gate(x).sigmoid()  # (B, state_size)
-        u = self.candidate(x)  # (B, state_size)
-        if self.candidate_tanh:
-            u = u.tanh()  # (B, state_size)
+        z, u = self.read(x)  # (B, state_size) each
         state = (1 - z) * state + z * u  # (B, state_size)
         return self.read_out(state), state  # (B, input_size), (B, state_size)
+
+    def forward_sequence(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by T steps: x (T, B, input_size) and the state (B, state_size)."""
+        z, u = self.read(x)  # (T, B, state_size) each
+        states = linear_scan(1 - z, z * u, state)  # (T, B, state_size)
+        return self.read_out(states), states[-1]  # (T, B, input_size), (B, state_size)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gate and the candidate of inputs."""
+        u = self.candidate(x)  # (…, state_size)
+        return self.gate(x).sigmoid(), u.tanh() if self.candidate_tanh else u

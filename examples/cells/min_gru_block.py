@@ -7,6 +7,10 @@ texts read in parallel.
 import torch
 from torch import Tensor, nn
 
+from rnn_search import linear_scan
+
+State = tuple[Tensor, Tensor]
+
 
 class MinGRUBlock(nn.Module):
     """One layer.
@@ -49,20 +53,28 @@ class MinGRUBlock(nn.Module):
         self.read_out = nn.Linear(state_size, input_size)
         self.read_gate = nn.Linear(input_size, input_size) if read_gate else None
 
-    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+    def initial_state(self, batch_size: int) -> State:
         """Return zeros: the last input (B, input_size) and the state (B, state_size)."""
         zeros = self.gate.weight.new_zeros
         return zeros(batch_size, self.sizes[0]), zeros(batch_size, self.sizes[1])
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance by one step: x (B, input_size) and the state."""
         last, h = state  # (B, input_size), (B, state_size)
-        v = x if self.previous is None else x + self.previous * last  # (B, input_size)
-        z = self.gate(v).sigmoid()  # (B, state_size)
-        h = (1 - self.reach * z) * h + z * self.candidate(v)  # (B, state_size)
-        y = self.read_out(h)  # (B, input_size)
-        if self.read_gate is not None:
-            y = self.read_gate(v).sigmoid() * y  # (B, input_size)
-        return y, (x, h)
+        kept, new, gate = self.read(x, last)  # (B, state_size) each, (B, input_size)
+        h = kept * h + new  # (B, state_size)
+        return self.read_out(h) * gate, (x, h)
+
+    def forward_sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Advance by T steps: x (T, B, input_size) and the state."""
+        last, h = state  # (B, input_size), (B, state_size)
+        kept, new, gate = self.read(x, torch.cat((last[None], x[:-1])))
+        states = linear_scan(kept, new, h)  # (T, B, state_size)
+        return self.read_out(states) * gate, (x[-1], states[-1])
+
+    def read(self, x: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return the factor of the state, what is added to it, and the gate of the output."""
+        v = x if self.previous is None else x + self.previous * last  # (…, input_size)
+        z = self.gate(v).sigmoid()  # (…, state_size)
+        gate = 1.0 if self.read_gate is None else self.read_gate(v).sigmoid()  # (…, input_size)
+        return 1 - self.reach * z, z * self.candidate(v), gate

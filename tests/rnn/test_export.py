@@ -258,6 +258,7 @@ NETWORKS = {
     "lstm": (LSTM, BPE, "fp64"),
     "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), BPE),
     "everything": (OWN, BPE),
+    "scan": (cell_config("MinGRU", 2, 4), BPE),
     "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), BYTES),
 }
 
@@ -282,7 +283,7 @@ for folder in texts:
     text = tokenizer.decode(tokens).hex()
     result = {"tokens": tokens, "logits": logits[:, 0].tolist(), "text": text}
     pathlib.Path(folder, "result").write_text(json.dumps(result))
-    for name in ("network", "bpe", "cell"):
+    for name in ("network", "bpe", "cell", "rnn_search"):
         sys.modules.pop(name, None)
     sys.path.pop(0)
 for folder in tasks:
