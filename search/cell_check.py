@@ -436,8 +436,9 @@ def run_new_process(
     if done.returncode or not printed:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {done.returncode}"
+        allowed = " and rnn_search.linear_scan" if kind is CellSource else ""
         raise kind.error(
             f"{kind.kind} {name} fails in a new process ({reason[:200]}): expected a file that "
-            "needs nothing but installed packages"
+            f"needs nothing but installed packages{allowed}"
         )
     return printed[-1]

@@ -27,7 +27,7 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         self.sizes = [3 * state_size, state_size] + [1] * (1 + decay)
         self.inputs = nn.Linear(input_size, sum(self.sizes))
-        self.kernel = nn.Parameter(torch.rand(3 * state_size, 4) - 0.5) if convolution else None
+        self.kernel = nn.Parameter(torch.rand(4, 3 * state_size) - 0.5) if convolution else None
         self.norm = nn.RMSNorm(state_size, eps=1e-5)
         self.read_out = nn.Linear(state_size, input_size)
 
@@ -58,12 +58,11 @@ class GatedDeltaNet(nn.Module):
             factors = (beta * kept * (k @ k.mT)).tril(-1)  # (…, B, C, C)
             terms = torch.cat((v, total.exp() * k), 3) * beta  # (…, B, C, 2n)
             terms = torch.linalg.solve_triangular(factors, terms, upper=False, unitriangular=True)
-            new, seen = terms.chunk(2, 3)  # (…, B, C, n) each
-            attention = kept * (q @ k.mT)  # (…, B, C, C)
-            for i in range(len(q)):
-                error = new[i] - seen[i] @ memory  # (B, C, n)
-                outputs.append((total[i].exp() * q[i]) @ memory + attention[i] @ error)
-                memory = total[i, :, -1:].exp() * memory + (kept[i, :, -1:].mT * k[i]).mT @ error
+            parts = *terms.chunk(2, 3), total.exp() * q, kept * (q @ k.mT), kept[:, :, -1:].mT * k
+            for new, seen, read, own, write, log in zip(*parts, total, strict=True):
+                error = new - seen @ memory  # (B, C, n)
+                outputs.append(read @ memory + own @ error)
+                memory = log[:, -1:].exp() * memory + write.mT @ error
         o = self.norm(torch.cat(outputs, 1)[:, : len(x)]).movedim(1, 0)  # (T, B, n)
         return self.read_out(o * gate), (memory, last)
 
@@ -74,7 +73,8 @@ class GatedDeltaNet(nn.Module):
         if self.kernel is not None:
             qkv = torch.cat((last.movedim(1, 0), qkv))  # (3 + T, B, 3n)
             last = qkv[-3:].movedim(0, 1)
-            qkv = (qkv.unfold(0, 4, 1) * self.kernel).sum(3)  # (T, B, 3n)
+            terms = [weights * qkv[i : i + len(x)] for i, weights in enumerate(self.kernel)]
+            qkv = sum(terms[1:], terms[0])  # (T, B, 3n)
         q, k, v = silu(qkv).chunk(3, 2)  # (T, B, n) each
         log = -softplus(decay[0]) if decay else torch.zeros_like(beta)  # (T, B, 1)
         return (normalize(q, dim=2), normalize(k, dim=2), v, beta.sigmoid(), log), silu(gate), last

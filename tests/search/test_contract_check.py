@@ -122,6 +122,10 @@ DIFFERENT = {
         "import rnn.config\n" + cell(),
         "fails in a new process (ModuleNotFoundError: No module na",
     ),
+    "another name": (
+        "from rnn_search import linear_scan, load\n" + cell(),
+        "fails in a new process (ImportError: cannot import name 'load'",
+    ),
     "set": (
         cell(last="for name in set('0123456789abcdef'): y = (y + int(name, 16)) / 3"),
         "its export computes other numbers in a new process: expected nothing that depends on",
@@ -135,7 +139,10 @@ DIFFERENT = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[pytest.mark.extended] * (x in ("set", "exit"))) for x in DIFFERENT],
+    [
+        pytest.param(x, marks=[pytest.mark.extended] * (x in ("project", "set", "exit")))
+        for x in DIFFERENT
+    ],
 )
 def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, name):
     text, reason = DIFFERENT[name]
