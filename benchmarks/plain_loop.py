@@ -1,17 +1,23 @@
-"""Speed on labelled sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``."""
+"""Speed on labelled sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``.
+
+Then the speed of the linear scan, and of minGRU, whose sequence form is a scan.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network
+from rnn.own_code import CellSource, load_class, read_source
+from rnn.scan import linear_scan
 from rnn.tasks.sequence_task import SequenceTask
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.cells_tasks import load_task_of
@@ -26,6 +32,11 @@ UPDATES = 5
 """Updates of each network, which one measurement times."""
 
 ROUNDS = 5
+
+SCANS = ((1024, 16, 64), (1024, 8, 16), (256, 64, 128))
+"""Steps, streams and states of the linear scans; minGRU has the first of them."""
+
+MIN_GRU = "examples/cells/min_gru.py:MinGRU"
 
 
 def measure() -> Iterator[str]:
@@ -56,6 +67,63 @@ def measure() -> Iterator[str]:
                 line += f"   {label} {statistics.median(ratios):.2f}"
                 line += f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             yield line
+    yield from _measure_scans()
+
+
+def _measure_scans() -> Iterator[str]:
+    """Yield the times of linear scans and of a layer of minGRU, forward and backward."""
+    yield "linear scans, fp32, 1 thread: milliseconds forward and backward"
+    torch.set_num_threads(1)
+    for shape in SCANS:
+        inputs = [torch.rand(shape), torch.randn(shape), torch.randn(shape[1:])]
+        scan = partial(_differentiate, linear_scan, [part.requires_grad_() for part in inputs])
+        times = _milliseconds({"in C": scan, "loop in place": partial(_without_library, scan)})
+        yield f"  {shape!s:15} {times}"
+    x = torch.randn(SCANS[0])
+    size = x.shape[2]
+    plain = nn.GRU(size, size)
+    cell = load_class(read_source(MIN_GRU, Path(__file__).parents[1], CellSource))(size, size)
+    state = torch.zeros(x.shape[1:])
+    weights = list(cell.parameters())
+    sequence = partial(_differentiate, lambda *_: cell.forward_sequence(x, state)[0], weights)
+    runs = {
+        "nn.GRU": partial(_differentiate, lambda *_: plain(x)[0], list(plain.parameters())),
+        "minGRU by steps": partial(_differentiate, lambda *_: _step(cell, x, state), weights),
+        "its sequence form in C": sequence,
+        "loop in place": partial(_without_library, sequence),
+    }
+    yield f"  {SCANS[0]!s:15} {_milliseconds(runs)}"
+
+
+def _differentiate(compute: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
+    outputs = compute(*inputs)
+    torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
+
+
+def _step(cell: nn.Module, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    outputs = []
+    for inputs in x:
+        y, state = cell(inputs, state)
+        outputs.append(y)
+    return torch.stack(outputs)
+
+
+def _without_library(run: Callable[[], None]) -> None:
+    with patch("rnn.scan.load_library", return_value=None):
+        run()
+
+
+def _milliseconds(runs: Mapping[str, Callable[[], None]]) -> str:
+    """Return the median times of runs, in turn in each of several rounds."""
+    times: dict[str, list[float]] = {label: [] for label in runs}
+    for run in runs.values():
+        run()  # warms up
+    for _ in range(ROUNDS):
+        for label, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[label].append(1000 * (time.perf_counter() - start))
+    return "   ".join(f"{label} {statistics.median(found):.1f}" for label, found in times.items())
 
 
 def _seconds(run: Callable[[], None]) -> float:
