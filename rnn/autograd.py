@@ -43,10 +43,9 @@ from rnn.network import (
     split_tensors,
 )
 from rnn.own_code import describe_error
-from rnn.parameters import Parameters, place_stored
+from rnn.parameters import Parameters
 from rnn.precision import EngineName
 from rnn.training.devices import configure_matmul, is_out_of_memory, keep_freed_memory
-from rnn.unrolling import UNROLLED, FusedGatedCell, place_fused
 
 
 class AutogradStack:
@@ -102,8 +101,7 @@ class AutogradStack:
         keep_freed_memory()
 
         dtype = torch.float64 if precision == "fp64" else torch.float32
-        place = place_fused if architecture.is_gated else place_stored
-        self.parameters = Parameters(configs, dtype, self.device, spec, place)
+        self.parameters = Parameters(configs, dtype, self.device, spec)
         constants: NamedTensors = {}
         for k, config in enumerate(self.configs):
             self.module = module = self._build(config, spec)
@@ -133,10 +131,6 @@ class AutogradStack:
             return build_seeded(architecture, spec, seed)
         with torch.device("meta"):
             module = Network(architecture, spec)
-            if architecture.is_gated:
-                layers = (FusedGatedCell(architecture) for _ in range(architecture.layers))
-                module.layers = nn.ModuleList(layers)
-        module.unrolled = UNROLLED
         # Module.to_empty would import SymPy, which takes a second.
         empty = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)

@@ -34,6 +34,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rnn.recurrences import read_elman, read_gated, read_gru, read_lstm
+
 
 class GatedCell(nn.Module):
     """The gated cell.
@@ -121,6 +123,10 @@ class GatedCell(nn.Module):
             y = o * torch.sigmoid(o)  # (B, n)
         return y, u
 
+    def forward_sequence(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by T steps; return the outputs (T, B, n) and the last state."""
+        return read_gated(self, x, h)
+
 
 class ElmanCell(nn.Module):
     """h ← tanh(x·W + b + h·V + d) (Elman, *Finding Structure in Time*, 1990)."""
@@ -138,6 +144,10 @@ class ElmanCell(nn.Module):
         """Advance by one step, given x·W + b (B, n)."""
         h = torch.tanh(wx + self.state(h))  # (B, n)
         return h, h
+
+    def forward_sequence(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by T steps; return the outputs (T, B, n) and the last state."""
+        return read_elman(self, x, h)
 
 
 class GRUCell(nn.Module):
@@ -168,6 +178,10 @@ class GRUCell(nn.Module):
         u = torch.tanh(wx[:, 2 * n :] + r * vh[:, 2 * n :])  # (B, n)
         h = torch.lerp(u.to(h.dtype), h, z.to(h.dtype))  # (B, n), (1 − z) ⊙ u + z ⊙ h
         return h, h
+
+    def forward_sequence(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by T steps; return the outputs (T, B, n) and the last state."""
+        return read_gru(self, x, h)
 
 
 class LSTMCell(nn.Module):
@@ -207,6 +221,12 @@ class LSTMCell(nn.Module):
         m = torch.sigmoid(f) * m + torch.sigmoid(i) * torch.tanh(u)  # (B, n)
         h = torch.sigmoid(o) * torch.tanh(m)  # (B, n)
         return h, (h, m)
+
+    def forward_sequence(
+        self, x: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Advance by T steps; return the outputs (T, B, n) and the last state."""
+        return read_lstm(self, x, state)
 
 
 CELLS: dict[str, type[nn.Module]] = {

@@ -181,7 +181,11 @@ def _specialize(config: NetworkConfig) -> _Cell:
     source = Path(__file__).with_name("cells.py").read_text("utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     (found,) = (node for node in classes if node.name.lower() == f"{config.cell}cell")
-    functions = [node for node in found.body if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node
+        for node in found.body
+        if isinstance(node, ast.FunctionDef) and node.name != "forward_sequence"
+    ]
     options = [argument.arg for argument in functions[0].args.kwonlyargs]
     description = dedent(f"    {ast.get_source_segment(source, found.body[0])}")
     if options:  # the rest describes all of them

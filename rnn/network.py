@@ -6,7 +6,7 @@ classes, tokens of the vocabulary or numbers.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,10 +50,6 @@ class Network(nn.Module):
         config: config of the network.
         spec: what it reads and predicts.
 
-    Attributes:
-        unrolled: functions that advance a layer by several steps, by its class; others are called
-            once a step. See :data:`rnn.unrolling.UNROLLED`.
-
     Raises:
         CellError: if a user's cell is not loaded, its constructor raises an exception, or its
             parameters cannot be trained.
@@ -70,7 +66,6 @@ class Network(nn.Module):
         self.head = nn.Linear(config.state_size, spec.outputs)
         # The number of tensors in the tuple of each layer; None for a single tensor.
         self._tuple_sizes: list[int | None] = []
-        self.unrolled: Mapping[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {}
         self._reads_sequences = not spec.resets_often
         self._check_parameters()
 
@@ -181,10 +176,6 @@ class Network(nn.Module):
         self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, outputs: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance a layer by T steps; return its last outputs (U, B, n) and its state's tensors."""
-        unrolled = self.unrolled.get(type(layer))
-        if unrolled is not None:
-            ys, state = unrolled(layer, xs, tuple(old) if is_tuple else old[0], outputs)
-            return ys, list(state) if is_tuple else [state]
         if len(xs) > 1 and self._reads_sequences and has_sequence_form(layer):
             ys, new = self._advance(layer, SEQUENCE_FORM, xs, old, is_tuple)  # (T, B, n)
             return ys[len(ys) - outputs :], new
@@ -434,9 +425,6 @@ def estimate_memory(
     uses_autograd = not is_plain_gated or window > 1 or not spec.is_token_stream
     copies = 5 + uses_autograd + OPTIMIZERS[config.optimizer.name].temporaries
     parameters = count_parameters(config.architecture, spec)
-    if uses_autograd and is_gated:
-        # Fused blocks have unused parts.
-        parameters += 2 * config.architecture.layers * config.architecture.state_size**2
     weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
     # Activations and temporaries: a few numbers for each input and output.
     per_input = 4

@@ -4,7 +4,7 @@ Gradients, moments and averages are flat tensors of the same layout.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -41,12 +41,7 @@ class Segment:
         return taken.view(*taken.shape[:-1], *shape)
 
 
-Placement = Callable[[NetworkConfig, TaskSpec, Segment], tuple[NamedTensors, NamedTensors]]
-
-
-def place_stored(
-    config: NetworkConfig, spec: TaskSpec, segment: Segment
-) -> tuple[NamedTensors, NamedTensors]:
+def _place(config: NetworkConfig, spec: TaskSpec, segment: Segment) -> NamedTensors:
     """Place the trained tensors of a network in a segment, in the order of its state dict.
 
     The matrices of built-in networks are stored as (inputs, outputs), as the library in C reads
@@ -54,13 +49,13 @@ def place_stored(
     the embedding, where the row of a token is contiguous then.
 
     Returns:
-        The views by their names in the state dict, and the views that a module reads: the same.
+        The views by their names in the state dict.
     """
     views = {}
     for name, shape in network_shapes(config, spec).parameters.items():
         is_transposed = len(shape) == 2 and (config.is_built_in or name == "embedding.weight")
         views[name] = segment.take(*shape[::-1]).mT if is_transposed else segment.take(*shape)
-    return views, views
+    return views
 
 
 class Parameters:
@@ -71,7 +66,6 @@ class Parameters:
         dtype: dtype of weights and gradients.
         device: device of the tensors.
         spec: what the networks read and predict.
-        place: places the tensors of a network in its segment; see :func:`place_stored`.
 
     Attributes:
         values: weights (P,); zeros between tensors.
@@ -91,17 +85,15 @@ class Parameters:
         dtype: torch.dtype,
         device: torch.device,
         spec: TaskSpec,
-        place: Placement = place_stored,
     ) -> None:
         self._configs = configs
         self._spec = spec
-        self._place = place
         self.places: list[list[slice]] = []
         self.constants: dict[str, Tensor] = {}
         end = 0
         for config in configs:
             segment = Segment.unlimited()
-            place(config.architecture, spec, segment)
+            _place(config.architecture, spec, segment)
             self.places.append([slice(end, end + segment.size)])
             end += segment.size
         self.values = torch.zeros(end, dtype=dtype, device=device)
@@ -114,12 +106,12 @@ class Parameters:
         """Return the parameters of network k as views of a flat tensor (P,)."""
         (place,) = self.places[k]
         segment = Segment(flat[place])
-        return self._place(self._configs[k].architecture, self._spec, segment)[0]
+        return _place(self._configs[k].architecture, self._spec, segment)
 
     def module_views(self, flat: Tensor) -> NamedTensors:
         """Return what modules read (K, …), of networks of one architecture, as views."""
         segment = Segment(flat.view(len(self._configs), -1))
-        return self._place(self._configs[0].architecture, self._spec, segment)[1]
+        return _place(self._configs[0].architecture, self._spec, segment)
 
     def extract(self, k: int, flat: Tensor) -> NamedTensors:
         """Copy the part of network k to CPU memory, of the values with their constants.

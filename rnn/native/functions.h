@@ -30,5 +30,8 @@ INLINE float fast_exp(float x)
 
 INLINE float logistic(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
+// tanh(x), to 1 part in 10⁷ of 1.
+INLINE float fast_tanh(float x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
+
 // d · g · (1 − g): the gradient before the logistic function of a gate g.
 INLINE float through_logistic(float d, float g) { return d * g * (1.0f - g); }

@@ -301,7 +301,7 @@ static void candidate_forward(const Pass *pass)
     for (int64_t b = 0; b < chunk->streams; b++) {
         float *u = ROW(a->candidate, b);
         for (int64_t j = 0; j < chunk->n; j++)
-            u[j] = 2.0f * logistic(2.0f * u[j]) - 1.0f;  // tanh
+            u[j] = fast_tanh(u[j]);
     }
 }
 

@@ -41,7 +41,7 @@ OPTIONS = [
 """Boolean attributes of a config but whether it has a map: fields of struct Network."""
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("step.c", "scan.c")
+_SOURCES = ("step.c", "scan.c", "sequence.c")
 # -ffast-math gains nothing, since the sums of the softmax are written side by side; -funroll-loops
 # makes networks of 256 states a fifth slower.
 _FLAGS = [
@@ -62,6 +62,7 @@ _FUNCTIONS = {
     "rnn_step": (ctypes.c_int, ctypes.c_void_p),
     "rnn_scratch_size": (ctypes.c_int64, ctypes.c_void_p),
     "rnn_packed_size": (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+    "rnn_sequence": (ctypes.c_int, ctypes.c_void_p, ctypes.c_int),
     # The same in each library, whatever its precision:
     "rnn_scan_float": (None, ctypes.c_void_p),
     "rnn_scan_double": (None, ctypes.c_void_p),

@@ -135,6 +135,22 @@ INLINE void round_pair(
     _mm512_mask_storeu_epi32(across, mask, interleaved);
 }
 
+// Round a matrix to its form `along` alone, with zeros after the columns.
+static void round_along(int64_t rows, int64_t columns, Rows x)
+{
+    int64_t depth = 2 * depth_of(columns);
+    for (int64_t b = 0; b < rows; b++) {
+        uint16_t *along = (uint16_t *)(x.along + b * x.along_stride);
+        for (int64_t j = 0; j < columns; j += 16) {
+            __mmask16 mask = columns - j < 16 ? (1u << (columns - j)) - 1 : 0xffff;
+            __m512 numbers = _mm512_maskz_loadu_ps(mask, ROW(x, b) + j);
+            _mm256_storeu_si256((__m256i *)(along + j), (__m256i)_mm512_cvtneps_pbh(numbers));
+        }
+        for (int64_t j = round_up(columns, 16); j < depth; j += 16)
+            _mm256_storeu_si256((__m256i *)(along + j), _mm256_setzero_si256());
+    }
+}
+
 // Round a matrix to its forms as a factor.
 static void round_rows(int64_t rows, int64_t columns, Rows x)
 {

@@ -115,7 +115,7 @@ def test_networks_take_no_more_memory_than_estimated(build, configs, precision, 
 EVERY = [*representatives(gated_configs(2, 4)), *baseline_configs(2, 4)]
 
 
-def test_unrolled_cells_compute_what_a_step_after_another_of_the_cells_does():
+def test_windows_of_several_steps_train_as_one_step_after_another():
     for config in EVERY:
         network = AutogradStack([TrialConfig(config, bptt_steps=2)], 0, "fp64", SPEC)
         assert_trains_as_plain_modules(network, "fp64", lengths=[3])
