@@ -122,8 +122,9 @@ def read_gated(cell: "GatedCell", x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]
     r = torch.cat(parts, 2) if len(parts) > 1 else parts[0]  # (T, B, n to 3n)
     o = cell.read_out(r)  # (T, B, n)
     if cell.output_gate is None:
-        return functional.silu(o), states[-1]
-    y = torch.sigmoid(cell.output_gate(torch.cat((o, r), 2))) * o  # (T, B, n)
+        y = functional.silu(o)  # (T, B, n)
+    else:
+        y = torch.sigmoid(cell.output_gate(torch.cat((o, r), 2))) * o  # (T, B, n)
     return y, states[-1]
 
 
