@@ -144,6 +144,42 @@ WRONG = {
         linear("hs = scan(a, b, state.detach()); return self.read_out(hs), hs[-1]"),
         "(gradients): the gradient of state by 1",
     ),
+    "gradient of a second chunk": (
+        linear(
+            """
+            hs = scan(a[:64], b[:64], state)
+            if len(a) > 64:
+                hs = torch.cat((hs, scan(a[64:], b[64:], hs[-1].detach())))
+            return self.read_out(hs), hs[-1]
+            """
+        ),
+        "(gradients): the gradient of the input from step",
+    ),
+    "one stream": (
+        linear("hs = scan(a, b, state); return self.read_out(hs) + (x.shape[1] == 1), hs[-1]"),
+        "(1 to 70 streams, from the initial state): the output from step 1 on",
+    ),
+    "evaluation": (
+        linear("hs = scan(a, b, state); return self.read_out(hs) + (not self.training), hs[-1]"),
+        "(in evaluation mode): the output from step 1 on",
+    ),
+    "outputs with gradients": (
+        linear(
+            "hs = scan(a, b, state); return self.read_out(hs) + torch.is_grad_enabled(), hs[-1]"
+        ),
+        "(gradients): the output from step 1 on",
+    ),
+    # Gates that are open at first, and close on larger inputs.
+    "division by products of open gates": (
+        linear(
+            """
+            products = a.cumprod(0)
+            hs = products * (state + (b / products).cumsum(0))
+            return self.read_out(hs), hs[-1]
+            """
+        ).replace("z = self.gate(x)", "z = (self.gate(x) - 5)"),
+        "(inputs ten times as large): the output from step",
+    ),
     # Exact in float64, and only as long as the products of the decays do not vanish.
     "division by products": (
         linear(
