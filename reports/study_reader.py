@@ -96,12 +96,14 @@ def _build(
     name = study.study_name
     config = record.config
     is_pruning = config.pruning.enabled
-    solved_at = _find_solved_at(config, storage, study._study_id, trials)
+    table = build_table(trials, config)
+    if "solved_at" in table:
+        table["solved_at"] = _find_solved_at(config, storage, study._study_id, trials)
     return Results(
         name=name,
         config=config,
         commands=record.commands,
-        table=build_table(trials, config, solved_at),
+        table=table,
         curves=_to_frame([]),
         curve_ends=_index_ends([]),
         sources=read_source_trials(storage, config),
@@ -116,11 +118,8 @@ def _build(
 
 def _find_solved_at(
     config: StudyConfig, storage: LeasedRDBStorage, study_id: int, trials: Sequence[StoredTrial]
-) -> dict[int, int]:
-    """Return the updates of each trial at the first point of its held-out curves that solves.
-
-    It is missing without such a point.
-    """
+) -> "pd.Series[float]":
+    """Return the updates of trials at the first point of their held-out curves that solves."""
     found = {}
     for name, of_task in split_by_task(trials, config).items():
         task_config = config.at_task(name)
@@ -140,7 +139,7 @@ def _find_solved_at(
             if steps:
                 _, update_every = training_settings(trial.params, task_config).gradient_window
                 found[trial.number] = count_updates(min(steps), task.steps, update_every)
-    return found
+    return pd.Series(found, dtype=float)
 
 
 def _add_curves(

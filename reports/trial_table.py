@@ -75,12 +75,10 @@ _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
 
 
-def build_table(
-    trials: Sequence[StoredTrial], config: StudyConfig, solved_at: Mapping[int, int]
-) -> pd.DataFrame:
+def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFrame:
     """Build the table of a study's trials, see :class:`reports.results.Results`.
 
-    ``solved_at`` is the number of updates after which a trial, by its number, had solved its task.
+    Its column ``solved_at`` is not filled yet.
     """
     names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
     params = [resolve_params(trial.params, config, names) for trial in trials]
@@ -88,7 +86,6 @@ def build_table(
     name_architecture = _choose_names(config, params, nuisance)
     rows = [
         _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
-        | {"solved_at": solved_at.get(trial.number)}
         for trial, of_trial in zip(trials, params, strict=True)
     ]
     table = _arrange_rows(rows, params, config.direction == "maximize", absent_columns(config))

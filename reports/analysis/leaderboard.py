@@ -289,6 +289,7 @@ def _make_entry(
     losses = [float(run[column]) for run in runs]
     samples = [run for run in runs if isinstance(run.get("sample"), str)]
     profiles = [profile for run in runs if (profile := read_profile(run))]
+    solved_at = [run.get("solved_at", math.nan) for run in runs]
 
     center = fmean if results.outcomes is None else median
 
@@ -325,14 +326,10 @@ def _make_entry(
         validation_metrics={
             name: average(metric_column("validation", name)) for name in results.metric_columns
         },
-        solved_at=median(_last_if_missing(run.get("solved_at", math.nan)) for run in runs),
+        solved_at=float(np.median(np.nan_to_num(solved_at, nan=math.inf))),
         lengths=_average([run.get("lengths") for run in runs], center),
         slices=_average([run.get("slices") for run in runs], center),
     )
-
-
-def _last_if_missing(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 def _average(recorded: Sequence[Any], center: Center) -> Any:

@@ -189,9 +189,9 @@ class AssociativeRecall:
 
     From Arora et al., *Zoology* (2023), where ``vocabulary`` is 8192, and ``length`` and ``pairs``
     are 64 and 4, 128 and 8, or 256 and 16. Pairs of a key and a value come first. Then each key
-    comes once more, between blanks or, with ``noise``, random tokens, and asks for its value.
-    Distances follow a power law, so that most keys return soon; with ``power`` 1 all are as likely.
-    Results are also recorded by distance, rounded down to a power of two::
+    comes once more, between blanks or, with ``noise``, random tokens, and asks for its value. Most
+    keys return soon: distances follow a power law, of Zoology's exponent -0.99. Results are also
+    recorded by distance, rounded down to a power of two::
 
         input    A 4 B 7 C 1 . . B . . . C . A .
         target   - - - - - - - - 7 - - - 1 - 4 -
@@ -200,22 +200,14 @@ class AssociativeRecall:
     solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(
-        self,
-        *,
-        pairs: int = 8,
-        length: int = 64,
-        vocabulary: int = 64,
-        power: float = 0.01,
-        noise: bool = False,
+        self, *, pairs: int = 8, length: int = 64, vocabulary: int = 64, noise: bool = False
     ) -> None:
         check_range("pairs", pairs, 1, MAX_STEPS)
         check_range("length", length, 4 * pairs, MAX_STEPS)
         check_range("vocabulary", vocabulary, 2 * pairs + 2, 65536)
-        check_range("power", power, 0, 10)
         self.pairs = pairs
         self.length = length
         self.vocabulary = self.classes = vocabulary
-        self.power = power
         self.noise = noise
 
     def sample(self, split: Split, rng: np.random.Generator, count: int) -> Sample:
@@ -223,8 +215,7 @@ class AssociativeRecall:
         keys = 1 + _draw_distinct(rng, count, half - 1, self.pairs)
         values = half + _draw_distinct(rng, count, self.vocabulary - half, self.pairs)
         gaps = np.arange(1, (self.length - 2 * self.pairs) // 2 + 1)
-        weights = gaps ** (self.power - 1)
-        queries = 2 * self.pairs + 2 * _choose(rng, count, weights, self.pairs)
+        queries = 2 * self.pairs + 2 * _choose(rng, count, gaps**-0.99, self.pairs)
         inputs = np.zeros((count, self.length), np.int64)
         targets = np.zeros_like(inputs)
         distances = np.zeros_like(inputs)

@@ -167,7 +167,7 @@ def is_built_in(definition: type) -> bool:
     return definition.__module__.startswith(f"{__package__}.")
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: int, low: int, high: int) -> None:
     """Require that an option is within its bounds.
 
     Raises:
