@@ -14,7 +14,10 @@ import torch
 from reports.stats.power import POWER
 from rnn.config import count_updates
 from rnn.engines import build_network
+from rnn.errors import CellError, UserError
 from rnn.network import count_parameters
+from rnn.own_code import describe_error
+from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.cells_tasks import build_task, spec_of
 from search.planned_effects import PlannedEffect, list_shortages, plan_effects, shows_shares
@@ -326,7 +329,14 @@ def _time_trial(
     endless = replace(settings, steps=_ENDLESS, log_every=every)
     loop = TrainLoop(network, build_task(study.tasks, options), endless)
     points = loop.train()
-    next(points)
+    architecture = trial_configs[0].architecture
+    try:
+        next(points)
+    except Exception as error:  # a user's cell may raise any
+        if architecture.is_built_in or isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        line = f"cell {architecture.cell} raises {describe_error(error)}"
+        raise CellError(f"{line}: test it with rnn-search check") from error
     first = loop.step
     started_at = time.monotonic()
     for _ in points:

@@ -296,4 +296,6 @@ def _describe_lengths(config: StudyConfig) -> list[str]:
         f"{f'{task} ' if task else ''}{length.steps:,} steps logged every {length.log_every:,}"
         for task, length in config.lengths.items()
     ]
-    return [f"rounded up to whole updates: {', '.join(lengths)}"] if lengths else []
+    updates = config.training.updates
+    stated = "rounded up to whole updates" if updates is None else f"{updates:,} updates"
+    return [f"{stated}: {', '.join(lengths)}"] if lengths else []

@@ -103,6 +103,26 @@ def test_plan_refuses_what_a_run_would_refuse(tmp_path):
         rnn_search.plan(SETTINGS)
 
 
+def test_cell_that_fails_is_named(tmp_path):
+    (tmp_path / "cell.py").write_text(
+        "from torch import nn\n\n\nclass Failing(nn.Linear):\n"
+        "    def __init__(self, input_size, state_size):\n"
+        "        super().__init__(input_size, state_size)\n\n"
+        "    def forward(self, x, state):\n        raise RuntimeError('no luck')\n"
+    )
+    settings = SETTINGS | {"space": SETTINGS["space"] | {"cell": [f"{tmp_path}/cell.py:Failing"]}}
+    place = {"name": "mine", "storage": f"sqlite:///{tmp_path}/studies.db"}
+    with pytest.raises(UserError, match=r"cell Failing raises RuntimeError \(no luck\) in line 9"):
+        rnn_search.plan(settings, **place)
+
+
+def test_plan_names_the_steps_of_stated_updates(tmp_path):
+    settings = SETTINGS | {"training": {"updates": 150, "bptt_steps": "sequence"}}
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    plan = rnn_search.plan(settings, name="mine", storage=storage, timed=False)
+    assert "150 updates: 900 steps logged every 54" in plan.notices
+
+
 # ------------------------------------------------------------------ effects
 
 
