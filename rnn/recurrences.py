@@ -35,9 +35,12 @@ def read_elman(cell: "ElmanCell", x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]
     precision = _find_precision(x, h)
     if precision is None:
         return _loop(cell, x, h)
-    wx = functional.linear(x, cell.input.weight, cell.input.bias + cell.state.bias)
-    kernel = _Kernel(_GATED, precision, gates=1)
-    states = kernel.run(wx=wx, state=h, recurrent=cell.state.weight.mT)["states"]
+    states = _Kernel(_GATED, precision, gates=1).run(
+        wx=functional.linear(x, cell.input.weight),
+        bias=cell.input.bias + cell.state.bias,
+        recurrent=cell.state.weight.mT,
+        state=h,
+    )["states"]
     return states, states[-1]
 
 
@@ -46,8 +49,14 @@ def read_gru(cell: "GRUCell", x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     precision = _find_precision(x, h)
     if precision is None:
         return _loop(cell, x, h)
+    n = h.shape[1]
+    bias = cell.input.bias
+    of_gates = bias[: 2 * n] + cell.state.bias[: 2 * n]  # (2n)
     states = _Kernel(_GRU, precision, gates=3).run(
-        wx=cell.input(x), state=h, recurrent=cell.state.weight.mT, bias=cell.state.bias
+        wx=functional.linear(x, cell.input.weight),
+        bias=torch.cat((of_gates, cell.state.bias[2 * n :], bias[2 * n :])),
+        recurrent=cell.state.weight.mT,
+        state=h,
     )["states"]
     return states, states[-1]
 
@@ -60,9 +69,12 @@ def read_lstm(
     precision = _find_precision(x, h, m)
     if precision is None:
         return _loop(cell, x, state)
-    wx = functional.linear(x, cell.input.weight, cell.input.bias + cell.state.bias)
     results = _Kernel(_LSTM, precision, gates=4).run(
-        wx=wx, state=h, recurrent=cell.state.weight.mT, memory=m
+        wx=functional.linear(x, cell.input.weight),
+        bias=cell.input.bias + cell.state.bias,
+        recurrent=cell.state.weight.mT,
+        state=h,
+        memory=m,
     )
     states = results["states"]
     return states, (states[-1], results["last_memory"])
@@ -87,18 +99,19 @@ def read_gated(cell: "GatedCell", x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]
     maps = [cell.candidate, *gates]
     weight = torch.cat([each.weight.mT[: 2 * n] for each in maps], 1)  # (2n, m)
     bias = torch.cat([each.bias for each in maps])  # (m)
-    given = {"state": h, "recurrent": weight[n:]}
+    given = {"state": h, "recurrent": weight[n:], "bias": bias}
     if cell.gate_inputs == "candidate":
         if cell.state_gate is not None:
             given["state_gate"] = cell.state_gate.weight.mT[2 * n :]  # (n, n)
         if cell.forget_gate is not None:
             given["forget_gate"] = cell.forget_gate.weight.mT[2 * n :]  # (n, n)
     if cell.input_gate is None:
-        given["wx"] = functional.linear(x, weight[:n].mT, bias)  # (T, B, m)
+        given["wx"] = functional.linear(x, weight[:n].mT)  # (T, B, m)
     else:
         of_c = cell.input_gate.weight.mT  # (2n, 2n)
-        given["wx"] = functional.linear(x, of_c[:n].mT, cell.input_gate.bias)  # (T, B, 2n)
-        given |= {"x": x, "input": weight[:n], "bias": bias, "input_gate": of_c[n:]}
+        given["wx"] = functional.linear(x, of_c[:n].mT)  # (T, B, 2n)
+        given |= {"x": x, "input": weight[:n]}
+        given |= {"input_gate": of_c[n:], "gate_bias": cell.input_gate.bias}
     precision = _find_precision(x, h)
     if precision is None:
         states, gated_h = _loop_gated(cell, given)
@@ -136,12 +149,15 @@ def _loop_gated(cell: "GatedCell", given: Mapping[str, Tensor]) -> tuple[Tensor,
     gated = []
     for t, wx in enumerate(given["wx"].to(h.dtype)):
         if "input" in given:
-            i = torch.sigmoid(wx + _multiply(h, given["input_gate"]))  # (B, 2n)
+            i = torch.sigmoid(
+                wx + _multiply(h, given["input_gate"]) + given["gate_bias"]
+            )  # (B, 2n)
             gated.append(i[:, n:] * h)  # (B, n)
-            products = _multiply(i[:, :n] * given["x"][t], given["input"]) + given["bias"]
+            products = _multiply(i[:, :n] * given["x"][t], given["input"])  # (B, m)
             products = products + _multiply(gated[t], given["recurrent"])  # (B, m)
         else:
             products = wx + _multiply(h, given["recurrent"])  # (B, m)
+        products = products + given["bias"]
         u = torch.tanh(products[:, :n])  # (B, n)
         if cell.state_gate is not None:
             z = products[:, n : 2 * n]  # (B, n)
@@ -168,7 +184,7 @@ def _multiply(x: Tensor, weight: Tensor) -> Tensor:
 _GATED, _GRU, _LSTM = range(3)
 _WEIGHTS = ("recurrent", "input_gate", "input", "state_gate", "forget_gate")
 _ARRAYS = (
-    *("x", "wx", "bias", "state", "memory", "states", "memories", "results"),
+    *("x", "wx", "bias", "gate_bias", "state", "memory", "states", "memories", "results"),
     *("gated_x", "gated_h", "i", "d_states", "d_gated_h", "d_last_memory", "d_results"),
     *("d_recurrent", "d_wx", "d_x", "d_state", "d_memory"),
 )
@@ -215,7 +231,8 @@ class _Kernel(NamedTuple):
 
     def run(self, **given: Tensor) -> dict[str, Tensor]:
         """Return the results of a forward pass by their names in struct Sequence."""
-        given = {name: tensor.float() for name, tensor in given.items()}
+        if self.precision == "fp32":
+            given["wx"] = given["wx"].float()
         kernel = self._replace(keeps=torch.is_grad_enabled())
         results = _Forward.apply(kernel, tuple(given), *given.values())  # type: ignore[no-untyped-call]
         return dict(zip(kernel.result_columns("x" in given), results, strict=True))
@@ -351,18 +368,22 @@ class _Backward(torch.autograd.Function):
             new["d_x"] = states.new_empty(states.shape)
             new["d_wx"] = arrays["i"].new_empty(arrays["i"].shape)
         kernel.call(arrays | new, True)
-        grads = {"wx": d} | {name.removeprefix("d_"): grad for name, grad in new.items()}
+        grads = {name.removeprefix("d_"): grad for name, grad in new.items()}
+        grads["bias"] = d.sum((-3, -2))
+        d = d.to(arrays["wx"].dtype)
+        grads["wx"] = new.get("d_wx", d).to(d.dtype)
         if kernel.cell == _GRU:
-            last = new["d_recurrent"]
-            first = d[..., : 2 * n]
-            weights = [_multiply_previous(state, states, grad) for grad in (first, last)]
+            of_gates, of_inputs = grads["bias"].split((2 * n, n), -1)
+            of_state = new["d_recurrent"].sum((-3, -2))
+            grads["bias"] = torch.cat((of_gates, of_state, of_inputs), -1)
+            parts = (d[..., : 2 * n], new["d_recurrent"].to(d.dtype))
+            weights = [_multiply_previous(state, states, part) for part in parts]
             grads["recurrent"] = torch.cat(weights, -1)
-            grads["bias"] = torch.cat([first.sum((-3, -2)), last.sum((-3, -2))], -1)
         elif "x" in arrays:
             grads["recurrent"] = _multiply_steps(arrays["gated_h"], d)
             grads["input"] = _multiply_steps(arrays["gated_x"], d)
-            grads["input_gate"] = _multiply_previous(state, states, new["d_wx"])
-            grads["bias"] = d.sum((-3, -2))
+            grads["input_gate"] = _multiply_previous(state, states, grads["wx"])
+            grads["gate_bias"] = new["d_wx"].sum((-3, -2))
         else:
             grads["recurrent"] = _multiply_previous(state, states, d)
         results = arrays["results"]
@@ -393,13 +414,13 @@ class _Backward(torch.autograd.Function):
 
 def _multiply_steps(a: Tensor, d: Tensor) -> Tensor:
     """Return aᵀ·d (…, n, columns) of rows (…, T, B, n) and (…, T, B, columns)."""
-    return a.flatten(-3, -2).mT @ d.flatten(-3, -2)
+    return (a.flatten(-3, -2).to(d.dtype).mT @ d.flatten(-3, -2)).to(a.dtype)
 
 
 def _multiply_previous(state: Tensor, states: Tensor, d: Tensor) -> Tensor:
     """Return the same of the states before each step."""
     later = _multiply_steps(states[..., :-1, :, :], d[..., 1:, :, :])
-    return later + state.mT @ d[..., 0, :, :]
+    return later + _multiply_steps(state.unsqueeze(-3), d[..., :1, :, :])
 
 
 # ------------------------------------------------------------------ where it is used

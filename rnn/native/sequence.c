@@ -2,8 +2,8 @@
 //
 // rnn/recurrences.py calls rnn_sequence; rnn.cells has the equations and the names. K is the number of
 // networks, T that of time steps, B that of streams, n the state size, m = g · n the columns of the
-// maps of g gates and candidates. Arrays have the shape (K, T, B, columns), the product of inputs
-// includes biases, and d_… are gradients of the loss.
+// maps of g gates and candidates. Arrays have the shape (K, T, B, columns), and d_… are gradients of
+// the loss. wx is the product of the inputs.
 //
 // Streams do not depend on each other: threads take chunks of them, without waiting for others.
 
@@ -15,6 +15,14 @@
 #include "products.h"
 
 enum { GATED, GRU, LSTM };
+
+#ifdef BF16
+typedef uint16_t Input;
+INLINE float load(const Input *x) { return (union { uint32_t i; float f; }){.i = (uint32_t)*x << 16}.f; }
+#else
+typedef float Input;
+INLINE float load(const Input *x) { return *x; }
+#endif
 
 // Matrices (K, rows, columns) of weights, or of their transposed ones (K, columns, rows).
 typedef struct {
@@ -29,8 +37,10 @@ typedef struct {
     int64_t has_state_gate, has_forget_gate;
     // What a map reads: the state, h' of the state, x', and u in the gates.
     Weight recurrent, input_gate, input, state_gate, forget_gate;
-    const float *x, *wx;           // (n); (m), or (2n) with an input gate
-    const float *bias;             // (K, m): of the recurrent map of a GRU, of all with an input gate
+    const float *x;                // (n)
+    const Input *wx;               // (m), or (2n) with an input gate
+    const float *bias;             // (K, m); in a GRU (K, 4n), the last for the inputs of the candidate
+    const float *gate_bias;        // (K, 2n): of an input gate
     const float *state, *memory;   // (K, B, n) before the first step
     float *states, *memories;      // (n)
     float *results;                // gates and candidates (m, and n more)
@@ -66,6 +76,13 @@ INLINE float *rows_at(const Chunk *chunk, const float *array, int64_t steps, int
 INLINE float *at(const Chunk *chunk, const float *array, int64_t t, int64_t columns)
 {
     return array == NULL ? NULL : rows_at(chunk, array, chunk->sequence->steps, t, columns);
+}
+
+// Return the chunk's products of the inputs at a step.
+INLINE const Input *wx_at(const Chunk *chunk, int64_t t, int64_t columns)
+{
+    const Sequence *s = chunk->sequence;
+    return s->wx + ((chunk->network * s->steps + t) * s->streams + chunk->first) * columns;
 }
 
 // The same in an array that has one step where results are not kept.
@@ -114,15 +131,17 @@ static void gru_forward(const Chunk *chunk, int64_t t)
     int64_t n = s->n;
     const float *old = before(chunk, s->state, s->states, t);
     float *results = kept_at(chunk, s->results, t, 4 * n);
-    Start bias = {s->bias + chunk->network * 3 * n, 0};
-    apply(chunk, old, n, n, chunk->recurrent, 3 * n, bias, results, 4 * n);
+    const float *bias = s->bias + chunk->network * 4 * n;
+    apply(chunk, old, n, n, chunk->recurrent, 3 * n, (Start){bias, 0}, results, 4 * n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict wx = at(chunk, s->wx, t, 3 * n) + b * 3 * n, *restrict h = old + b * n;
-        float *restrict r = results + b * 4 * n, *restrict state = at(chunk, s->states, t, n) + b * n;
+        const Input *wx = wx_at(chunk, t, 3 * n) + b * 3 * n;
+        const float *h = old + b * n;
+        float *r = results + b * 4 * n, *state = at(chunk, s->states, t, n) + b * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            r[j] = logistic(wx[j] + r[j]);
-            float z = logistic(wx[n + j] + r[n + j]);
-            float u = fast_tanh(wx[2 * n + j] + r[j] * r[2 * n + j]);
+            r[j] = logistic(load(wx + j) + r[j]);
+            float z = logistic(load(wx + n + j) + r[n + j]);
+            float u = fast_tanh(load(wx + 2 * n + j) + bias[3 * n + j] + r[j] * r[2 * n + j]);
             r[n + j] = z;
             r[3 * n + j] = u;
             state[j] = u + z * (h[j] - u);
@@ -135,13 +154,14 @@ static void gru_backward(const Chunk *chunk, int64_t t)
     const Sequence *s = chunk->sequence;
     int64_t n = s->n;
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict h = before(chunk, s->state, s->states, t) + b * n;
-        const float *restrict r = at(chunk, s->results, t, 4 * n) + b * 4 * n;
-        const float *restrict dy = at(chunk, s->d_states, t, n) + b * n;
-        float *restrict d_previous = chunk->d_previous + b * n;
-        float *restrict d_product = chunk->d_product + b * 3 * n;
-        float *restrict d = at(chunk, s->d_results, t, 3 * n) + b * 3 * n;
-        float *restrict d_recurrent = at(chunk, s->d_recurrent, t, n) + b * n;
+        const float *h = before(chunk, s->state, s->states, t) + b * n;
+        const float *r = at(chunk, s->results, t, 4 * n) + b * 4 * n;
+        const float *dy = at(chunk, s->d_states, t, n) + b * n;
+        float *d_previous = chunk->d_previous + b * n;
+        float *d_product = chunk->d_product + b * 3 * n;
+        float *d = at(chunk, s->d_results, t, 3 * n) + b * 3 * n;
+        float *d_recurrent = at(chunk, s->d_recurrent, t, n) + b * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
             float z = r[n + j], u = r[3 * n + j], dh = d_previous[j] + dy[j];
             float du = dh * (1.0f - z) * (1.0f - u * u);
@@ -165,16 +185,20 @@ static void lstm_forward(const Chunk *chunk, int64_t t)
     const Sequence *s = chunk->sequence;
     int64_t n = s->n;
     float *results = kept_at(chunk, s->results, t, 4 * n);
-    Start wx = {at(chunk, s->wx, t, 4 * n), 4 * n};
-    apply(chunk, before(chunk, s->state, s->states, t), n, n, chunk->recurrent, 4 * n, wx, results,
+    Start bias = {s->bias + chunk->network * 4 * n, 0};
+    apply(chunk, before(chunk, s->state, s->states, t), n, n, chunk->recurrent, 4 * n, bias, results,
         4 * n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict old = before(chunk, s->memory, s->memories, t) + b * n;
-        float *restrict r = results + b * 4 * n, *restrict state = at(chunk, s->states, t, n) + b * n;
-        float *restrict memory = at(chunk, s->memories, t, n) + b * n;
+        const Input *wx = wx_at(chunk, t, 4 * n) + b * 4 * n;
+        const float *old = before(chunk, s->memory, s->memories, t) + b * n;
+        float *r = results + b * 4 * n, *state = at(chunk, s->states, t, n) + b * n;
+        float *memory = at(chunk, s->memories, t, n) + b * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            float i = logistic(r[j]), f = logistic(r[n + j]);
-            float u = fast_tanh(r[2 * n + j]), o = logistic(r[3 * n + j]);
+            float i = logistic(load(wx + j) + r[j]);
+            float f = logistic(load(wx + n + j) + r[n + j]);
+            float u = fast_tanh(load(wx + 2 * n + j) + r[2 * n + j]);
+            float o = logistic(load(wx + 3 * n + j) + r[3 * n + j]);
             float m = f * old[j] + i * u;
             r[j] = i;
             r[n + j] = f;
@@ -192,12 +216,13 @@ static void lstm_backward(const Chunk *chunk, int64_t t)
     int64_t n = s->n;
     float *d_results = at(chunk, s->d_results, t, 4 * n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict old = before(chunk, s->memory, s->memories, t) + b * n;
-        const float *restrict r = at(chunk, s->results, t, 4 * n) + b * 4 * n;
-        const float *restrict memory = at(chunk, s->memories, t, n) + b * n;
-        const float *restrict dy = at(chunk, s->d_states, t, n) + b * n;
-        const float *restrict d_previous = chunk->d_previous + b * n;
-        float *restrict d_memory = chunk->d_memory + b * n, *restrict d = d_results + b * 4 * n;
+        const float *old = before(chunk, s->memory, s->memories, t) + b * n;
+        const float *r = at(chunk, s->results, t, 4 * n) + b * 4 * n;
+        const float *memory = at(chunk, s->memories, t, n) + b * n;
+        const float *dy = at(chunk, s->d_states, t, n) + b * n;
+        const float *d_previous = chunk->d_previous + b * n;
+        float *d_memory = chunk->d_memory + b * n, *d = d_results + b * 4 * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
             float i = r[j], f = r[n + j], u = r[2 * n + j], o = r[3 * n + j];
             float dh = d_previous[j] + dy[j], of_memory = fast_tanh(memory[j]);
@@ -222,21 +247,39 @@ static void input_gate_forward(const Chunk *chunk, int64_t t, float *results, in
     const float *old = before(chunk, s->state, s->states, t);
     float *i = kept_at(chunk, s->i, t, 2 * n), *gated_x = kept_at(chunk, s->gated_x, t, n);
     float *gated_h = at(chunk, s->gated_h, t, n);
-    Start wx = {at(chunk, s->wx, t, 2 * n), 2 * n}, bias = {s->bias + chunk->network * m, 0};
-    apply(chunk, old, n, n, chunk->input_gate, 2 * n, wx, i, 2 * n);
+    Start gate_bias = {s->gate_bias + chunk->network * 2 * n, 0};
+    Start bias = {s->bias + chunk->network * m, 0};
+    apply(chunk, old, n, n, chunk->input_gate, 2 * n, gate_bias, i, 2 * n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict x = at(chunk, s->x, t, n) + b * n, *restrict h = old + b * n;
-        float *restrict to_x = gated_x + b * n, *restrict to_h = gated_h + b * n;
-        float *restrict gate = i + b * 2 * n;
+        const float *x = at(chunk, s->x, t, n) + b * n, *h = old + b * n;
+        float *to_x = gated_x + b * n, *to_h = gated_h + b * n;
+        const Input *wx = wx_at(chunk, t, 2 * n) + b * 2 * n;
+        float *gate = i + b * 2 * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            gate[j] = logistic(gate[j]);
-            gate[n + j] = logistic(gate[n + j]);
+            gate[j] = logistic(load(wx + j) + gate[j]);
+            gate[n + j] = logistic(load(wx + n + j) + gate[n + j]);
             to_x[j] = gate[j] * x[j];
             to_h[j] = gate[n + j] * h[j];
         }
     }
     apply(chunk, gated_x, n, n, chunk->input, m, bias, results, width);
     apply(chunk, gated_h, n, n, chunk->recurrent, m, (Start){results, width}, results, width);
+}
+
+// Compute what the candidate and the gates read of x and the state.
+static void product_forward(const Chunk *chunk, int64_t t, float *results, int64_t width)
+{
+    const Sequence *s = chunk->sequence;
+    int64_t n = s->n, m = s->gates * n;
+    Start bias = {s->bias + chunk->network * m, 0};
+    apply(chunk, before(chunk, s->state, s->states, t), n, n, chunk->recurrent, m, bias, results,
+        width);
+    const Input *wx = wx_at(chunk, t, m);
+    for (int64_t b = 0; b < chunk->streams; b++)
+        #pragma omp simd
+        for (int64_t j = 0; j < m; j++)
+            results[b * width + j] += load(wx + b * m + j);
 }
 
 // Add what a gate reads of u, if it does, and apply the logistic function.
@@ -248,6 +291,7 @@ static void gate_forward(
     if (weight != NULL)
         apply(chunk, u, u_stride, n, weight, n, (Start){gate, stride}, gate, stride);
     for (int64_t b = 0; b < chunk->streams; b++)
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++)
             gate[b * stride + j] = logistic(gate[b * stride + j]);
 }
@@ -262,22 +306,24 @@ static void gated_forward(const Chunk *chunk, int64_t t)
     if (s->input_gate.values != NULL)
         input_gate_forward(chunk, t, results, width);
     else
-        apply(chunk, old, n, n, chunk->recurrent, m, (Start){at(chunk, s->wx, t, m), m}, results,
-            width);
+        product_forward(chunk, t, results, width);
     float *z = results + n, *f = results + m - n, *mixed = results + m;
     for (int64_t b = 0; b < chunk->streams; b++)
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++)
             results[b * width + j] = fast_tanh(results[b * width + j]);
     if (s->has_state_gate)
         gate_forward(chunk, chunk->state_gate, results, width, z, width);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict u = results + b * width, *restrict h = old + b * n;
-        const float *restrict gate = z + b * width;
-        float *restrict to = mixed + b * width, *restrict state = states + b * n;
+        const float *u = results + b * width, *h = old + b * n;
+        const float *gate = z + b * width;
+        float *to = mixed + b * width, *state = states + b * n;
         if (s->has_state_gate)
+            #pragma omp simd
             for (int64_t j = 0; j < n; j++)
                 state[j] = to[j] = h[j] + gate[j] * (u[j] - h[j]);
         else
+            #pragma omp simd
             for (int64_t j = 0; j < n; j++)
                 state[j] = to[j] = u[j];
     }
@@ -285,6 +331,7 @@ static void gated_forward(const Chunk *chunk, int64_t t)
         return;
     gate_forward(chunk, chunk->forget_gate, mixed, width, f, width);
     for (int64_t b = 0; b < chunk->streams; b++)
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++)
             states[b * n + j] *= f[b * width + j];
 }
@@ -300,12 +347,13 @@ static void input_gate_backward(const Chunk *chunk, int64_t t, const float *d)
     apply(chunk, d, m, m, chunk->input, n, NOTHING, d_c, 2 * n);
     apply(chunk, d, m, m, chunk->recurrent, n, (Start){d_gated, n}, d_c + n, 2 * n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict x = at(chunk, s->x, t, n) + b * n;
-        const float *restrict h = before(chunk, s->state, s->states, t) + b * n;
-        const float *restrict i = at(chunk, s->i, t, 2 * n) + b * 2 * n;
-        const float *restrict dc = d_c + b * 2 * n;
-        float *restrict d_gate = d_wx + b * 2 * n, *restrict dx = at(chunk, s->d_x, t, n) + b * n;
-        float *restrict d_previous = chunk->d_previous + b * n;
+        const float *x = at(chunk, s->x, t, n) + b * n;
+        const float *h = before(chunk, s->state, s->states, t) + b * n;
+        const float *i = at(chunk, s->i, t, 2 * n) + b * 2 * n;
+        const float *dc = d_c + b * 2 * n;
+        float *d_gate = d_wx + b * 2 * n, *dx = at(chunk, s->d_x, t, n) + b * n;
+        float *d_previous = chunk->d_previous + b * n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
             d_gate[j] = through_logistic(dc[j] * x[j], i[j]);
             d_gate[n + j] = through_logistic(dc[n + j] * h[j], i[n + j]);
@@ -325,13 +373,15 @@ static void gated_backward(const Chunk *chunk, int64_t t)
     float *d_results = at(chunk, s->d_results, t, m), *all_du = chunk->du;
     Start du_start = {all_du, n};
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict dy = at(chunk, s->d_states, t, n) + b * n;
-        const float *restrict f = results + b * width + m - n, *restrict mixed = f + n;
-        const float *restrict d_previous = chunk->d_previous + b * n;
-        float *restrict du = all_du + b * n, *restrict df = d_results + b * m + m - n;
+        const float *dy = at(chunk, s->d_states, t, n) + b * n;
+        const float *f = results + b * width + m - n, *mixed = f + n;
+        const float *d_previous = chunk->d_previous + b * n;
+        float *du = all_du + b * n, *df = d_results + b * m + m - n;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++)
             du[j] = d_previous[j] + dy[j];
         if (s->has_forget_gate)
+            #pragma omp simd
             for (int64_t j = 0; j < n; j++) {
                 df[j] = through_logistic(du[j] * mixed[j], f[j]);
                 du[j] *= f[j];
@@ -340,11 +390,12 @@ static void gated_backward(const Chunk *chunk, int64_t t)
     if (s->forget_gate.values != NULL)
         apply(chunk, d_results + m - n, m, n, chunk->forget_gate, n, du_start, all_du, n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict h = before(chunk, s->state, s->states, t) + b * n;
-        const float *restrict u = results + b * width, *restrict z = u + n;
-        float *restrict du = all_du + b * n, *restrict dz = d_results + b * m + n;
-        float *restrict d_previous = chunk->d_previous + b * n;
+        const float *h = before(chunk, s->state, s->states, t) + b * n;
+        const float *u = results + b * width, *z = u + n;
+        float *du = all_du + b * n, *dz = d_results + b * m + n;
+        float *d_previous = chunk->d_previous + b * n;
         if (s->has_state_gate)
+            #pragma omp simd
             for (int64_t j = 0; j < n; j++) {
                 dz[j] = through_logistic(du[j] * (u[j] - h[j]), z[j]);
                 d_previous[j] = du[j] * (1.0f - z[j]);
@@ -356,8 +407,9 @@ static void gated_backward(const Chunk *chunk, int64_t t)
     if (s->state_gate.values != NULL)
         apply(chunk, d_results + n, m, n, chunk->state_gate, n, du_start, all_du, n);
     for (int64_t b = 0; b < chunk->streams; b++) {
-        const float *restrict u = results + b * width, *restrict du = all_du + b * n;
-        float *restrict d = d_results + b * m;
+        const float *u = results + b * width, *du = all_du + b * n;
+        float *d = d_results + b * m;
+        #pragma omp simd
         for (int64_t j = 0; j < n; j++)
             d[j] = du[j] * (1.0f - u[j] * u[j]);
     }

@@ -136,8 +136,8 @@ def test_results_do_not_depend_on_the_number_of_threads(cell, threads):
         "wx": (steps, streams, gates * n),
         "state": (streams, n),
         "recurrent": (n, gates * n),
+        "bias": (gates * n if cell == recurrences._GATED else 4 * n,),
         **({"memory": (streams, n)} if cell == recurrences._LSTM else {}),
-        **({"bias": (gates * n,)} if cell == recurrences._GRU else {}),
     }
     given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for tensor in given.values():
