@@ -373,9 +373,9 @@ class _Backward(torch.autograd.Function):
         d = d.to(arrays["wx"].dtype)
         grads["wx"] = new.get("d_wx", d).to(d.dtype)
         if kernel.cell == _GRU:
-            of_gates, of_inputs = grads["bias"].split((2 * n, n), -1)
+            bias = grads["bias"]
             of_state = new["d_recurrent"].sum((-3, -2))
-            grads["bias"] = torch.cat((of_gates, of_state, of_inputs), -1)
+            grads["bias"] = torch.cat((bias[..., : 2 * n], of_state, bias[..., 2 * n :]), -1)
             parts = (d[..., : 2 * n], new["d_recurrent"].to(d.dtype))
             weights = [_multiply_previous(state, states, part) for part in parts]
             grads["recurrent"] = torch.cat(weights, -1)
