@@ -1,5 +1,6 @@
 """Checks of users' cells and tasks: each refuses what breaks it and nothing else."""
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from invocation import refused
 from user_cells import EXAMPLES
 
 from rnn.errors import CellError, TaskError
+from rnn.tasks.sequence_task import SequenceTask
 from search.cell_check import CHECKS, check_export, check_networks, list_networks
 from search.cells_tasks import load_record, load_task_of
-from search.task_check import check_task, describe_memory
+from search.task_check import check_task, describe_memory, measure_floors
 from studies.records import Floors
 
 CELL = """
@@ -259,3 +261,24 @@ def test_floors_tell_whether_memory_is_needed(tmp_path, monkeypatch):
     untrained = Floors(constant={"loss": 1}, memoryless={"loss": 1.2}, recurrent={"loss": 1.1})
     assert "gained nothing" in describe_memory(untrained, torch.full((8,), 0.1))
     assert floors.last_value == {"loss": 0, "mae": 0}
+
+
+class Echo:
+    """Say the token that was read: 0 in half of the steps, 1 and 2 in a quarter each."""
+
+    vocabulary = 3
+    classes = 3
+
+    def sample(self, split, rng, count):
+        tokens = rng.choice([0, 0, 1, 2], (count, 5))
+        return {"inputs": tokens, "targets": tokens}
+
+
+def test_classes_are_predicted_by_their_shares_and_by_the_last_token(monkeypatch):
+    monkeypatch.setattr("search.task_check._MAX_UPDATES", 1)
+    floors, _ = measure_floors(SequenceTask(Echo(), "Echo"), 500)
+    assert floors.constant == {
+        "loss": pytest.approx(1.5 * math.log(2), abs=0.02),
+        "accuracy": pytest.approx(0.5, abs=0.03),
+    }
+    assert floors.last_value == {"loss": pytest.approx(0.001, rel=0.01), "accuracy": 1}
