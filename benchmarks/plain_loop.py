@@ -1,6 +1,7 @@
 """Speed on labelled sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``.
 
-Then the speed of the linear scan, and of minGRU, whose sequence form is a scan.
+Then the speed of the linear scan, of minGRU, whose sequence form is a scan, and of layers of GRU
+and LSTM.
 """
 
 import statistics
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from rnn.cells import GRUCell, LSTMCell
 from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.own_code import CellSource, load_class, read_source
@@ -35,6 +38,9 @@ ROUNDS = 5
 
 SCANS = ((1024, 16, 64), (1024, 8, 16), (256, 64, 128))
 """Steps, streams and states of the linear scans; minGRU has the first of them."""
+
+RECURRENCES = ((1024, 16, 64), (40, 64, 64), (100, 64, 128), (100, 64, 256))
+"""Steps, streams and states of the layers of GRU and LSTM; the last in bfloat16 as well."""
 
 MIN_GRU = "examples/cells/min_gru.py:MinGRU"
 
@@ -68,6 +74,7 @@ def measure() -> Iterator[str]:
                 line += f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             yield line
     yield from _measure_scans()
+    yield from _measure_recurrences()
 
 
 def _measure_scans() -> Iterator[str]:
@@ -95,12 +102,47 @@ def _measure_scans() -> Iterator[str]:
     yield f"  {SCANS[0]!s:15} {_milliseconds(runs)}"
 
 
+def _measure_recurrences() -> Iterator[str]:
+    """Yield the times of layers of GRU and LSTM, forward and backward."""
+    yield "layers of GRU and LSTM: milliseconds forward and backward"
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for shape in RECURRENCES:
+            for precision in ("fp32", "bf16") if shape == RECURRENCES[-1] else ("fp32",):
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    times = _milliseconds(_recurrences(torch.randn(shape)))
+                yield f"  {shape!s:15} {threads} threads {precision} {times}"
+
+
+def _recurrences(x: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """Return functions that read inputs (T, B, n) by layers of PyTorch and by ours."""
+    n = x.shape[2]
+    h = torch.zeros(x.shape[1:])
+    gru = GRUCell(n, n)
+    lstm = LSTMCell(n, n)
+    plain_gru = nn.GRU(n, n)
+    plain_lstm = nn.LSTM(n, n)
+    reads: dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]] = {
+        "nn.GRU": (plain_gru, lambda x, *_: plain_gru(x)[0]),
+        "GRU by steps": (gru, lambda x, *_: _step(gru, x, h)),
+        "GRU": (gru, lambda x, *_: gru.forward_sequence(x, h)[0]),
+        "nn.LSTM": (plain_lstm, lambda x, *_: plain_lstm(x)[0]),
+        "LSTM by steps": (lstm, lambda x, *_: _step(lstm, x, (h, h))),
+        "LSTM": (lstm, lambda x, *_: lstm.forward_sequence(x, (h, h))[0]),
+    }
+    x.requires_grad_()
+    return {
+        label: partial(_differentiate, read, [x, *module.parameters()])
+        for label, (module, read) in reads.items()
+    }
+
+
 def _differentiate(compute: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
     outputs = compute(*inputs)
     torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
 
 
-def _step(cell: nn.Module, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+def _step(cell: nn.Module, x: torch.Tensor, state: Any) -> torch.Tensor:
     outputs = []
     for inputs in x:
         y, state = cell(inputs, state)
