@@ -108,7 +108,8 @@ EXAMPLE_STUDIES = sorted((ROOT / "examples").rglob("*.toml"))
 @pytest.mark.parametrize("path", EXAMPLE_STUDIES, ids=lambda path: path.stem)
 def test_example_study_is_valid(path):
     config = resolve_settings(path.read_text(encoding="utf-8"), path.parent)
-    assert config.grid.count() == {"recall-and-order": 360, "linear-recurrences": 12}.get(path.stem, 4)
+    counts = {"recall-and-order": 360, "linear-recurrences": 12}
+    assert config.grid.count() == counts.get(path.stem, 4)
 
 
 FENCES = {"", "bash", "python", "sh", "text", "toml", "yaml"}

@@ -172,3 +172,10 @@ def test_wrong_arguments_are_refused_in_one_line(function, changes, error, reaso
 
 def test_no_streams_have_no_states(method):
     assert linear_scan(torch.zeros(4, 0, 3), torch.zeros(4, 0, 3), torch.zeros(0, 3)).numel() == 0
+
+
+def test_states_have_the_widest_dtype_of_the_arguments():
+    a, b, state = draw((3, 2, 5), dtype=torch.float32)
+    for function in (linear_scan, scan_reference.linear_scan):
+        assert function(a, b.double(), state.bfloat16()).dtype == torch.float64
+        assert function(a.bfloat16(), b.half(), state.bfloat16()).dtype == torch.float32
