@@ -1,7 +1,6 @@
-"""Speed on labelled sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``.
+"""Speed of whole sequences, relative to the loop that people write: ``nn.GRU`` and ``Adam``.
 
-Then the speed of the linear scan, of minGRU, whose sequence form is a scan, and of layers of GRU
-and LSTM.
+Trainings on labelled sequences, then single layers: GRU, LSTM, linear scans and minGRU.
 """
 
 import statistics
@@ -16,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from rnn.cells import GRUCell, LSTMCell
+from rnn.cells import CELLS
 from rnn.config import WHOLE_SEQUENCE, NetworkConfig, OptimizerConfig, TrialConfig
 from rnn.engines import build_network
 from rnn.own_code import CellSource, load_class, read_source
@@ -36,13 +35,15 @@ UPDATES = 5
 
 ROUNDS = 5
 
-SCANS = ((1024, 16, 64), (1024, 8, 16), (256, 64, 128))
-"""Steps, streams and states of the linear scans; minGRU has the first of them."""
+SHAPES = ((1024, 16, 64), (40, 64, 64), (100, 64, 128), (100, 64, 256))
+"""Steps, streams and states of a layer of GRU and LSTM; minGRU has the first of them."""
 
-RECURRENCES = ((1024, 16, 64), (40, 64, 64), (100, 64, 128), (100, 64, 256))
-"""Steps, streams and states of the layers of GRU and LSTM; the last in bfloat16 as well."""
+SCANS = ((1024, 16, 64), (1024, 8, 16), (256, 64, 128))
+"""The same of linear scans."""
 
 MIN_GRU = "examples/cells/min_gru.py:MinGRU"
+
+Run = Callable[[], None]
 
 
 def measure() -> Iterator[str]:
@@ -58,7 +59,7 @@ def measure() -> Iterator[str]:
         task = load_task_of(name, {}, Path()).build_sequences()
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            runs: dict[str, Callable[[], None]] = {
+            runs: dict[str, Run] = {
                 "plain": partial(_train_plainly, task),
                 "alone": partial(_train, task, 1),
                 "lockstep": partial(_train, task, LOCKSTEP),
@@ -73,8 +74,52 @@ def measure() -> Iterator[str]:
                 line += f"   {label} {statistics.median(ratios):.2f}"
                 line += f" ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             yield line
+    yield from _measure_layers()
     yield from _measure_scans()
-    yield from _measure_recurrences()
+
+
+def _measure_layers() -> Iterator[str]:
+    """Yield the times of layers of GRU and LSTM, forward and backward."""
+    yield (
+        "layers (steps, streams, states): milliseconds of PyTorch's layer in fp32; then how many "
+        f"times as fast others are, median of {ROUNDS} rounds"
+    )
+    for shape in SHAPES:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for name, plain_class in (("gru", nn.GRU), ("lstm", nn.LSTM)):
+                times = _median_times(_list_layers(CELLS[name], plain_class, shape))
+                plain = times.pop(plain_class.__name__)
+                line = f"  {shape!s:15} {threads} threads  {plain_class.__name__:4} {plain:6.1f} ms"
+                for label, milliseconds in times.items():
+                    line += f"   {label} {plain / milliseconds:.2f}"
+                yield line
+
+
+def _list_layers(
+    cell_class: type[Any], plain_class: type[Any], shape: tuple[int, int, int]
+) -> dict[str, Run]:
+    """Return runs of one layer: PyTorch's own, and the cell by both forms."""
+    x = torch.randn(shape, requires_grad=True)
+    plain = plain_class(shape[2], shape[2])
+    cell = cell_class(shape[2], shape[2])
+    initial_state = getattr(cell, "initial_state", None)
+    state = torch.zeros(shape[1:]) if initial_state is None else initial_state(shape[1])
+    inputs = [x, *cell.parameters()]
+    own = partial(_differentiate, lambda *_: plain(x)[0], [x, *plain.parameters()])
+    sequence = partial(_differentiate, lambda *_: cell.forward_sequence(x, state)[0], inputs)
+    return {
+        plain_class.__name__: own,
+        "by steps": partial(_differentiate, lambda *_: _step(cell, x, state), inputs),
+        "ours": sequence,
+        f"{plain_class.__name__} in bf16": partial(_in_bf16, own),
+        "ours in bf16": partial(_in_bf16, sequence),
+    }
+
+
+def _in_bf16(run: Run) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        run()
 
 
 def _measure_scans() -> Iterator[str]:
@@ -84,57 +129,12 @@ def _measure_scans() -> Iterator[str]:
     for shape in SCANS:
         inputs = [torch.rand(shape), torch.randn(shape), torch.randn(shape[1:])]
         scan = partial(_differentiate, linear_scan, [part.requires_grad_() for part in inputs])
-        times = _milliseconds({"in C": scan, "loop in place": partial(_without_library, scan)})
-        yield f"  {shape!s:15} {times}"
-    x = torch.randn(SCANS[0])
-    size = x.shape[2]
-    plain = nn.GRU(size, size)
-    cell = load_class(read_source(MIN_GRU, Path(__file__).parents[1], CellSource))(size, size)
-    state = torch.zeros(x.shape[1:])
-    weights = list(cell.parameters())
-    sequence = partial(_differentiate, lambda *_: cell.forward_sequence(x, state)[0], weights)
-    runs = {
-        "nn.GRU": partial(_differentiate, lambda *_: plain(x)[0], list(plain.parameters())),
-        "minGRU by steps": partial(_differentiate, lambda *_: _step(cell, x, state), weights),
-        "its sequence form in C": sequence,
-        "loop in place": partial(_without_library, sequence),
-    }
-    yield f"  {SCANS[0]!s:15} {_milliseconds(runs)}"
-
-
-def _measure_recurrences() -> Iterator[str]:
-    """Yield the times of layers of GRU and LSTM, forward and backward."""
-    yield "layers of GRU and LSTM: milliseconds forward and backward"
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for shape in RECURRENCES:
-            for precision in ("fp32", "bf16") if shape == RECURRENCES[-1] else ("fp32",):
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    times = _milliseconds(_recurrences(torch.randn(shape)))
-                yield f"  {shape!s:15} {threads} threads {precision} {times}"
-
-
-def _recurrences(x: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """Return functions that read inputs (T, B, n) by layers of PyTorch and by ours."""
-    n = x.shape[2]
-    h = torch.zeros(x.shape[1:])
-    gru = GRUCell(n, n)
-    lstm = LSTMCell(n, n)
-    plain_gru = nn.GRU(n, n)
-    plain_lstm = nn.LSTM(n, n)
-    reads: dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]] = {
-        "nn.GRU": (plain_gru, lambda x, *_: plain_gru(x)[0]),
-        "GRU by steps": (gru, lambda x, *_: _step(gru, x, h)),
-        "GRU": (gru, lambda x, *_: gru.forward_sequence(x, h)[0]),
-        "nn.LSTM": (plain_lstm, lambda x, *_: plain_lstm(x)[0]),
-        "LSTM by steps": (lstm, lambda x, *_: _step(lstm, x, (h, h))),
-        "LSTM": (lstm, lambda x, *_: lstm.forward_sequence(x, (h, h))[0]),
-    }
-    x.requires_grad_()
-    return {
-        label: partial(_differentiate, read, [x, *module.parameters()])
-        for label, (module, read) in reads.items()
-    }
+        times = _median_times({"in C": scan, "loop in place": partial(_without_library, scan)})
+        yield f"  {shape!s:15} {_format_times(times)}"
+    cell = load_class(read_source(MIN_GRU, Path(__file__).parents[1], CellSource))
+    runs = _list_layers(cell, nn.GRU, SHAPES[0])
+    runs["loop in place"] = partial(_without_library, runs["ours"])
+    yield f"  {SHAPES[0]!s:15} minGRU: {_format_times(_median_times(runs))}"
 
 
 def _differentiate(compute: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
@@ -142,7 +142,7 @@ def _differentiate(compute: Callable[..., torch.Tensor], inputs: Sequence[torch.
     torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
 
 
-def _step(cell: nn.Module, x: torch.Tensor, state: Any) -> torch.Tensor:
+def _step(cell: nn.Module, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     outputs = []
     for inputs in x:
         y, state = cell(inputs, state)
@@ -150,13 +150,13 @@ def _step(cell: nn.Module, x: torch.Tensor, state: Any) -> torch.Tensor:
     return torch.stack(outputs)
 
 
-def _without_library(run: Callable[[], None]) -> None:
+def _without_library(run: Run) -> None:
     with patch("rnn.scan.load_library", return_value=None):
         run()
 
 
-def _milliseconds(runs: Mapping[str, Callable[[], None]]) -> str:
-    """Return the median times of runs, in turn in each of several rounds."""
+def _median_times(runs: Mapping[str, Run]) -> dict[str, float]:
+    """Return the median times of runs in milliseconds, in turn in each of several rounds."""
     times: dict[str, list[float]] = {label: [] for label in runs}
     for run in runs.values():
         run()  # warms up
@@ -165,10 +165,14 @@ def _milliseconds(runs: Mapping[str, Callable[[], None]]) -> str:
             start = time.perf_counter()
             run()
             times[label].append(1000 * (time.perf_counter() - start))
-    return "   ".join(f"{label} {statistics.median(found):.1f}" for label, found in times.items())
+    return {label: statistics.median(found) for label, found in times.items()}
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _format_times(times: Mapping[str, float]) -> str:
+    return "   ".join(f"{label} {milliseconds:.1f}" for label, milliseconds in times.items())
+
+
+def _seconds(run: Run) -> float:
     """Return the time of one update of one network."""
     start = time.perf_counter()
     run()
