@@ -37,6 +37,7 @@ from rnn.network import (
     Window,
     build_seeded,
     draw_initial_weights,
+    has_sequence_form,
     initialization_seed,
     is_trained,
     named_tensors,
@@ -400,9 +401,9 @@ def lockstep_obstacle(
 ) -> str | None:
     """Return why networks of a cell cannot be trained in lockstep, or None if they can.
 
-    Two networks of a user's cell are trained for three steps on a few tokens, in lockstep and
-    alone, once per process. For bfloat16 it is done in float32 as well, in which rounding
-    hides no error.
+    Two networks of a user's cell are trained on a few tokens, in lockstep and alone, once per
+    process: by one step, then by several at once. For bfloat16 it is done in float32 as well, in
+    which rounding hides no error.
     """
     if architecture.is_built_in:
         return None
@@ -419,10 +420,13 @@ def lockstep_obstacle(
 def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.device) -> str | None:
     vocab_size = 4
     streams = 3
-    steps = 3
-    configs = [TrialConfig(config, replicate, bptt_steps=2) for replicate in range(2)]
+    steps = 70 if has_sequence_form(build_seeded(config, BYTES, 0).layers[0]) else 3
+    configs = [
+        TrialConfig(config, replicate, bptt_steps=steps, update_every=steps)
+        for replicate in range(2)
+    ]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (steps + 1, streams), generator=generator).to(device)
+    tokens = torch.randint(vocab_size, (1 + steps + 1, streams), generator=generator).to(device)
     relative, absolute = {
         "bf16": (0.1, 0.1),
         "tf32": (0.01, 0.01),
@@ -433,9 +437,9 @@ def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.dev
     def train(together: Sequence[TrialConfig]) -> list[list[Tensor]]:
         stack = AutogradStack(together, 0, precision, TaskSpec.of_text(vocab_size), device)
         states = stack.init_training_state(streams)
-        for end in range(1, steps + 1):
-            first = max(0, end - 2)
-            window = Window(tokens[first:end], tokens[end : end + 1], begins=not first)
+        for first, stop in ((0, 1), (1, 1 + steps)):
+            read = tokens[first:stop], tokens[first + 1 : stop + 1]
+            window = Window(*read, begins=not first, advance=stop - first)
             losses, states = stack.loss_and_grad(window, states)
         parameters = stack.parameters
         grads = [parameters.views(parameters.grads, k) for k in range(len(together))]

@@ -11,6 +11,7 @@ from torch import nn
 from rnn.autograd import lockstep_obstacle
 from rnn.config import BUILT_IN_CELLS, format_value
 from rnn.errors import UserError
+from rnn.network import SEQUENCE_FORM
 from rnn.own_code import CodeSource, load_class, read_source
 from rnn.tasks.built_in import BUILT_IN_NAMES, find_built_in
 from rnn_search.commands.options import (
@@ -175,6 +176,8 @@ def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
         on_compared=lambda table: click.echo("\n".join(table)),
         is_thorough=True,
     )
+    if not record.has_sequence_form:
+        click.echo(f"it has no method {SEQUENCE_FORM}: it reads one step after another")
     obstacle = lockstep_obstacle(networks[0])
     if obstacle is None:
         click.echo("networks that differ in settings of the optimizer can be trained in lockstep")

@@ -289,6 +289,12 @@ def test_cell_that_cannot_be_trained_in_lockstep_is_found(constructor, output, p
     assert "\n" not in obstacle
 
 
+def test_sequence_form_that_lockstep_cannot_run_is_found():
+    read = "return (x if len(x) < 9 or x.sum() > 0 else -x), state"
+    cell = cell_of(more=f"def forward_sequence(self, x, state): {read}")
+    assert lockstep_obstacle(cell, "fp32").startswith("torch.vmap: RuntimeError (vmap")
+
+
 def test_lockstep_needs_a_batching_rule_of_every_operation():
     for cell in (*EXAMPLES, "Everything", "Delay"):
         assert lockstep_obstacle(cell_config(cell), "bf16") is None

@@ -318,7 +318,8 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     words = [f"{folder}/cells/mine.py:Mine", "--set", "depth=2"]
     done = CliRunner().invoke(check, words, standalone_mode=False)
     assert done.exit_code == 0, done.output
-    *passed, lockstep, last = done.output.splitlines()
+    *passed, form, lockstep, last = done.output.splitlines()
+    assert form == "it has no method forward_sequence: it reads one step after another"
     assert len(passed) == 5
     assert all(line.startswith("passed: ") for line in passed)
     assert lockstep == (
