@@ -14,6 +14,7 @@ from rnn.config import (
     BLOCKS,
     BUILT_IN_CELLS,
     GATED_CELL,
+    GATED_OPTIONS,
     GateInputs,
     NetworkConfig,
     ParamValue,
@@ -43,7 +44,6 @@ from studies.space import (
     CELL,
     GATED_PARAMS,
     REPLICATE,
-    SWITCHES,
     TASK,
     Refinement,
     Space,
@@ -587,8 +587,8 @@ def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> Networ
     options: tuple[tuple[str, ParamValue], ...] = ()
     sha256 = None
     if cell == GATED_CELL:
-        switches = tuple((name, params[name]) for name in SWITCHES)
-        options = (*switches, ("gate_inputs", config.gate_inputs))
+        values = {**params, "gate_inputs": config.gate_inputs}
+        options = tuple((name, values[name]) for name in GATED_OPTIONS)
     elif cell in config.cells:
         options = _select(params, config.cells[cell].options)
         sha256 = config.cells[cell].sha256
