@@ -23,23 +23,35 @@ _LEAST_SIZES: dict[tuple[Bf16Hardware, EngineName], int] = {
 }
 """State size from which networks train faster in bfloat16; never where there is none."""
 
-_LEAST_AUTOGRAD_SIZES = {"gated": 256, "gru": 256, "lstm": 256}
+_LEAST_STEP_SIZES = {"gated": 256, "gru": 256, "lstm": 256}
 """The same by autograd with AMX, of cells whose products are larger."""
+
+_LEAST_SEQUENCE_SIZE = 128
+"""The same where a built-in cell reads several steps at once."""
 
 
 class EngineShape(NamedTuple):
-    """What decides in which precision a network trains faster: engine, cell and state size."""
+    """What decides in which precision a network trains faster.
+
+    Attributes:
+        engine: the engine that trains it.
+        cell, state_size: as in :class:`rnn.config.NetworkConfig`.
+        reads_sequences: whether it has a built-in cell, and an update reads several steps.
+    """
 
     engine: EngineName
     cell: str
     state_size: int
+    reads_sequences: bool = False
 
 
 def is_faster_in_bf16(shape: EngineShape, hardware: Bf16Hardware) -> bool:
     """Return whether a network trains faster in bfloat16 than in float32."""
     least = _LEAST_SIZES.get((hardware, shape.engine))
     if least is not None and shape.engine == "autograd":
-        least = _LEAST_AUTOGRAD_SIZES.get(shape.cell, least)
+        least = _LEAST_STEP_SIZES.get(shape.cell, least)
+        if shape.reads_sequences:
+            least = _LEAST_SEQUENCE_SIZE
     return least is not None and shape.state_size >= least
 
 

@@ -270,7 +270,9 @@ def _choose_precision(
         trial = to_trial_config(params, config)
         engine = find_engine([trial], "bf16", spec_of(tasks, trial.task_options), device)
         network = trial.architecture
-        shapes.append(EngineShape(engine.name, network.cell, network.state_size))
+        reads_sequences = network.is_built_in and trial.bptt_steps > 1
+        shape = EngineShape(engine.name, network.cell, network.state_size, reads_sequences)
+        shapes.append(shape)
     precision, reason = choose_precision(shapes, find_bf16_hardware(device))
     return precision, [f"precision {precision} on {device}: {reason}; fixed for this study"]
 

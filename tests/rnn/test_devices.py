@@ -137,6 +137,8 @@ LARGE_LSTM = EngineShape("autograd", "lstm", 256)
         ([SMALL_TEXT, LARGE_LSTM], "avx512", "fp32", "lstm of 256 states trains faster in it"),
         ([SMALL_TEXT], "avx512", "bf16", ""),
         ([SMALL_TEXT, EngineShape("autograd", "gru", 32)], "amx", "fp32", "gru of 32 states"),
+        ([EngineShape("autograd", "elman", 128, True)], "amx", "bf16", ""),
+        ([EngineShape("autograd", "gru", 64, True)], "amx", "fp32", "gru of 64 states"),
         ([EngineShape("autograd", "MinGRU", 256)], "amx", "fp32", "MinGRU of 256 states"),
         ([EngineShape("autograd", "MinGRU", 512)], "amx", "bf16", ""),
         ([EngineShape("stacked", "gated", 32)], "amx", "fp32", ""),
