@@ -20,7 +20,7 @@ from rnn.scan_reference import match_arguments
 def linear_scan(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
     """Return all states of the recurrence h_t = a_t ⊙ h_{t−1} + b_t, for a cell's sequence form.
 
-    It can be differentiated, also under ``torch.func`` and ``torch.vmap``.
+    It can be differentiated once, also under ``torch.func`` and ``torch.vmap``.
 
     Args:
         a: factors (T, B, …); T is the number of steps, B that of streams. An axis of size 1 is
@@ -82,22 +82,19 @@ class _ScanGradient(Function):
         results = {"d_a": d_a, "d_b": d_b, "d_state": d_state}
         if not _call_library("rnn_scan_gradient", **arrays, **results):
             _compute_backwards(a, d_states, d_b)
-            torch.mul(d_b, _shift(states, state), out=d_a)
+            torch.mul(d_b, torch.cat((state[None], states[:-1])), out=d_a)
             torch.mul(a[0], d_b[0], out=d_state)
         return d_a, d_b, d_state
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        a, state, states, _ = inputs
-        ctx.save_for_backward(a, state, states, output[1])
+        pass
 
     @staticmethod
-    def backward(ctx: Any, by_a: Tensor, by_b: Tensor, by_state: Tensor) -> Any:
-        a, state, states, d_b = ctx.saved_tensors
-        by_states = _apply(_Scan, a, by_b + by_a * _shift(states, state), by_state)
-        by_before = by_a * d_b  # of the state before each step
-        by_after = torch.cat((by_before[1:], torch.zeros_like(by_before[:1])))
-        return _shift(by_states, by_state) * d_b, by_before[0], by_after, by_states
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(
+            "linear_scan has no gradient of its gradient: loop over the steps instead"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
@@ -113,11 +110,6 @@ def _empty_like(tensor: Tensor) -> Tensor:
 def _has_rows(tensor: Tensor) -> bool:
     """Return whether the numbers of a step and a stream are next to each other in memory."""
     return tensor[:1, :1].is_contiguous()
-
-
-def _shift(states: Tensor, state: Tensor) -> Tensor:
-    """Return the states before each step."""
-    return torch.cat((state[None], states[:-1]))
 
 
 def _batch(
