@@ -253,9 +253,9 @@ class _Kernel(NamedTuple):
         *_, steps, streams, _ = arrays["wx"].shape
         count = arrays["wx"][..., 0, 0, 0].numel()
         n = arrays["state"].shape[-1]
-        used = [tensor.contiguous() for name, tensor in arrays.items() if name in _ARRAYS]
-        names = [name for name in arrays if name in _ARRAYS]
+        read = {name: arrays[name].contiguous() for name in _ARRAYS if name in arrays}
         weights = {}
+        used = []  # which live as long as the call
         for name in _WEIGHTS:
             if name in arrays:
                 weight = arrays[name].reshape(count, *arrays[name].shape[-2:])
@@ -279,7 +279,7 @@ class _Kernel(NamedTuple):
             self.has_state_gate,
             self.has_forget_gate,
             **weights,
-            **{name: tensor.data_ptr() for name, tensor in zip(names, used, strict=False)},
+            **{name: tensor.data_ptr() for name, tensor in read.items()},
         )
         library = load_library(self.precision)
         assert library is not None
@@ -480,11 +480,9 @@ def _computes_correctly(precision: Precision) -> bool:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             ys, _ = cell.forward_sequence(x, first)
         leaves = [x, *cell.parameters()]
-        expected = [
-            torch.stack(stepwise),
-            *torch.autograd.grad(torch.stack(stepwise).sum(), leaves),
-        ]
-        actual = [ys, *torch.autograd.grad(ys.sum(), leaves)]
+        wanted = torch.stack(stepwise)
+        expected = wanted, *torch.autograd.grad(wanted.sum(), leaves)
+        actual = ys, *torch.autograd.grad(ys.sum(), leaves)
         tolerance = 1e-4 if precision == "fp32" else 3e-2
         for tensor, other in zip(actual, expected, strict=True):
             if not (tensor - other).norm() <= tolerance * other.norm():
