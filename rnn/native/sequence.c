@@ -72,10 +72,10 @@ INLINE float *rows_at(const Chunk *chunk, const float *array, int64_t steps, int
     return (float *)array + ((chunk->network * steps + t) * s->streams + chunk->first) * columns;
 }
 
-// The same in an array (K, T, B, columns); NULL if there is none.
+// The same in an array (K, T, B, columns).
 INLINE float *at(const Chunk *chunk, const float *array, int64_t t, int64_t columns)
 {
-    return array == NULL ? NULL : rows_at(chunk, array, chunk->sequence->steps, t, columns);
+    return rows_at(chunk, array, chunk->sequence->steps, t, columns);
 }
 
 // Return the chunk's products of the inputs at a step.
