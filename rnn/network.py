@@ -176,7 +176,10 @@ class Network(nn.Module):
         self, layer: nn.Module, xs: Tensor, old: list[Tensor], is_tuple: bool, outputs: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance a layer by T steps; return its last outputs (U, B, n) and its state's tensors."""
-        if len(xs) > 1 and self._reads_sequences and has_sequence_form(layer):
+        if len(xs) == 1:
+            y, new = self._advance(layer, "forward", xs[0], old, is_tuple)  # (B, n)
+            return y[None], new
+        if self._reads_sequences and has_sequence_form(layer):
             ys, new = self._advance(layer, SEQUENCE_FORM, xs, old, is_tuple)  # (T, B, n)
             return ys[len(ys) - outputs :], new
         stepwise = []
