@@ -18,9 +18,14 @@ def list_modules() -> str:
     """Return a table of all modules; a package stands before its modules, in bold."""
     rows = []
     for package in PACKAGES:
-        paths = sorted((ROOT / package).rglob("*.py"), key=_sort_key)
+        paths = sorted(filter(_is_module, (ROOT / package).rglob("*.py")), key=_sort_key)
         rows += [_describe(path) for path in paths if path.name not in OMITTED]
     return make_table(("module", "what it is"), rows)
+
+
+def _is_module(path: Path) -> bool:
+    """Return whether a file is in packages: searches keep copies of cells in other folders."""
+    return all(folder.isidentifier() for folder in path.relative_to(ROOT).parent.parts)
 
 
 def _sort_key(path: Path) -> tuple[tuple[str, ...], bool, str]:
