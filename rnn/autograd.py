@@ -41,9 +41,10 @@ from rnn.network import (
     initialization_seed,
     is_trained,
     named_tensors,
+    reset_states,
     split_tensors,
 )
-from rnn.own_code import describe_error
+from rnn.own_code import describe_error, load_class, loaded_source
 from rnn.parameters import Parameters
 from rnn.precision import EngineName
 from rnn.training.devices import configure_matmul, is_out_of_memory, keep_freed_memory
@@ -301,11 +302,7 @@ class AutogradStack:
         initial = self._initial_states(streams.shape[-1])
         if states is None:
             return initial
-        chosen = streams.expand(len(self.configs), -1)  # (K, B)
-        return [
-            torch.where(chosen.view(*chosen.shape, *[1] * (old.dim() - 2)), new, old)
-            for new, old in zip(initial, states, strict=True)
-        ]
+        return reset_states(states, initial, streams.expand(len(self.configs), -1))
 
     def _detach(self, states: Sequence[Tensor]) -> list[Tensor]:
         detached = [state.detach() for state in states]
@@ -420,7 +417,9 @@ def lockstep_obstacle(
 def _try_lockstep(config: NetworkConfig, precision: Precision, device: torch.device) -> str | None:
     vocab_size = 4
     streams = 3
-    steps = 70 if has_sequence_form(build_seeded(config, BYTES, 0).layers[0]) else 3
+    assert config.sha256 is not None, "a user's cell"
+    cls = load_class(loaded_source(config.cell, config.sha256))
+    steps = 70 if has_sequence_form(cls) else 3
     configs = [
         TrialConfig(config, replicate, bptt_steps=steps, update_every=steps)
         for replicate in range(2)

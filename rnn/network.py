@@ -6,7 +6,7 @@ classes, tokens of the vocabulary or numbers.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ class Network(nn.Module):
                 state = initial_state(streams)
             else:
                 state = weight.new_zeros(streams, self.head.in_features)
-            tensors = _list_parts(state)
+            tensors = list_parts(state)
             if not tensors or not all(map(_is_real_tensor, tensors)):
                 raise CellError(
                     f"cell {self.cell}: initial_state returned {_describe(state)}: expected a real "
@@ -209,8 +209,8 @@ class Network(nn.Module):
 
     def _convert(self, form: str, part: str, value: Any, like: Any, original: str) -> list[Tensor]:
         """Return the tensors of what a method returned, in the dtypes of its arguments."""
-        tensors = _list_parts(value)
-        originals = _list_parts(like)
+        tensors = list_parts(value)
+        originals = list_parts(like)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
         is_like = isinstance(value, tuple) == isinstance(like, tuple)
         if not is_like or shapes != [tensor.shape for tensor in originals]:
@@ -233,8 +233,12 @@ class Network(nn.Module):
 
 
 def has_sequence_form(cell: object) -> bool:
-    """Return whether a cell, or its class, has a sequence form; None as the attribute is none."""
-    return getattr(cell, SEQUENCE_FORM, None) is not None
+    """Return whether a cell, or its class, has a sequence form.
+
+    It is a method of the class, of which a study keeps a record. None as the attribute is none.
+    """
+    owners = (cell, cell if isinstance(cell, type) else type(cell))
+    return all(getattr(owner, SEQUENCE_FORM, None) is not None for owner in owners)
 
 
 def _build_layer(config: NetworkConfig) -> nn.Module:
@@ -255,8 +259,26 @@ def _build_layer(config: NetworkConfig) -> nn.Module:
         ) from error
 
 
-def _list_parts(state: Any) -> list[Any]:
+def list_parts(state: Any) -> list[Any]:
+    """Return the tensors of a cell's state."""
     return list(state) if isinstance(state, tuple) else [state]
+
+
+def reset_states(
+    states: Iterable[Tensor], initial: Iterable[Tensor], streams: Tensor
+) -> list[Tensor]:
+    """Return states in which some streams have the initial ones.
+
+    Args:
+        states: (…, B, …)
+        initial: the initial states, of the same shapes.
+        streams: which streams have them (…, B).
+    """
+    reset = []
+    for old, new in zip(states, initial, strict=True):
+        chosen = streams.view(*streams.shape, *[1] * (old.dim() - streams.dim()))
+        reset.append(torch.where(chosen, new, old))
+    return reset
 
 
 def _is_real_tensor(value: object) -> bool:

@@ -97,8 +97,8 @@ def read_gated(cell: "GatedCell", x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]
     n = h.shape[1]
     gates = [gate for gate in (cell.state_gate, cell.forget_gate) if gate is not None]
     maps = [cell.candidate, *gates]
-    weight = torch.cat([each.weight.mT[: 2 * n] for each in maps], 1)  # (2n, m)
-    bias = torch.cat([each.bias for each in maps])  # (m)
+    weight = torch.cat([linear.weight.mT[: 2 * n] for linear in maps], 1)  # (2n, m)
+    bias = torch.cat([linear.bias for linear in maps])  # (m)
     given = {"state": h, "recurrent": weight[n:], "bias": bias}
     if cell.gate_inputs == "candidate":
         if cell.state_gate is not None:

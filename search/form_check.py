@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from rnn.config import BYTES, NetworkConfig, Precision
 from rnn.errors import CellError
-from rnn.network import SEQUENCE_FORM, build_seeded, has_sequence_form
+from rnn.network import (
+    SEQUENCE_FORM,
+    build_seeded,
+    has_sequence_form,
+    list_parts,
+    reset_states,
+)
 
 _STREAMS = 3
 
@@ -239,7 +245,7 @@ class _Pair:
 
         Its values are the streams that start anew there.
         """
-        return partial(self._read, self._draw(steps, len(_list(state)[0])), state, cuts)
+        return partial(self._read, self._draw(steps, len(list_parts(state)[0])), state, cuts)
 
     @torch.no_grad()
     def _read(
@@ -261,11 +267,9 @@ class _Pair:
 
     def _reset(self, state: Any, streams: Sequence[int]) -> Any:
         """Return a state in which some streams have the initial one."""
-        parts = []
-        for old, new in zip(_list(state), _list(self._initial_state()), strict=True):
-            chosen = torch.zeros(_STREAMS, dtype=torch.bool)
-            chosen[list(streams)] = True
-            parts.append(torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old))
+        chosen = torch.zeros(_STREAMS, dtype=torch.bool)
+        chosen[list(streams)] = True
+        parts = reset_states(list_parts(state), list_parts(self._initial_state()), chosen)
         return tuple(parts) if isinstance(state, tuple) else parts[0]
 
     def _differentiate(
@@ -276,7 +280,7 @@ class _Pair:
         state = _map_floats(self._state, lambda part: part.detach().clone().requires_grad_())
         y, after = self._run(precision, by_sequence, inputs, state)
         loss = (y * weights).sum()
-        for part in _list(after):
+        for part in list_parts(after):
             if part.requires_grad:
                 loss = loss + (part * torch.linspace(-1, 1, part.numel()).view_as(part)).sum()
         layer = self._exact if precision == "fp64" else self._layer
@@ -321,18 +325,14 @@ class _Pair:
         return y.double(), _map_floats(state, Tensor.double)
 
 
-def _list(state: Any) -> list[Tensor]:
-    return list(state) if isinstance(state, tuple) else [state]
-
-
 def _map_floats(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a state whose tensors of numbers, but for integers, are changed."""
-    parts = [change(part) if part.is_floating_point() else part for part in _list(state)]
+    parts = [change(part) if part.is_floating_point() else part for part in list_parts(state)]
     return tuple(parts) if isinstance(state, tuple) else parts[0]
 
 
 def _name_states(state: Any) -> Tensors:
-    parts = _list(state)
+    parts = list_parts(state)
     if len(parts) == 1:
         return {"state": parts[0]}
     return {f"state {number}": part for number, part in enumerate(parts, 1)}

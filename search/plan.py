@@ -14,7 +14,7 @@ import torch
 from reports.stats.power import POWER
 from rnn.config import count_updates
 from rnn.engines import build_network
-from rnn.errors import CellError, UserError
+from rnn.errors import CellError, UserError, find_user_line
 from rnn.network import count_parameters
 from rnn.own_code import describe_error
 from rnn.training.devices import is_out_of_memory
@@ -333,7 +333,8 @@ def _time_trial(
     try:
         next(points)
     except Exception as error:  # a user's cell may raise any
-        if architecture.is_built_in or isinstance(error, UserError) or is_out_of_memory(error):
+        is_of_user = not architecture.is_built_in and find_user_line(error) > 0
+        if not is_of_user or isinstance(error, UserError) or is_out_of_memory(error):
             raise
         line = f"cell {architecture.cell} raises {describe_error(error)}"
         raise CellError(f"{line}: test it with rnn-search check") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnn.engines import Engine
-from rnn.network import Batch
+from rnn.network import Batch, reset_states
 
 MAX_BINS = 12
 
@@ -140,7 +140,7 @@ def evaluate_sequences(
             states = [state.clone() for state in initial]
         for begin, stop in _split_steps(stack, len(inputs), inputs.shape[1], resets, share):
             if begin in resets:
-                _reset_states(states, initial, resets[begin].to(stack.device))
+                states = reset_states(states, initial, resets[begin].to(stack.device)[None])
             places = counted[begin:stop].flatten().nonzero()[:, 0].to(stack.device)  # (N,)
             outputs, next_states = stack.forward(inputs[begin:stop], states, places)  # (K, N, V)
             for state, next_state in zip(states, next_states, strict=True):
@@ -183,13 +183,6 @@ def _find_resets(batch: Batch, chosen: slice, is_consecutive: bool) -> dict[int,
     resets = torch.from_numpy(batch.resets[:, chosen])
     steps = np.flatnonzero(batch.resets[:, chosen].any(1)).tolist()
     return {t: resets[t] for t in steps if t or is_consecutive}
-
-
-def _reset_states(states: Sequence[Tensor], initial: Sequence[Tensor], streams: Tensor) -> None:
-    """Set the states of some streams (B,) to the initial ones."""
-    for state, start in zip(states, initial, strict=True):
-        shape = (1, -1, *[1] * (state.dim() - 2))
-        state.copy_(torch.where(streams.view(shape), start, state))
 
 
 # ------------------------------------------------------------------ curves

@@ -289,6 +289,16 @@ def test_cell_that_cannot_be_trained_in_lockstep_is_found(constructor, output, p
     assert "\n" not in obstacle
 
 
+def test_sequence_form_is_a_method_of_the_class_that_no_option_switches_off():
+    form = "def forward_sequence(self, x, state): raise RuntimeError"
+    off = cell_of("self.forward_sequence = None", more=form)
+    of_instance = cell_of("self.forward_sequence = lambda x, state: 1 / 0")
+    for cell in (off, of_instance):
+        build_seeded(cell, SPEC, 0)(torch.zeros(3, 1, dtype=torch.long))
+    with pytest.raises(RuntimeError):
+        build_seeded(cell_of(more=form), SPEC, 0)(torch.zeros(3, 1, dtype=torch.long))
+
+
 def test_sequence_form_that_lockstep_cannot_run_is_found():
     read = "return (x if len(x) < 9 or x.sum() > 0 else -x), state"
     cell = cell_of(more=f"def forward_sequence(self, x, state): {read}")
