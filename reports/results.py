@@ -165,7 +165,7 @@ class Results:
     @cached_property
     def cells(self) -> list[str]:
         """Names of the cells; none if the study was imported."""
-        if not self.config.is_trained:
+        if not self.config.has_networks:
             return []
         return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
 
@@ -203,7 +203,7 @@ class Results:
     def measure(self) -> Measure:
         """Name, unit, direction and format of ``value``."""
         measure = find_measure(self.config)
-        if self.config.is_trained:
+        if self.config.has_networks:
             return measure
         return measure.with_decimals(self.table["value"].dropna())
 
@@ -224,7 +224,7 @@ class Results:
 
     def has_all_combinations(self, names: Sequence[str]) -> bool:
         """Return whether trials are a grid of some parameters; see :attr:`is_grid`."""
-        if self.config.is_trained:
+        if self.config.has_networks:
             return self.config.refinement is None
         count = len(self.table.drop_duplicates(names)) if names else 1
         return count == math.prod(self.table[name].nunique(dropna=False) for name in names)

@@ -256,7 +256,7 @@ def _read_checked(url: str) -> list[StudyRecord]:
         for name in list_study_names(storage):
             with suppress(StudyFormatError):  # of another program or version
                 records.append(read_record(load_study(storage, name)))
-    trained = [record for record in records if record.config.is_trained]
+    trained = [record for record in records if record.config.has_networks]
     return [record for record in trained if record.created_with == versions]
 
 

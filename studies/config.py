@@ -22,7 +22,7 @@ from rnn.config import (
 )
 from rnn.errors import UserError
 from studies.errors import StudyFormatError
-from studies.grid import Grid
+from studies.grid import Grid, NetworkGrid
 from studies.messages import expect_one_of, shorten
 from studies.records import (
     DEFAULT_MARGIN,
@@ -45,8 +45,11 @@ from studies.space import (
     GATED_PARAMS,
     REPLICATE,
     TASK,
+    LoopSpace,
+    LoopTable,
     Refinement,
     Space,
+    SpaceTable,
     explain_value,
     param_order,
     replicate_of,
@@ -59,6 +62,8 @@ from studies.study_settings import (
     EvaluationSettings,
     ImportedResults,
     LeaseSettings,
+    LoopSettings,
+    MetricSettings,
     OutageSettings,
     PrecisionSetting,
     PruningSettings,
@@ -97,6 +102,12 @@ _TEXT_SETTINGS = {
 }
 """Settings of the task `text` alone, and why another task has none."""
 
+_NETWORK_SETTINGS = (
+    "task", "objective", "eval_split", "keep_weights", "gate_inputs", "precision", "training",
+    "evaluation",
+)  # fmt: skip
+"""Settings of networks, which a study with a loop has none of."""
+
 
 class StudyConfig(StrictModel):
     """A study: a grid to search, trials derived from another study, or imported results.
@@ -104,8 +115,8 @@ class StudyConfig(StrictModel):
     It has one of ``space``, ``refinement`` and ``results``. ``cells`` holds the users' cells that
     the grid, or a source study, names, and ``task_record`` the task, or ``task_records`` the tasks
     by name if the grid crosses several. ``lengths`` holds what the training of each task is rounded
-    up to. The program fills these and ``results``, which is judged by the descriptive settings
-    alone.
+    up to, and ``loop_parameters`` names the parameters of a study with a loop. The program fills
+    these and ``results``, which is judged by the descriptive settings alone.
     """
 
     question: str = ""
@@ -147,26 +158,48 @@ class StudyConfig(StrictModel):
     task_record: TaskRecord | None = None
     task_records: dict[str, TaskRecord] = {}
     lengths: dict[str, TrainingLength] = {}
-    space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
+    loop: LoopSettings | None = None
+    loop_parameters: list[str] = []
+    space: Annotated[tuple[SpaceTable, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
     results: ImportedResults | None = None
 
     @property
-    def is_trained(self) -> bool:
-        """Whether trials are trained here, and not results that another program recorded."""
-        return self.results is None
+    def has_networks(self) -> bool:
+        """Whether the trials are networks of this program."""
+        return self.own_metric is None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program recorded the results."""
+        return self.results is not None
+
+    @property
+    def own_metric(self) -> MetricSettings | None:
+        """What the value of trials is that are no networks of this program."""
+        return self.loop or self.results
 
     @property
     def direction(self) -> Direction:
         """Whether a lower or a higher value is better."""
-        return "minimize" if self.results is None else self.results.direction
+        return "minimize" if self.own_metric is None else self.own_metric.direction
+
+    @property
+    def network_tables(self) -> tuple[Space, ...]:
+        """The tables ``[space]`` of a grid of networks."""
+        return tuple(table for table in self.space or () if isinstance(table, Space))
 
     @property
     def grid(self) -> Grid | None:
         """The grid of the tables ``[space]``."""
         if self.space is None:
             return None
-        return Grid(self.space, self.training, self.cells, self.task_record, self.task_records)
+        if self.loop is not None:
+            tables = [table for table in self.space if isinstance(table, LoopSpace)]
+            return Grid(tables, [(table, table.choices) for table in tables])
+        return NetworkGrid(
+            self.network_tables, self.training, self.cells, self.task_record, self.task_records
+        )
 
     @property
     def replicates(self) -> int:
@@ -192,7 +225,7 @@ class StudyConfig(StrictModel):
         task = self.task
         if record.source != TEXT:
             task = TaskSettings.model_validate({"source": record.source, **record.values})
-        tables = None if self.space is None else [table.at_task(name) for table in self.space]
+        tables = [table.at_task(name) for table in self.network_tables]
         return self.model_copy(
             update={
                 "task": task,
@@ -202,7 +235,7 @@ class StudyConfig(StrictModel):
                 "report_threshold": of_task(self.report_threshold, name),
                 "hypothesis": [hypothesis.at_task(name) for hypothesis in self.hypothesis],
                 "refinement": self.refinement and self.refinement.at_task(name),
-                "space": tables and tuple(table for table in tables if table is not None),
+                "space": self.space and tuple(table for table in tables if table is not None),
             }
         )
 
@@ -211,7 +244,9 @@ class StudyConfig(StrictModel):
         """Names of several tasks, in the order of their choices; none of one, and of one trial."""
         if self.refinement is not None and self.refinement.trial is None:
             return list(self.task_records)
-        return list(dict.fromkeys(name for table in self.space or () for name in table.task_names))
+        return list(
+            dict.fromkeys(name for table in self.network_tables for name in table.task_names)
+        )
 
     def choose_task(self, study: str, task: str) -> str:
         """Return the task that a user names; "" in a study of one.
@@ -253,15 +288,21 @@ class StudyConfig(StrictModel):
         """Return the config of a study of a trial's task alone."""
         return self.at_task(str(params.get(TASK))) if self.task_records else self
 
+    def task_of(self, params: Mapping[str, Any]) -> str:
+        """Return the task of a trial, of several ones; "" in a study of one."""
+        return str(params[TASK]) if self.task_names else ""
+
     def length_of(self, params: Mapping[str, Any] = MappingProxyType({})) -> TrainingLength:
         """Return how long a trial trains; without parameters, each one of a study of one task."""
+        if self.loop is not None:
+            return TrainingLength(steps=self.loop.steps, log_every=self.loop.log_every)
         task = str(params.get(TASK)) if self.task_records else ""
         return self.lengths.get(task, self.training.length)
 
     def varies(self, setting: str) -> bool:
         """Return whether a training setting has several values in the grid; True without one."""
         default = getattr(self.training, setting)
-        tables = [table.values(setting) or [default] for table in self.space or ()]
+        tables = [table.values(setting) or [default] for table in self.network_tables]
         return self.space is None or len(set(chain(*tables))) > 1
 
     @property
@@ -272,9 +313,14 @@ class StudyConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _add_text(cls, raw: Any) -> Any:
-        """Add the record of a text, which is read later."""
-        filled = ("task_record", "task_records", "results")
-        if not isinstance(raw, Mapping) or any(raw.get(name) for name in filled):
+        """Add the record of a text, which is read later; mark the tables of a loop."""
+        if not isinstance(raw, Mapping):
+            return raw
+        if raw.get("loop") is not None and raw.get("space") is not None:
+            tables = _list_tables(raw["space"])
+            marked = [LoopTable(table) if isinstance(table, dict) else table for table in tables]
+            return {**raw, "space": marked}
+        if any(raw.get(name) for name in ("task_record", "task_records", "results", "loop")):
             return raw
         try:
             task = TaskSettings.model_validate(raw.get("task", {}))
@@ -286,14 +332,14 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_task(self) -> "StudyConfig":
-        if any(table.task_names for table in self.space or ()) and self.task.source != TEXT:
+        if any(table.task_names for table in self.network_tables) and self.task.source != TEXT:
             raise ValueError(
                 f"has the task {self.task.source!r} and a list of tasks in space.task: expected "
                 "the list alone"
             )
         record = self.task_record
         is_text = record is not None and record.source == TEXT
-        if not self.is_trained or (is_text and self.task.source == TEXT):
+        if not self.has_networks or (is_text and self.task.source == TEXT):
             return self
         has_text = any(task.source == TEXT for task in self.task_records.values())
         if (record is None or is_text or self.task.source == TEXT) and not self.task_records:
@@ -303,12 +349,32 @@ class StudyConfig(StrictModel):
         given = []
         if not has_text:
             given = [k for k in _TEXT_SETTINGS if attrgetter(k)(self) != attrgetter(k)(defaults)]
-        if any(table.values("sequence_length") for table in self.space or ()):
+        if any(table.values("sequence_length") for table in self.network_tables):
             given.append("space.training.sequence_length")
         if given:
             raise ValueError(
                 f"has {given[0]} and {task}: expected no {given[0]}, "
                 f"because {_TEXT_SETTINGS[given[0].removeprefix('space.')]}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loop(self) -> "StudyConfig":
+        """Refuse settings of networks in a study with a loop."""
+        if self.loop is None:
+            return self
+        defaults = type(self).model_construct()
+        for name in _NETWORK_SETTINGS:
+            if getattr(self, name) != getattr(defaults, name):
+                raise ValueError(
+                    f"has {name} and [loop]: expected no {name}, because the loop trains, and not "
+                    "this program; a setting of the loop is a parameter of [space]"
+                )
+        if self.pruning.enabled and 2 * self.loop.log_every > self.loop.steps:
+            raise ValueError(
+                f"has pruning.enabled and no log point before the last: loop.log_every is "
+                f"{self.loop.log_every} and loop.steps {self.loop.steps}, expected log_every of at "
+                "most half of steps"
             )
         return self
 
@@ -328,7 +394,7 @@ class StudyConfig(StrictModel):
     def _check_margin(self, subject: str, margin: Any, is_stated: bool) -> None:
         tasks = self.list_tasks().items()
         needed = [name for name, task in tasks if task.loss in UNITLESS_LOSSES]
-        if not self.is_trained:
+        if not self.has_networks:
             needed = [""]
         stated = needed if is_stated else []
         if isinstance(margin, dict):
@@ -367,7 +433,7 @@ class StudyConfig(StrictModel):
                 'has eval_split = "test": expected a refinement with replicates of 2 or more, '
                 "because a split that guides a search is no test"
             )
-        is_imported = not self.is_trained and self.space is None and refinement is None
+        is_imported = self.is_imported and self.space is None and refinement is None
         if (self.space is None) == (refinement is None) and not is_imported:
             given = "neither" if self.space is None else "both"
             raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
@@ -413,7 +479,7 @@ class StudyConfig(StrictModel):
         # Each hypothesis is tested in each task.
         names = [name for name in self.list_params() if name != TASK]
         options: Options | None = None
-        if self.is_trained:
+        if self.has_networks:
             cells: list[ParamValue] = [*BUILT_IN_CELLS, *self.cells]
             cell = CellOption(type="str", choices=cells, default=GATED_CELL)
             names = [CELL, *names]
@@ -426,6 +492,8 @@ class StudyConfig(StrictModel):
         """Check the trials of a derived study, as far as the file alone decides."""
         for variant in self.refinement.variants if self.refinement else ():
             self._check_params("refinement.variants: a variant", variant)
+            if not self.has_networks:
+                continue
             for name, value in variant.items():
                 if expected := explain_value(name, value, self.options):
                     raise ValueError(
@@ -462,6 +530,9 @@ class StudyConfig(StrictModel):
         """List the parameters that a trial can have, the name of the cell aside."""
         if self.results is not None:
             return self.results.parameters
+        if self.loop is not None:
+            stated = [name for table in self.space or () for name in table.model_extra or ()]
+            return list(dict.fromkeys([*self.loop_parameters, *stated]))
         tasks = [TASK] if self.task_records else []
         own = (*GATED_PARAMS, BLOCK, *self.options)
         return list(dict.fromkeys((*tasks, *own, *TRAINING_PARAMS)))
@@ -535,8 +606,8 @@ def _select(params: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str,
 
 
 def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
-    """Describe a trial by its network, or, if it was imported, by its parameters."""
-    if config.is_trained:
+    """Describe a trial by its network, or, if it is none of this program, by its parameters."""
+    if config.has_networks:
         return to_trial_config(params, config).label
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     named = (f"{name} {params[name]}" for name in config.list_params() if name in params)
@@ -556,11 +627,11 @@ def resolve_params(
 ) -> dict[str, Any]:
     """Return a trial's parameters, and of other names those that its study's config fixes.
 
-    A trial that has no number of its replicate is replicate 0. What an imported trial lacks, no
-    config fixes.
+    A trial that has no number of its replicate is replicate 0. What a trial lacks that is no
+    network of this program, no config fixes.
     """
-    if config.results is not None:
-        known = (*config.results.parameters, REPLICATE)
+    if not config.has_networks:
+        known = (*config.list_params(), REPLICATE)
         return {name: params[name] for name in known if name in params}
     config = config.of_trial(params)
     cell = config.cells.get(params.get(CELL, GATED_CELL))

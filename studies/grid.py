@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rnn.config import BLOCKS, BUILT_IN_CELLS, GATED_CELL, OPTIMIZERS, ParamValue
 from studies.messages import expect_one_of
@@ -14,6 +15,7 @@ from studies.space import (
     REPLICATE,
     SWITCHES,
     TASK,
+    LoopSpace,
     Params,
     SearchSpace,
     Space,
@@ -35,87 +37,65 @@ MAX_COMBINATIONS = 1_000_000
 """Maximum number of combinations of a grid, including excluded ones."""
 
 
+Table = Space | LoopSpace
+"""A table ``[space]``."""
+
+_T = TypeVar("_T", bound=Table)
+
+
+def name_tables(tables: Sequence[_T]) -> dict[str, _T]:
+    """Return tables by the names that messages give them.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not tables:
+        raise ValueError("space has no table: expected at least one [space]")
+    if len(tables) == 1:
+        return {"space": tables[0]}
+    return {f"space {number}": table for number, table in enumerate(tables, 1)}
+
+
 class Grid:
     """The combinations of all tables ``[space]`` of a study, each once.
 
-    A combination lacks the parameters that do not apply to it: switches belong to the gated cell,
-    options to the users' cells that have them, some training settings to some optimizers, and
-    ``update_every`` to gradients that do not go back to the start of a sequence. Where there are
-    several tables, a parameter that one of them varies has the study's value, or the default, in
-    the others. Where one has replicates, every combination has the number of its replicate.
+    Where there are several tables, a combination lacks the parameters that its table does not have.
+    Where one has replicates, every combination has the number of its replicate.
 
     Args:
-        spaces: the tables.
-        training: training settings of the study.
-        cells: users' cells by name.
-        task: record of the task; None if there are several.
-        tasks: records of several tasks by name.
+        tables: the tables.
+        blocks: the values of each parameter in a table, or in parts of it.
 
     Attributes:
         search_space: each parameter's values, in the order of the file.
 
     Raises:
-        ValueError: if the tables contradict each other, the training settings, the cells or the
-            task.
+        ValueError: if a table excludes what it does not have, or all that it has.
     """
 
     def __init__(
         self,
-        spaces: Sequence[Space],
-        training: TrainingSettings,
-        cells: Mapping[str, CellRecord],
-        task: TaskRecord | None = None,
-        tasks: Mapping[str, TaskRecord] | None = None,
+        tables: Sequence[Table],
+        blocks: Sequence[tuple[Table, dict[str, Sequence[ParamValue]]]],
     ) -> None:
-        self._spaces = spaces
-        self._training = training
-        self._cells = cells
-        self._task = task
-        self._tasks = tasks or {}
-        self._has_cell = any(space.cell is not None for space in spaces)
-        self._has_replicates = any(space.replicates > 1 for space in spaces)
-        self._varied = {
-            name
-            for space in spaces
-            for name in (BLOCK, *TRAINING_PARAMS, *space.options, *space.task_options)
-            if space.values(name) is not None
-        }
-        if not spaces:
-            raise ValueError("space has no table: expected at least one [space]")
-        tables = {
-            "space" if len(spaces) == 1 else f"space {number}": space
-            for number, space in enumerate(spaces, 1)
-        }
-        for table, space in tables.items():
-            self._check_cells(table, space)
-            self._check_options(table, space)
-            self._check_task(table, space)
-            self._check_tasks(table, space)
-        self._check_sources(tables)
-        self._check_use(tables)
-        self._check_types()
-        self._blocks = [
-            (space, self._values(space, cell)) for space in spaces for cell in space.cell_names
-        ]
-        """Each cell of each table, with the values of the parameters that it has there."""
-        size = sum(math.prod(map(len, values.values())) for _, values in self._blocks)
+        self._tables = tables
+        self._blocks = blocks
+        if any(table.replicates > 1 for table in tables):
+            for table, values in blocks:
+                values[REPLICATE] = range(table.replicates)
+        size = sum(math.prod(map(len, values.values())) for _, values in blocks)
         if size > MAX_COMBINATIONS:
             raise ValueError(
                 f"space has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, "
                 "including excluded ones"
             )
-        for table, space in tables.items():
-            self._check_exclusions(table, space)
+        for name, table in name_tables(tables).items():
+            self._check_exclusions(name, table)
         found: dict[str, dict[ParamValue, None]] = {}
-        for _, values in self._blocks:
+        for _, values in blocks:
             for name, choices in values.items():
                 found.setdefault(name, {}).update(dict.fromkeys(choices))
-        self.search_space: SearchSpace = {name: list(found[name]) for name in param_order(found)}
-        trained = {params.get(TASK) for params in self.project([TASK])}
-        if excluded := [name for name in self.search_space.get(TASK, ()) if name not in trained]:
-            raise ValueError(
-                f"space has no combination of task {excluded[0]} that exclude leaves: expected one"
-            )
+        self.search_space: SearchSpace = {name: list(found[name]) for name in self._sort(found)}
 
     def count(self) -> int:
         """Count the combinations that are not excluded."""
@@ -174,15 +154,13 @@ class Grid:
         blocks = [
             {name: set(choices) for name, choices in values.items()} for _, values in self._blocks
         ]
-        exclusions = [exclusion for space in self._spaces for exclusion in space.exclude]
+        exclusions = [exclusion for table in self._tables for exclusion in table.exclude]
         named = {item for exclusion in exclusions for item in exclusion.items()}
         kept: dict[str, set[ParamValue]] = {}
         for parameter, values in self.search_space.items():
             seen: dict[tuple[object, ...], int] = {}
             for value in values:
-                # An optimizer and "sequence" decide which parameters there are.
-                is_unique = parameter == "optimizer" or value == SEQUENCE
-                is_unique |= (parameter, value) in named
+                is_unique = self._is_decisive(parameter, value) or (parameter, value) in named
                 where = (value in block.get(parameter, ()) for block in blocks)
                 kind = ((value,) if is_unique else None, *where)
                 seen[kind] = seen.get(kind, 0) + 1
@@ -203,13 +181,120 @@ class Grid:
             yield from self._block_combinations(space, values)
 
     def _block_combinations(
-        self, space: Space, values: Mapping[str, Sequence[ParamValue]]
+        self, space: Table, values: Mapping[str, Sequence[ParamValue]]
     ) -> Iterator[Params]:
         """Yield the combinations of values that a table does not exclude."""
         for combination in itertools.product(*values.values()):
-            params = used_params(dict(zip(values, combination, strict=True)), self._training)
+            params = self._select_used(dict(zip(values, combination, strict=True)))
             if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
                 yield params
+
+    def _select_used(self, params: Params) -> Params:
+        """Return the parameters of a combination that apply to it."""
+        return params
+
+    def _is_decisive(self, parameter: str, value: ParamValue) -> bool:
+        """Return whether a value decides which other parameters there are."""
+        return False
+
+    def _sort(self, names: Iterable[str]) -> list[str]:
+        """Return parameters in the order in which they are listed."""
+        others = [name for name in names if name != REPLICATE]
+        return [*others, *(name for name in names if name == REPLICATE)]
+
+    def _check_exclusions(self, table: str, space: Table) -> None:
+        blocks = [values for owner, values in self._blocks if owner is space]
+        known: dict[str, list[ParamValue]] = {}
+        for values in blocks:
+            for name, choices in values.items():
+                known.setdefault(name, []).extend(choices)
+        known.pop(REPLICATE, None)
+        for exclusion in space.exclude:
+            if not exclusion:
+                raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
+            for name, value in exclusion.items():
+                if name not in known:
+                    expected = expect_one_of(self._sort(known), name)
+                    raise ValueError(f"{table} excludes {name!r}: {expected}")
+                if not contains_exact(known[name], value):
+                    expected = ", ".join(map(repr, dict.fromkeys(known[name])))
+                    raise ValueError(
+                        f"{table} excludes {name} = {value!r}: expected one of {expected}"
+                    )
+        if not any(next(self._block_combinations(space, block), None) for block in blocks):
+            raise ValueError(
+                f"{table} has no combination that exclude leaves: expected at least one"
+            )
+
+
+class NetworkGrid(Grid):
+    """The grid of a study of networks.
+
+    A combination lacks the parameters that do not apply to it: switches belong to the gated cell,
+    options to the users' cells that have them, some training settings to some optimizers, and
+    ``update_every`` to gradients that do not go back to the start of a sequence. Where there are
+    several tables, a parameter that one of them varies has the study's value, or the default, in
+    the others.
+
+    Args:
+        spaces: the tables.
+        training: training settings of the study.
+        cells: users' cells by name.
+        task: record of the task; None if there are several.
+        tasks: records of several tasks by name.
+
+    Raises:
+        ValueError: if the tables contradict each other, the training settings, the cells or the
+            task.
+    """
+
+    def __init__(
+        self,
+        spaces: Sequence[Space],
+        training: TrainingSettings,
+        cells: Mapping[str, CellRecord],
+        task: TaskRecord | None = None,
+        tasks: Mapping[str, TaskRecord] | None = None,
+    ) -> None:
+        self._spaces = spaces
+        self._training = training
+        self._cells = cells
+        self._task = task
+        self._tasks = tasks or {}
+        self._has_cell = any(space.cell is not None for space in spaces)
+        self._varied = {
+            name
+            for space in spaces
+            for name in (BLOCK, *TRAINING_PARAMS, *space.options, *space.task_options)
+            if space.values(name) is not None
+        }
+        tables = name_tables(spaces)
+        for table, space in tables.items():
+            self._check_cells(table, space)
+            self._check_options(table, space)
+            self._check_task(table, space)
+            self._check_tasks(table, space)
+        self._check_sources(tables)
+        self._check_use(tables)
+        self._check_types()
+        super().__init__(
+            spaces,
+            [(space, self._values(space, cell)) for space in spaces for cell in space.cell_names],
+        )
+        trained = {params.get(TASK) for params in self.project([TASK])}
+        if excluded := [name for name in self.search_space.get(TASK, ()) if name not in trained]:
+            raise ValueError(
+                f"space has no combination of task {excluded[0]} that exclude leaves: expected one"
+            )
+
+    def _select_used(self, params: Params) -> Params:
+        return used_params(params, self._training)
+
+    def _is_decisive(self, parameter: str, value: ParamValue) -> bool:
+        return parameter == "optimizer" or value == SEQUENCE
+
+    def _sort(self, names: Iterable[str]) -> list[str]:
+        return param_order(names)
 
     def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
         """Return the values of the parameters that one cell of a table has."""
@@ -234,8 +319,6 @@ class Grid:
         for name in TRAINING_PARAMS:
             if name in self._varied:
                 values[name] = self._setting(space, name)
-        if self._has_replicates:
-            values[REPLICATE] = range(space.replicates)
         return values
 
     def _setting(self, space: Space, name: str) -> Sequence[ParamValue]:
@@ -354,27 +437,3 @@ class Grid:
             f"{subject}, which {' and '.join(map(str, optimizers))} {verb} not use: expected the "
             f"optimizer {' or '.join(using)}"
         )
-
-    def _check_exclusions(self, table: str, space: Space) -> None:
-        blocks = [values for owner, values in self._blocks if owner is space]
-        known: dict[str, list[ParamValue]] = {}
-        for values in blocks:
-            for name, choices in values.items():
-                known.setdefault(name, []).extend(choices)
-        known.pop(REPLICATE, None)
-        for exclusion in space.exclude:
-            if not exclusion:
-                raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
-            for name, value in exclusion.items():
-                if name not in known:
-                    expected = expect_one_of(param_order(known), name)
-                    raise ValueError(f"{table} excludes {name!r}: {expected}")
-                if not contains_exact(known[name], value):
-                    expected = ", ".join(map(repr, dict.fromkeys(known[name])))
-                    raise ValueError(
-                        f"{table} excludes {name} = {value!r}: expected one of {expected}"
-                    )
-        if not any(next(self._block_combinations(space, block), None) for block in blocks):
-            raise ValueError(
-                f"{table} has no combination that exclude leaves: expected at least one"
-            )

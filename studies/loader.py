@@ -364,7 +364,7 @@ def _display_path(path: Path) -> str:
 # ------------------------------------------------------------------ mistakes
 
 
-_FILLED = ("cells", "task_record", "task_records", "lengths", "results")
+_FILLED = ("cells", "task_record", "task_records", "lengths", "loop_parameters", "results")
 """Keys of a stored config that the program fills."""
 
 _UNION_ARMS = ("bool", "int", "str", "float", "constrained-int", "constrained-float")
@@ -434,7 +434,7 @@ _KEYS = [
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
-_IGNORED = {"cells", "hypothesis", "lengths", *DESCRIPTIVE, *PER_WORKER}
+_IGNORED = {"cells", "hypothesis", "lengths", "loop_parameters", *DESCRIPTIVE, *PER_WORKER}
 """Settings that do not affect results; the sources of cells, which the space names, are compared by
 their hashes."""
 
@@ -470,17 +470,20 @@ def list_descriptive_changes(stored: StudyConfig, local: StudyConfig) -> list[st
 def _identity(config: StudyConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_IGNORED)
     tables: list[dict[str, Any]] = settings["space"] or []
-    for table in tables:
+    for table in tables if config.has_networks else ():
         if table["cell"]:  # by name: other machines have the files elsewhere
             table["cell"] = list(map(cell_name, table["cell"]))
         if isinstance(table["task"], list):
             table["task"] = [TaskEntry.model_validate(task).name for task in table["task"]]
+    for table in tables:
         # The order of exclusions is irrelevant.
         table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
     if len(tables) == 1:
         settings["space"] = tables[0]
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
+    if settings["loop"] is not None:
+        del settings["loop"]["function"]  # each worker's own; trials record the hash of its code
     del settings["task_record"]
     if settings.pop("task_records"):  # whose records are compared by name
         del settings["task"]

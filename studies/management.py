@@ -213,7 +213,7 @@ def _list_best(of_tasks: Mapping[str, Best]) -> str:
 
 
 def _kind(record: StudyRecord) -> str:
-    if not record.config.is_trained:
+    if record.config.is_imported:
         return "imported"
     refinement = record.config.refinement
     if refinement is None:

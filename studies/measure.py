@@ -182,9 +182,9 @@ _SEQUENCES = Measure(
 
 def find_measure(config: StudyConfig) -> Measure:
     """Return how the value of a study's objective is named and formatted."""
-    if config.results is not None:
-        name = config.results.metric
-        unit = config.results.unit
+    if config.own_metric is not None:
+        name = config.own_metric.metric
+        unit = config.own_metric.unit
         return Measure(
             name,
             unit,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
@@ -256,6 +256,49 @@ class Space(_NetworkValues):
             if exclusion.get(TASK, name) == name
         ]
         return self.model_copy(update={"task": {}, "exclude": exclude}) if all(exclude) else None
+
+
+class LoopTable(dict[str, Any]):
+    """A raw table ``[space]`` of a study with a loop, which has any parameters."""
+
+
+class LoopSpace(StrictModel):
+    """One table ``[space]`` of a study with a loop: the values of each parameter."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, Values[ParamValue]]
+
+    exclude: list[dict[str, ParamValue]] = []
+    replicates: PositiveInt = 1
+
+    task_names: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def choices(self) -> dict[str, Sequence[ParamValue]]:
+        """Values of each parameter, in the order of the file."""
+        return dict(self.__pydantic_extra__)
+
+    def values(self, parameter: str) -> Sequence[ParamValue] | None:
+        """Return a parameter's values in the order of the file; None if the table has none."""
+        return self.__pydantic_extra__.get(parameter)
+
+    @model_validator(mode="after")
+    def _check_values(self) -> "LoopSpace":
+        if not self.choices:
+            raise ValueError("expected at least one parameter with a list of values")
+        for name, values in self.choices.items():
+            if name in (REPLICATE, "seed", "seeds"):
+                raise ValueError(f"has {name}: {explain_key(name, ())}")
+            if len(set(values)) < len(values):  # Optuna takes True for 1, and 1 for 1.0
+                raise ValueError(f"{name} = {values}: expected distinct values")
+        return self
+
+
+SpaceTable = Annotated[
+    Annotated[Space, Tag("[network]")] | Annotated[LoopSpace, Tag("[loop]")],
+    Discriminator(lambda raw: "[loop]" if isinstance(raw, LoopTable | LoopSpace) else "[network]"),
+]
 
 
 def explain_key(key: str, known: Iterable[str], others: Iterable[str] = ()) -> str:

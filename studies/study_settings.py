@@ -5,7 +5,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
 
 from rnn.config import (
     OPTIMIZERS,
@@ -313,23 +320,56 @@ class OutageSettings(StrictModel):
     """Time that a worker waits for a storage that does not answer."""
 
 
-class ImportedResults(StrictModel):
+class MetricSettings(StrictModel):
+    """The value of trials that are no networks of this program."""
+
+    metric: str = Field(default="value", min_length=1)
+    """Name of the value."""
+    unit: str = ""
+    """Unit of the value; `""` for none."""
+    direction: Direction = "minimize"
+    """Whether a lower value is better (`minimize`) or a higher one (`maximize`)."""
+
+
+def _check_function(spec: str) -> str:
+    source, _, name = spec.rpartition(":")
+    if not source.endswith(".py") or not name.isidentifier():
+        raise ValueError("expected a function of a file, as in train.py:train")
+    return spec
+
+
+class LoopSettings(MetricSettings):
+    """A [training loop of your own](../how-to/your-own-loop.md), in place of networks of a task."""
+
+    steps: PositiveInt = 1
+    """Number of steps of a trial, in whatever the loop counts."""
+    log_every: PositiveInt = 1
+    """Steps between two log points; values that are logged between them are not stored."""
+    function: Annotated[str, AfterValidator(_check_function)] | None = None
+    """Function that runs one trial and returns its value, as `FILE.py:name`, for `rnn-search run`;
+    by default a script claims the trials."""
+
+    @model_validator(mode="after")
+    def _check_log_points(self) -> "LoopSettings":
+        if self.log_every > self.steps:
+            raise ValueError(
+                f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
+                "most steps"
+            )
+        return self
+
+
+class ImportedResults(MetricSettings):
     """Results that another program recorded, in place of a grid to train.
 
     Attributes:
         source: file or study that the results were read from, for a reader.
-        metric: name of the value.
-        unit: unit of the value; "" for none.
-        direction: whether a lower or a higher value is better.
         parameters: names of the parameters, in the order of the source.
         notes: what the import decided or left out, one sentence each.
         is_adaptive: whether a sampler may have chosen later rows by the results of earlier ones.
     """
 
     source: str
-    metric: str = Field(default="value", min_length=1)
-    unit: str = ""
-    direction: Direction = "minimize"
     parameters: list[str]
     notes: list[str] = []
     is_adaptive: bool = False

@@ -121,14 +121,14 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
 
 
 def read_study_record(study: optuna.Study) -> StudyRecord:
-    """Read and validate what a study that is trained here stores about itself.
+    """Read and validate what a study whose trials run here stores about itself.
 
     Raises:
         UserError: if it was imported.
         StudyFormatError: if another program, or another version of this one, stored it.
     """
     record = read_record(study)
-    if not record.config.is_trained:
+    if record.config.is_imported:
         raise UserError(
             f"study {study.study_name!r} was imported: its trials cannot be trained or derived "
             "from here"
