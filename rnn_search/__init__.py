@@ -9,6 +9,12 @@
     study.effects().plot()                  # a Plotly figure
     study.best.network()                    # an nn.Module with the trained weights
     study.best.sample("The ", length=200)
+
+or by a training loop of your own::
+
+    for trial in create_study("ablation.toml", load_if_exists=True).claim():
+        with trial:
+            trial.finish(train(**trial.params, seed=trial.seed))
 """
 
 from importlib import import_module
@@ -17,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rnn.errors import UserError
     from rnn.scan import linear_scan
-    from rnn_search.api import plan, run
+    from rnn_search.api import create_study, plan, run
     from rnn_search.printed_results import Effects
     from rnn_search.stored_studies import (
         delete_study,
@@ -28,16 +34,20 @@ if TYPE_CHECKING:
         rename_study,
         retry_trials,
     )
-    from rnn_search.study import Study, Trial, load
+    from rnn_search.study import FrozenTrial, Study, load
+    from search.worker.loop_trial import Trial, TrialStoppedError
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "create_study": "rnn_search.api",
     "plan": "rnn_search.api",
     "run": "rnn_search.api",
     "Effects": "rnn_search.printed_results",
+    "FrozenTrial": "rnn_search.study",
     "Study": "rnn_search.study",
-    "Trial": "rnn_search.study",
+    "Trial": "search.worker.loop_trial",
+    "TrialStoppedError": "search.worker.loop_trial",
     "load": "rnn_search.study",
     "linear_scan": "rnn.scan",
 }
@@ -45,9 +55,12 @@ _MODULES = {
 
 __all__ = [
     "Effects",
+    "FrozenTrial",
     "Study",
     "Trial",
+    "TrialStoppedError",
     "UserError",
+    "create_study",
     "delete_study",
     "export_study",
     "import_results",
@@ -66,7 +79,7 @@ def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
     if name in __all__:
         module = _MODULES.get(name, "rnn_search.stored_studies")
-        if name.endswith("Error"):
+        if name == "UserError":
             module = "rnn_search.errors"
         return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Run a search: the function :func:`run`, and what it shares with the command line."""
 
+import functools
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -19,11 +20,11 @@ from reports import final_report
 from reports.dashboard import HOST, open_listener
 from rnn.errors import UserError
 from rnn_search.study import Study, load
+from search.create_or_join import create_or_join
 from search.display import Display
 from search.launch.jobs import prepare_launch
-from search.plan import StudyPlan, plan_search
-from search.run import RunResult, run_workers
-from search.run_options import RunOptions
+from search.run import RunResult, find_device, run_workers
+from search.run_options import RunOptions, WorkerOptions
 from studies.locations import (
     ARTIFACTS_VARIABLE,
     STORAGE_VARIABLE,
@@ -32,6 +33,9 @@ from studies.locations import (
 )
 from studies.messages import check_study_name, shorten
 from studies.option_models import build_options
+
+if TYPE_CHECKING:
+    from search.plan import StudyPlan
 
 _logger = logging.getLogger(__name__)
 
@@ -123,6 +127,51 @@ def run(
     return run_with(_name_study(dict(locals())))  # each argument is one of RunOptions
 
 
+def create_study(
+    study: str | Path | Mapping[str, Any],
+    *,
+    storage: str | None = None,
+    name: str | None = None,
+    load_if_exists: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    prune: bool = False,
+    extend: bool = False,
+    partial: bool = False,
+    yes: bool = False,
+    artifacts: str | Path | None = None,
+) -> Study:
+    """Create a study with all its trials, or join one, without running any.
+
+    A training loop of one's own then claims them by :meth:`Study.claim`. Any number of processes
+    may call this at once: one creates the study.
+
+    Args:
+        study: study file, stored study or settings, as of :func:`run`.
+        storage: URL of the storage, as of :func:`run`.
+        name: name of the study; by default that of its file.
+        load_if_exists: whether to join a study that exists, with the same settings.
+        overrides: settings by dotted key, as in ``{"loop.steps": 500}``.
+        prune: whether to pause and prune trials that are unlikely to finish among the best.
+        extend: whether to add trials, as of :func:`run`; the study must exist.
+        partial: whether to derive from a source study that is not finished.
+        yes: whether to allow more than 20,000 new trials.
+        artifacts: folder of checkpoints, as of :func:`run`.
+
+    Raises:
+        UserError: if the settings or the storage cannot be used, or the study exists and is not to
+            be joined, or has other settings; before anything is written.
+    """
+    options = dict(locals())
+    del options["load_if_exists"]
+    checked = _check_options(_name_study(options))
+    with Display():
+        handle = create_or_join(checked, functools.partial(find_device, checked), load_if_exists)
+        handle.storage.close()
+        for line in handle.notice.splitlines():
+            _logger.info(line)
+    return load(handle.name, storage=checked.storage, artifacts=checked.artifacts)
+
+
 def plan(
     study: str | Path | Mapping[str, Any],
     *,
@@ -139,7 +188,7 @@ def plan(
     partial: bool = False,
     artifacts: str | Path | None = None,
     timed: bool = True,
-) -> StudyPlan:
+) -> "StudyPlan":
     """Say what a study costs on this machine and what it can find; nothing is written.
 
     The arguments are those of :func:`run`. With ``timed``, networks of each shape are trained for a
@@ -154,6 +203,8 @@ def plan(
     """
     options = dict(locals())
     del options["timed"]
+    from search.plan import plan_search  # imports PyTorch
+
     return plan_search(_check_options(_name_study(options)), timed)
 
 
@@ -205,21 +256,15 @@ def run_with(options: Mapping[str, Any]) -> Study:
 
 def _check_options(options: Mapping[str, Any]) -> RunOptions:
     """Return options that a caller from Python gives, in the types of the command line."""
-    overrides = options["overrides"] or {}
     launch_set = options.get("launch_set") or {}
-    _require_dict("overrides", overrides, "{'training.steps': 500}")
     _require_dict("launch_set", launch_set, "{'partition': 'gpu'}")
-    for key in overrides:
-        if not isinstance(key, str) or not key or "=" in key:
-            raise UserError(
-                f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
-            )
+    corpus = options.get("corpus")
     converted: dict[str, Any] = {
         "study": str(options["study"]),
         "storage": storage_or_default(options["storage"]),
         "artifacts": artifacts_or_default(options["artifacts"]),
-        "corpus": None if options["corpus"] is None else str(options["corpus"]),
-        "overrides": tuple(f"{key}={_to_toml(key, value)}" for key, value in overrides.items()),
+        "corpus": None if corpus is None else str(corpus),
+        "overrides": _check_overrides(options["overrides"]),
         "launch_set": tuple(f"{key}={value}" for key, value in launch_set.items()),
         "is_command": False,
     }
@@ -227,6 +272,25 @@ def _check_options(options: Mapping[str, Any]) -> RunOptions:
         plain = value.item() if isinstance(value, np.generic) else value
         converted.setdefault(name, plain)
     return build_options(RunOptions, **converted)
+
+
+def check_worker_options(**options: Any) -> WorkerOptions:
+    """Return the options of a worker that a caller from Python gives."""
+    given = {**options, "overrides": _check_overrides(options["overrides"]), "is_command": False}
+    return build_options(WorkerOptions, **given)
+
+
+def _check_overrides(overrides: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return overrides as the command line has them."""
+    if overrides is None:
+        return ()
+    _require_dict("overrides", overrides, "{'training.steps': 500}")
+    for key in overrides:
+        if not isinstance(key, str) or not key or "=" in key:
+            raise UserError(
+                f"overrides has the key {shorten(repr(key))}: expected one such as 'training.steps'"
+            )
+    return tuple(f"{key}={_to_toml(key, value)}" for key, value in overrides.items())
 
 
 def _require_dict(name: str, value: Any, example: str) -> None:

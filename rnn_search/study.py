@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # slow to import
     from rnn.export import SavedModel
     from rnn_search.printed_results import Effects, TaskEffects, Verdicts
     from search.status import Status
+    from search.worker.loop_trial import Trial
 
 
 def load(
@@ -116,6 +117,48 @@ class Study:
         place = {"study": self.name, "storage": self.storage, "artifacts": self.artifacts}
         return run_with({**options, **place, "by_name": True})
 
+    def claim(
+        self,
+        *,
+        catch: Sequence[type[Exception]] = (),
+        prune: bool | None = None,
+        wait: bool = True,
+        until: str | float | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Iterator["Trial"]:
+        """Claim the trials of a study with a loop one after another, for a training loop.
+
+        Any number of processes may claim trials of a study; each trial is run once. A process that
+        is killed loses its trial after ``lease.seconds``, and another resumes it. Ctrl-C and
+        SIGTERM stop the loop at the next :meth:`Trial.log` or :meth:`Trial.save` and are raised
+        again at the end; a second Ctrl-C raises ``KeyboardInterrupt`` at once. In another thread
+        than the main one, signals do not stop the loop.
+
+        Args:
+            catch: exceptions after which a trial is tried again, at most three times, and then
+                recorded as failed. After any other, the trial is requeued and the exception leaves
+                the loop.
+            prune: whether to pause and prune trials that are unlikely to finish among the best, for
+                all workers from now on; by default as the study does.
+            wait: whether to wait for trials that other processes run, which may be requeued.
+            until: time after which to stop, in seconds or as in ``"45m"``.
+            overrides: settings of this process, as in ``{"checkpoint.seconds": 10}``.
+
+        Yields:
+            A live trial, to be used as ``with trial:``.
+
+        Raises:
+            UserError: if the study has no loop, no trial is complete at the end, or ``torchrun``
+                started several processes of one job.
+        """
+        from rnn_search.api import check_worker_options
+        from search.run import claim_trials
+
+        options = check_worker_options(
+            overrides=overrides, wait=wait, until=until, artifacts=self.artifacts
+        )
+        return claim_trials(self.name, self.storage, options, catch, prune)
+
     @property
     def config(self) -> StudyConfig:
         """Settings of the study."""
@@ -172,7 +215,7 @@ class Study:
             return count_trials(storage, study._study_id)
 
     @property
-    def best(self) -> "Trial":
+    def best(self) -> "FrozenTrial":
         """The complete trial with the best value.
 
         In a study of replicates it is the best run of the architecture with the best mean.
@@ -189,7 +232,7 @@ class Study:
                 raise UserError(f"study {self.name!r} has no complete trial yet")
             return self._trial(best.trial, config)
 
-    def trial(self, number: int) -> "Trial":
+    def trial(self, number: int) -> "FrozenTrial":
         """Return a trial by its number.
 
         Raises:
@@ -314,13 +357,13 @@ class Study:
         results.config.choose_task(self.name, "")
         return results
 
-    def _trial(self, row: StoredTrial, config: StudyConfig) -> "Trial":
-        return Trial(self, row.number, row.params, row.value, label_trial(row.params, config))
+    def _trial(self, row: StoredTrial, config: StudyConfig) -> "FrozenTrial":
+        return FrozenTrial(self, row.number, row.params, row.value, label_trial(row.params, config))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A trial of a study: one network.
+class FrozenTrial:
+    """A stored trial of a study: one network.
 
     The methods need its weights, which are kept for the best trials (``keep_weights``). They raise
     ``UserError`` if these are not stored or cannot be read. The source of a cell of one's own,

@@ -9,27 +9,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from optuna.study import StudyDirection
 
-from rnn.config import TaskSpec
 from rnn.errors import UserError
-from rnn.export import deserialize_model, serialize_model
-from rnn.tasks.task import Task
-from search.cell_check import check_cells
-from search.cells_tasks import (
-    ONLY,
-    StudyTask,
-    TaskOptions,
-    build_task,
-    load_cells,
-    load_recorded,
-    locate_task,
-    spec_of,
-)
-from search.derive import (
-    check_count,
-)
+from search.derive import check_count
 from search.extend import (
     extend,
     format_setting,
@@ -41,19 +27,18 @@ from search.planned_effects import describe_weakest, plan_effects
 from search.planned_study import (
     PlannedStudy,
     WantedStudy,
+    check,
     describe_trials,
     load_file,
-    open_sources,
     plan_trials,
     resolve,
 )
 from search.pruning.audited_trials import draw_audited
-from search.run_options import TASK_SOURCE, RunOptions, WorkerOptions
-from search.task_check import check_held_out, check_tasks
-from search.worker.checkpoints import warn_of_errors
-from search.worker.train_states import current_versions, describe_mixing
-from studies.artifacts import ArtifactFolders, new_folder
-from studies.attributes import StudyRecord
+from search.run_options import LOOP_FUNCTION, TASK_SOURCE, RunOptions, WorkerOptions
+from search.worker.versions import describe_mixing
+from studies.artifacts import new_folder
+from studies.attributes import StudyRecord, VersionRecord
+from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError, StudyFormatError
 from studies.loader import (
     diff_configs,
@@ -81,13 +66,25 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredStudy
 from studies.study_settings import PER_WORKER
 
+if TYPE_CHECKING:  # which import PyTorch
+    import torch
+
+    from rnn.config import TaskSpec
+    from rnn.tasks.task import Task
+    from search.cells_tasks import StudyTask, TaskOptions
+    from search.planned_study import FindDevice
+
+_LOCAL = (TASK_SOURCE, LOOP_FUNCTION)
+"""Settings by which a worker says where it has the task or the loop of a study."""
+
+_ROUNDING = 1e-5
+"""Relative difference between sums over the same data that other processors may compute."""
+
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
 
 _EXTENSIBLE = ("space.", "refinement.replicates:")
 """Settings that an extension can change."""
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -96,20 +93,26 @@ class StudyHandle(OpenStudy):
 
     Attributes:
         tasks: tasks of the study by name, as :func:`search.cells_tasks.load_tasks` returns them.
+        device: device on which this process trains networks; None for a loop.
         notice: lines for the user about how the study was created or joined, or "".
         warning: warning that other versions of the code or of PyTorch trained the study, or "".
     """
 
-    tasks: Mapping[str, StudyTask]
+    tasks: "Mapping[str, StudyTask]"
+    device: "torch.device | None" = None
     notice: str = ""
     warning: str = ""
 
-    def spec_of(self, options: TaskOptions) -> TaskSpec:
+    def spec_of(self, options: "TaskOptions") -> "TaskSpec":
         """Return what a trial's network reads and predicts, given its options of the task."""
+        from search.cells_tasks import spec_of  # imports PyTorch
+
         return spec_of(self.tasks, options)
 
-    def task_of(self, options: TaskOptions) -> Task:
+    def task_of(self, options: "TaskOptions") -> "Task":
         """Return the task of a trial, given the options of the task in which it varies."""
+        from search.cells_tasks import build_task  # imports PyTorch
+
         return build_task(self.tasks, options)
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
@@ -125,9 +128,13 @@ class StudyHandle(OpenStudy):
             if getattr(stored, name) != getattr(self.config, name)
         }
         local = [f"{key}={json.dumps(value)}" for key, value in sorted(flatten(chosen))]
+        if self.config.loop != stored.loop and self.config.loop is not None:
+            local.append(f"{LOOP_FUNCTION}={json.dumps(self.config.loop.function)}")
         known = stored.task_record
-        task = self.tasks[ONLY].record if ONLY in self.tasks else None
+        task = self.tasks[""].record if "" in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
+            from search.cells_tasks import locate_task  # imports PyTorch
+
             local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
         texts = [task.record.text for task in self.tasks.values() if task.record.text is not None]
         if texts and Path(texts[0].corpus).is_absolute():
@@ -141,7 +148,7 @@ def open_study(
     name: str,
     url: str,
     options: WorkerOptions,
-    device: torch.device = _CPU,
+    find_device: "FindDevice | None" = None,
     trains: bool = True,
 ) -> StudyHandle:
     """Open a stored study by its name, to train its trials in this process, if it ``trains``.
@@ -154,15 +161,15 @@ def open_study(
     """
     local = load_overrides(options.overrides)
     for key in local.overridden:
-        if key != TASK_SOURCE and key.partition(".")[0] not in PER_WORKER:
+        if key not in _LOCAL and key.partition(".")[0] not in PER_WORKER:
             raise UserError(
                 f"{shorten(key)} is a setting of the stored study: expected one that a worker "
-                f"chooses: {', '.join(sorted(PER_WORKER))} or {TASK_SOURCE}"
+                f"chooses: {', '.join([*sorted(PER_WORKER), *_LOCAL])}"
             )
     file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
         file = file.with_overrides({"task": {"corpus": options.corpus}})
-    wanted = resolve(name, url, file, options, device, trains)
+    wanted = resolve(name, url, file, options, find_device, trains)
     opened = open_stored(name, url, options.artifacts)
     with ExitStack() as on_error:
         on_error.enter_context(closing(opened.storage))
@@ -172,7 +179,11 @@ def open_study(
     return handle
 
 
-def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHandle:
+def create_or_join(
+    options: RunOptions,
+    find_device: "FindDevice | None" = None,
+    load_if_exists: bool = True,
+) -> StudyHandle:
     """Open the study that a user asks for; create it if it does not exist.
 
     Invalid input is rejected before anything is written.
@@ -190,21 +201,31 @@ def create_or_join(options: RunOptions, device: torch.device = _CPU) -> StudyHan
     name = options.name or file.name
     check_study_name(name)
     url = options.storage
-    wanted = resolve(name, url, load_cells(file), options, device, options.target.is_local)
-    wanted.check()
+    wanted = resolve(name, url, file, options, find_device, options.target.is_local)
+    check(wanted)
     is_stored = file.is_stored and file.name == name
     floors: dict[str, Floors] = {}
     if not is_stored and not _exists(name, url):
         floors = _check_new(wanted, options)
+    elif not load_if_exists:
+        raise _exists_error(name)
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         created = ""
         if not is_stored and name not in list_study_names(storage):
             created = _create(storage, wanted, floors, options)
+        if not created and not load_if_exists:
+            raise _exists_error(name)
         handle = _join(storage, wanted, options, created)
         if handle is not None:
             on_error.pop_all()
-    return handle or create_or_join(options, device)
+    return handle or create_or_join(options, find_device)
+
+
+def _exists_error(name: str) -> UserError:
+    return UserError(
+        f"study {name!r} exists: join it with load_if_exists=True, or choose another name"
+    )
 
 
 def _exists(name: str, url: str) -> bool:
@@ -219,16 +240,19 @@ def _exists(name: str, url: str) -> bool:
 def _load(opened: OpenStudy, wanted: WantedStudy, notice: str = "") -> StudyHandle:
     """Return an open study with the data that this process has loaded."""
     config = opened.config
-    wanted.check_precision(config.precision)
-    local = {setting: getattr(wanted.config, setting) for setting in PER_WORKER}
-    tasks = {
-        task: wanted.tasks[task].with_tokenizer(known)
-        for task, known in config.list_tasks().items()
-        if task in wanted.tasks
-    }
+    local = {setting: getattr(wanted.config, setting) for setting in (*PER_WORKER, "loop")}
+    tasks: Mapping[str, StudyTask] = {}
+    warning = ""
+    if config.has_networks:
+        from search import networks  # imports PyTorch
+        from search.worker.train_states import current_versions
+
+        tasks = networks.with_tokenizers(wanted, config)
+        warning = describe_mixing(opened.study, opened.storage, current_versions())
     opened = replace(opened, config=config.model_copy(update=local))
-    mixing = describe_mixing(opened.study, opened.storage)
-    return StudyHandle(**vars(opened), tasks=tasks, notice=notice, warning=mixing)
+    return StudyHandle(
+        **vars(opened), tasks=tasks, device=wanted.device, notice=notice, warning=warning
+    )
 
 
 # ------------------------------------------------------------------ create
@@ -241,15 +265,17 @@ def _check_new(wanted: WantedStudy, options: RunOptions) -> dict[str, Floors]:
         check_count(config.grid.count(), options.yes)
     elif options.extend:
         raise no_space_error(wanted.name)
-    checked = _read_checked(options.storage)
-    check_cells(config, [study.config for study in checked])
-    windows = config.evaluation.windows
-    same = [study for study in checked if study.config.evaluation.windows == windows]
-    return check_tasks(wanted.tasks, windows, [wanted.origin, *same] if wanted.origin else same)
+    if not config.has_networks:
+        return {}
+    from search import networks  # imports PyTorch
+
+    return networks.check_new(wanted, _read_checked(options.storage))
 
 
 def _read_checked(url: str) -> list[StudyRecord]:
     """Read the records of studies whose cells and tasks these versions of the code have checked."""
+    from search.worker.train_states import current_versions  # imports PyTorch
+
     versions = current_versions()
     records = []
     with suppress(StorageNotFoundError), closing(read_storage(url)) as storage:
@@ -269,11 +295,11 @@ def _create(
     audit_nuisance = [] if config.grid is None else config.nuisance
     record = StudyRecord(
         config=config,
-        floors=floors.pop(ONLY, None),
+        floors=floors.pop("", None),
         task_floors=floors,
         commands=[options.command],
         artifact_folder=new_folder(wanted.name),
-        created_with=current_versions(),
+        created_with=_find_versions(config),
         hypotheses=register([], config.hypothesis, 0),
         audit_nuisance=audit_nuisance,
     )
@@ -284,11 +310,15 @@ def _create(
         record.attributes(),
         distributions(planned.space),
         draw_audited(planned.trials, config, audit_nuisance),
+        StudyDirection[config.direction.upper()],
         system_attributes=to_note_attributes(note),
     )
     if not create_study(storage, study):
         return ""
-    _copy_weights(wanted.folders, planned, record)
+    if config.has_networks:
+        from search import networks  # imports PyTorch
+
+        networks.copy_weights(wanted.folders, planned, record)
     created = describe_trials("created", planned.trained, config)
     if planned.copied:
         created += f"; {_describe_copied(planned)}"
@@ -296,18 +326,13 @@ def _create(
     return "\n".join(filter(None, [created, weakest, *planned.notices]))
 
 
-def _copy_weights(folders: ArtifactFolders, planned: PlannedStudy, record: StudyRecord) -> None:
-    """Copy the stored weights of the runs whose results trials have."""
-    if planned.source is None:
-        return
-    old = folders.trial_files(planned.source.artifact_folder, "safetensors")
-    new = folders.trial_files(record.artifact_folder, "safetensors")
-    for number, run in planned.copied.items():
-        with warn_of_errors(f"copy the weights of trial {run}"):
-            if (content := old.read(run)) is not None:
-                model = deserialize_model(content)
-                metadata = {**model.metadata, "trial": str(number)}
-                new.write(number, serialize_model(replace(model, metadata=metadata)))
+def _find_versions(config: StudyConfig) -> VersionRecord | None:
+    """Return the versions that create a study of networks; a loop is known to its trials alone."""
+    if not config.has_networks:
+        return None
+    from search.worker.train_states import current_versions  # imports PyTorch
+
+    return current_versions()
 
 
 def _describe_copied(planned: PlannedStudy) -> str:
@@ -318,26 +343,6 @@ def _describe_copied(planned: PlannedStudy) -> str:
     if count == 1:
         return f"1 more would repeat a run of {source} exactly and has its results"
     return f"{count:,} more would repeat runs of {source} exactly and have their results"
-
-
-def _add_tasks(wanted: WantedStudy, record: StudyRecord) -> WantedStudy:
-    """Return what a process wants with the tasks that an extension has added to its study."""
-    sources = open_sources(wanted.folders, record)
-    added = {
-        name: load_recorded(task, sources)
-        for name, task in record.config.task_records.items()
-        if name not in wanted.tasks
-    }
-    return replace(wanted, tasks={**wanted.tasks, **added})
-
-
-def _keep_sources(wanted: WantedStudy, record: StudyRecord) -> None:
-    """Keep a copy of the source of each cell and of the task of a study."""
-    cells = record.config.cells
-    tasks = record.config.list_tasks().values()
-    sources = open_sources(wanted.folders, record)
-    sources.load(cells)  # one that another process added
-    sources.save(cells, tasks)
 
 
 # ------------------------------------------------------------------ join
@@ -366,8 +371,10 @@ def _join(
     else:
         notices.append(_describe_kept(wanted, record))
     opened = attach(load_study(storage, wanted.name), storage, wanted.folders)
-    wanted = _add_tasks(wanted, opened.record)
-    _keep_sources(wanted, opened.record)
+    if opened.config.has_networks:
+        from search import networks  # imports PyTorch
+
+        wanted = networks.add_tasks(wanted, opened.record)
     return _load(opened, wanted, "\n".join(filter(None, notices)))
 
 
@@ -390,7 +397,7 @@ def _check_data(wanted: WantedStudy, record: StudyRecord) -> None:
             f"study {wanted.name!r} has other data: {'; '.join(differences[:MAX_DIFFERENCES])}; "
             "name its own text with --corpus, or its own task with --set task.source"
         )
-    check_held_out(wanted.name, record.config, wanted.config)
+    _check_held_out(wanted.name, record.config, wanted.config)
 
 
 def _check_sources(wanted: WantedStudy, record: StudyRecord) -> None:
@@ -444,7 +451,7 @@ def _check_settings(wanted: WantedStudy, record: StudyRecord, options: RunOption
             f"study {name!r} exists with other settings: {listed}; use its settings, or another "
             f"--name{hint}"
         )
-    check_held_out(name, stored, config)
+    _check_held_out(name, stored, config)
     return f"study {name!r} was extended: using its stored trials" if is_outdated else ""
 
 
@@ -466,3 +473,23 @@ def _describe_kept(wanted: WantedStudy, record: StudyRecord) -> str:
     kept = [f"{setting} = {format_setting(stored, setting)}" for setting in changed]
     it = "it" if len(kept) == 1 else "them"
     return f"study {name!r} keeps {' and '.join(kept)}: only --extend changes {it}"
+
+
+def _check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
+    """Require the held-out data of a worker to be those of its study.
+
+    Raises:
+        UserError: if they differ by more than rounding.
+    """
+    known = local.list_tasks()
+    for name, record in stored.list_tasks().items():
+        if name not in known:
+            continue
+        old = record.held_out
+        new = known[name].held_out
+        if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
+            raise UserError(
+                f"study {study!r} was created with other held-out data of task {record.name}, "
+                "although its source and files are the same: expected data that depend on the "
+                "arguments of sample alone, and the study's version of NumPy"
+            )

@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
+from pydantic import ValidationError
 
 from rnn.errors import UserError
-from search.cell_check import check_cells
-from search.cells_tasks import StudyTask, learn_tokenizer, with_records
 from search.derive import (
     add_replicates,
     check_count,
@@ -16,9 +15,9 @@ from search.derive import (
     list_combinations,
     subtract,
 )
-from search.planned_study import describe_trials, with_lengths
+from search.open_study import OpenStudy
+from search.planned_study import describe_trials
 from search.run_options import RunOptions
-from search.task_check import check_tasks, check_trials
 from studies.attributes import (
     COMMANDS,
     CONFIG,
@@ -30,6 +29,7 @@ from studies.attributes import (
 from studies.config import StudyConfig
 from studies.loader import list_descriptive_changes
 from studies.messages import shorten
+from studies.records import Floors, first_message
 from studies.space import TASK, distributions
 from studies.stated_hypotheses import register
 from studies.storage.counts import count_trials
@@ -40,13 +40,16 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TrainingLength
 
+if TYPE_CHECKING:  # which imports PyTorch
+    from search.cells_tasks import StudyTask
+
 
 def extend(
     study: optuna.Study,
     storage: LeasedRDBStorage,
     record: StudyRecord,
     config: StudyConfig,
-    tasks: Mapping[str, StudyTask],
+    tasks: "Mapping[str, StudyTask]",
     options: RunOptions,
 ) -> list[str] | None:
     """Extend a study to a config that differs in what an extension can change.
@@ -66,18 +69,18 @@ def extend(
     stored = record.config
     extension = _plan(study.study_name, record, config, read_trials(storage, study_id))
     check_count(len(extension.added), options.yes)
-    check_cells(extension.config, [stored])
     extended = extension.config
-    new_tasks = {
-        name: tasks[name] for name in extended.task_names if name not in stored.task_records
-    }
-    floors = check_tasks(new_tasks, extended.evaluation.windows)
-    texts = {name: task for name, task in new_tasks.items() if task.text is not None}
-    learned = {name: learn_tokenizer(task, extended, None).record for name, task in texts.items()}
-    extended = with_records(extended, learned)
-    lengths = check_trials(extended, tasks, [trial.params for trial in extension.added])
-    _require_same_length(stored, lengths, new_tasks)
-    extended = with_lengths(extended, lengths)
+    new_tasks: Sequence[str] = ()
+    floors: dict[str, Floors] = {}
+    if extended.has_networks:
+        from search import networks  # imports PyTorch
+
+        params = [trial.params for trial in extension.added]
+        fitted = networks.fit_extension(stored, extended, tasks, params)
+        extended = fitted.config
+        new_tasks = fitted.new_tasks
+        floors = fitted.floors
+        _require_same_length(stored, fitted.lengths, new_tasks)
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
@@ -161,6 +164,7 @@ def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -
     update: dict[str, Any] = {
         "space": config.space,
         "cells": stored.cells | config.cells,
+        "loop_parameters": config.list_params() if config.loop else [],
         # A text may be new; of one that is not, the study has the tokenizer.
         "task": config.task if config.task_records else stored.task,
         "task_records": config.task_records | stored.task_records,
@@ -339,3 +343,22 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
         f"has {len(removed)} trials that space leaves out, such as "
         f"{shorten(repr(removed[0]), 300)}: --extend expected all trials to keep their parameters"
     )
+
+
+# ------------------------------------------------------------------ pruning
+
+
+def enable_pruning(opened: OpenStudy) -> None:
+    """Have a study with a loop prune its trials from now on; another process may have done so.
+
+    Raises:
+        UserError: if its trials have no log point before the last.
+    """
+    settings = opened.record.config.model_dump(mode="json")
+    settings["pruning"]["enabled"] = True
+    try:
+        StudyConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"study {opened.name!r} {first_message(error)}") from error
+    raw = opened.study.user_attrs[CONFIG]
+    extend_study(opened.storage, opened.study_id, {CONFIG: raw}, {CONFIG: settings})

@@ -209,8 +209,13 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     Raises:
         UserError: for invalid input.
     """
-    device = find_device(options)
-    study = plan_study(options, device)
+    study = plan_study(options, partial(find_device, options))
+    if study.device is None:
+        raise UserError(
+            f"study {study.name!r} has a loop of your own, which --dry-run cannot time: it has "
+            f"{format_count(len(study.trials), 'trial')}"
+        )
+    device = study.device
     threads = options.threads or max(1, cores() // options.workers)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

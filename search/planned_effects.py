@@ -63,15 +63,16 @@ def plan_effects(trials: Iterable[Params], config: StudyConfig) -> dict[str, lis
     """
     by_task: dict[str, list[Params]] = {}
     for params in trials:
-        by_task.setdefault(str(params.get(TASK, "")), []).append(params)
-    return {task: _plan_task(by_task[task], config.nuisance) for task in by_task}
+        by_task.setdefault(config.task_of(params), []).append(params)
+    left_out = [*config.nuisance, *([TASK] if config.task_names else [])]
+    return {task: _plan_task(by_task[task], left_out) for task in by_task}
 
 
-def _plan_task(trials: Sequence[Params], nuisance: Sequence[str]) -> list[PlannedEffect]:
+def _plan_task(trials: Sequence[Params], left_out: Sequence[str]) -> list[PlannedEffect]:
     names = [
         name
         for name in param_order(dict.fromkeys(chain.from_iterable(trials)))
-        if name not in (*nuisance, REPLICATE, TASK)
+        if name not in (*left_out, REPLICATE)
     ]
     replicates: dict[tuple[ParamValue | None, ...], set[ParamValue]] = {}
     for params in trials:
@@ -156,4 +157,5 @@ def shows_shares(task: str, config: StudyConfig) -> bool:
 
     A pruned run has no outcome.
     """
-    return bool(config.list_tasks()[task].solved) and not config.pruning.enabled
+    record = config.list_tasks().get(task)  # None of a loop
+    return record is not None and bool(record.solved) and not config.pruning.enabled

@@ -1,26 +1,11 @@
 """A study that a user asks for, before it is stored: its settings, its data and its trials."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from rnn.config import Precision
-from rnn.engines import find_engine
 from rnn.errors import UserError
-from rnn.precision import EngineShape, choose_precision
-from rnn.training.devices import check_precision, find_bf16_hardware
-from search.cells_tasks import (
-    CodeStore,
-    StudyTask,
-    learn_tokenizer,
-    load_cells,
-    load_tasks,
-    spec_of,
-    with_held_out,
-    with_records,
-)
 from search.derive import (
     copy_results,
     derive_trials,
@@ -28,20 +13,25 @@ from search.derive import (
     find_space,
     list_combinations,
 )
-from search.run_options import RunOptions, WorkerOptions
-from search.task_check import check_length, check_trials
+from search.run_options import LOOP_FUNCTION, RunOptions, WorkerOptions
 from studies.artifacts import ArtifactFolders
-from studies.attributes import COPIED_FROM, StudyRecord
-from studies.config import StudyConfig, to_trial_config
+from studies.attributes import COPIED_FROM, RESULT_NAMES, StudyRecord
+from studies.config import StudyConfig
 from studies.loader import ConfigFile
 from studies.messages import format_count
-from studies.space import TASK, Params, SearchSpace
+from studies.space import Params, SearchSpace
 from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import RECORDS, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.tables import INTERMEDIATE_VALUES
 from studies.storage.trials import StoredTrial
-from studies.study_settings import WINDOW_PARAMS, TrainingLength
+
+if TYPE_CHECKING:  # which import PyTorch
+    import torch
+
+    from search.cells_tasks import StudyTask
+
+    FindDevice = Callable[[], torch.device]
 
 
 @dataclass(frozen=True)
@@ -51,8 +41,8 @@ class WantedStudy:
     Attributes:
         file: the settings, before validation.
         origin: record of the stored study that the file names or derives from, if any.
-        tasks: its tasks by name, as :func:`search.cells_tasks.load_tasks` returns them.
-        device: device on which this process trains.
+        tasks: tasks of its networks by name, as :func:`search.cells_tasks.load_tasks` returns them.
+        device: device on which this process trains networks; None for a loop.
         trains: whether it trains at all.
     """
 
@@ -60,31 +50,10 @@ class WantedStudy:
     file: ConfigFile
     origin: StudyRecord | None
     config: StudyConfig
-    tasks: Mapping[str, StudyTask]
+    tasks: "Mapping[str, StudyTask]"
     folders: ArtifactFolders
-    device: torch.device
+    device: "torch.device | None"
     trains: bool
-
-    def check(self) -> None:
-        """Check what a process needs to create or to join the study, before a storage is written.
-
-        Raises:
-            DeviceError, TaskError, UserError: if that is not there.
-        """
-        config = self.config
-        self.check_precision(config.precision)
-        check_length(self.tasks, config)
-        if config.grid is not None:
-            options_of_tasks = [
-                name for task in self.tasks.values() for name in task.record.options
-            ]
-            names = [TASK, *WINDOW_PARAMS, *options_of_tasks]
-            check_trials(config, self.tasks, config.grid.project(names))
-
-    def check_precision(self, precision: str) -> None:
-        """Check that the device supports a precision, unless other machines train."""
-        if self.trains or self.device.type == "cuda":
-            check_precision(precision, self.device)
 
 
 def load_file(options: RunOptions) -> ConfigFile:
@@ -105,27 +74,41 @@ def resolve(
     url: str,
     file: ConfigFile,
     options: WorkerOptions,
-    device: torch.device,
+    find_device: "FindDevice | None",
     trains: bool,
 ) -> WantedStudy:
-    """Resolve settings whose cells are loaded, with what they inherit; load the tasks."""
+    """Resolve settings with what they inherit; load the cells and the tasks of networks.
+
+    ``find_device`` is called for a study of networks, which train on the processor without it.
+    """
     folders = ArtifactFolders(options.artifacts, url)
     record = file.record
     if record is None and file.source is not None:
         with closing(read_storage(url)) as storage:
             record = read_study_record(load_study(storage, file.source))
-    sources = None if record is None else open_sources(folders, record)
-    file, tasks = load_tasks(file, record, sources)
-    config = file.resolve_from(record)
-    if sources is not None:
-        sources.load({name: cell for name, cell in config.cells.items() if name not in file.cells})
-    config = with_held_out(config, tasks)
+    if has_loop(file, record):
+        config = _locate_function(file.resolve_from(record), file)
+        return WantedStudy(name, file, record, config, {}, folders, None, trains)
+    from search import networks  # imports PyTorch
+
+    device = networks.CPU if find_device is None else find_device()
+    file, config, tasks = networks.load(file, record, folders)
     return WantedStudy(name, file, record, config, tasks, folders, device, trains)
 
 
-def open_sources(folders: ArtifactFolders, record: StudyRecord) -> CodeStore:
-    """Return the copies of the source files of a stored study."""
-    return CodeStore(folders.root("cells") / record.artifact_folder)
+def _locate_function(config: StudyConfig, file: ConfigFile) -> StudyConfig:
+    """Return a config with the absolute path of the file of its loop's function."""
+    if config.loop is None or config.loop.function is None:
+        return config
+    source, _, name = config.loop.function.rpartition(":")
+    path = file.folder_of(LOOP_FUNCTION).absolute() / source
+    loop = config.loop.model_copy(update={"function": f"{path}:{name}"})
+    return config.model_copy(update={"loop": loop})
+
+
+def has_loop(file: ConfigFile, origin: StudyRecord | None = None) -> bool:
+    """Return whether settings are of a study with a loop, or inherit one."""
+    return bool(file.settings.get("loop") or (origin and origin.config.loop))
 
 
 # ------------------------------------------------------------------ the plan
@@ -140,15 +123,17 @@ class PlannedStudy:
         tasks: its tasks by name; those of texts have their tokenizers.
         trials: its trials in the order in which they run.
         source: record of the study of which a refinement derives its trials.
+        device: device on which this process trains networks; None for a loop.
         notices: what to say about lengths and precision.
     """
 
     name: str
     config: StudyConfig
-    tasks: Mapping[str, StudyTask]
+    tasks: "Mapping[str, StudyTask]"
     trials: Sequence[StoredTrial]
     space: SearchSpace
     source: StudyRecord | None
+    device: "torch.device | None"
     notices: Sequence[str]
 
     @property
@@ -171,7 +156,7 @@ class PlannedStudy:
         return [trial for trial in self.trials if COPIED_FROM not in trial.attributes]
 
 
-def plan_study(options: RunOptions, device: torch.device) -> PlannedStudy:
+def plan_study(options: RunOptions, find_device: "FindDevice | None" = None) -> PlannedStudy:
     """Return the study that a user asks for as it would be created; nothing is written.
 
     Raises:
@@ -180,12 +165,36 @@ def plan_study(options: RunOptions, device: torch.device) -> PlannedStudy:
     """
     file = load_file(options)
     name = options.name or file.name
-    wanted = resolve(name, options.storage, load_cells(file), options, device, True)
-    wanted.check()
+    wanted = resolve(name, options.storage, file, options, find_device, True)
+    check(wanted)
     if wanted.config.refinement is None:
         return plan_trials(None, wanted, options)
     with closing(read_storage(options.storage)) as storage:
         return plan_trials(storage, wanted, options)
+
+
+def check(wanted: WantedStudy) -> None:
+    """Check what a process needs to create or to join a study, before a storage is written.
+
+    Raises:
+        DeviceError, TaskError, UserError: if that is not there.
+    """
+    if not wanted.config.has_networks:
+        _check_names(wanted)
+        return
+    from search import networks  # imports PyTorch
+
+    networks.check(wanted)
+
+
+def _check_names(wanted: WantedStudy) -> None:
+    """Refuse parameters of a loop that have the name of a column of the results."""
+    for name in wanted.config.list_params():
+        if name in RESULT_NAMES:
+            raise UserError(
+                f"{wanted.file.origin}: space has {name}, a column of every study's results: "
+                f"expected another name, such as {name}_"
+            )
 
 
 def plan_trials(
@@ -205,22 +214,19 @@ def plan_trials(
             source.trials, config, source.record.config, options.partial, options.yes
         )
         space = find_space(trials, config)
-    params = [trial.params for trial in trials]
-    config = with_lengths(config, check_trials(config, wanted.tasks, params))
-    earlier = {} if wanted.origin is None else wanted.origin.config.list_tasks()
-    tasks = {
-        name: learn_tokenizer(task, config, earlier.get(name))
-        for name, task in wanted.tasks.items()
-    }
-    check_length(tasks, config, params)
-    learned = {name: task.record for name, task in tasks.items() if task.text is not None}
-    precision, notice = _choose_precision(config, tasks, params, wanted.device)
-    config = with_records(config, learned).model_copy(update={"precision": precision})
+    if config.has_networks:
+        from search import networks  # imports PyTorch
+
+        config, tasks, notices = networks.fit(wanted, [trial.params for trial in trials])
+    else:
+        config = config.model_copy(update={"loop_parameters": config.list_params()})
+        tasks = {}
+        notices = []
     if source is not None:
         trials = source.copy_repeats(trials, config)
-    notices = [*_describe_lengths(config), *notice]
     record = None if source is None else source.record
-    return PlannedStudy(wanted.name, config, tasks, trials, space, record, notices)
+    device = wanted.device
+    return PlannedStudy(wanted.name, config, tasks, trials, space, record, device, notices)
 
 
 @dataclass(frozen=True)
@@ -253,51 +259,8 @@ class _Source:
         ]
 
 
-def _choose_precision(
-    config: StudyConfig,
-    tasks: Mapping[str, StudyTask],
-    trials: Iterable[Params],
-    device: torch.device,
-) -> tuple[Precision, list[str]]:
-    """Return the precision of a new study, and a notice on it if it is chosen here.
-
-    It is chosen once: results must not depend on the hardware of other workers.
-    """
-    if config.precision != "auto":
-        return config.precision, []
-    shapes = []
-    for params in trials:
-        trial = to_trial_config(params, config)
-        engine = find_engine([trial], "bf16", spec_of(tasks, trial.task_options), device)
-        network = trial.architecture
-        reads_sequences = network.is_built_in and trial.bptt_steps > 1
-        shape = EngineShape(engine.name, network.cell, network.state_size, reads_sequences)
-        shapes.append(shape)
-    precision, reason = choose_precision(shapes, find_bf16_hardware(device))
-    return precision, [f"precision {precision} on {device}: {reason}; fixed for this study"]
-
-
-# ------------------------------------------------------------------ lengths
-
-
-def with_lengths(config: StudyConfig, lengths: Mapping[str, TrainingLength]) -> StudyConfig:
-    """Return a config with how long the trials of some tasks train, where it is not as stated."""
-    changed = {name: found for name, found in lengths.items() if found != config.training.length}
-    return config.model_copy(update={"lengths": {**config.lengths, **changed}})
-
-
 def describe_trials(verb: str, trials: Sequence[StoredTrial], config: StudyConfig) -> str:
     """Return a notice on how many trials were added."""
     steps = sum(config.length_of(trial.params).steps for trial in trials)
-    return f"{verb} with {format_count(len(trials), 'trial')}, {steps:,} training steps in all"
-
-
-def _describe_lengths(config: StudyConfig) -> list[str]:
-    """Return a notice on how long trials train, if that is not as stated."""
-    lengths = [
-        f"{f'{task} ' if task else ''}{length.steps:,} steps logged every {length.log_every:,}"
-        for task, length in config.lengths.items()
-    ]
-    updates = config.training.updates
-    stated = "rounded up to whole updates" if updates is None else f"{updates:,} updates"
-    return [f"{stated}: {', '.join(lengths)}"] if lengths else []
+    kind = "training steps" if config.has_networks else "steps of the loop"
+    return f"{verb} with {format_count(len(trials), 'trial')}, {steps:,} {kind} in all"

@@ -12,31 +12,34 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from rnn.errors import DeviceError
-from rnn.training.devices import assign_devices, resolve_device
+from rnn.errors import DeviceError, UserError
 from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
 from search.errors import ShutdownRequestedError
+from search.extend import enable_pruning
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher, name_worker
 from search.run_options import RunOptions, WorkerOptions
 from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
 from search.worker.claims import ClaimManager
-from search.worker.cpu_budget import ThreadBudget
+from search.worker.loop_trial import Trial
+from search.worker.loop_worker import (
+    LoopWorker,
+    find_script,
+    load_function,
+    require_one_process,
+)
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import SIGNALS, ShutdownSignal
-from search.worker.trainer import Trainer, Worker
 from studies.errors import StorageLostError, StorageUnavailableError
 from studies.failures import EXIT_FAILURE, EXIT_INTERRUPTED, run_with_exit_code
 from studies.loader import load_overrides
@@ -45,6 +48,9 @@ from studies.messages import shorten
 from studies.space import TASK
 from studies.storage.database import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
+
+if TYPE_CHECKING:
+    import torch
 
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
@@ -107,7 +113,6 @@ class _Session:
     """
 
     handle: StudyHandle
-    device: torch.device
     stop: ShutdownSignal
     reader: StatusReader
     claims: ClaimManager
@@ -141,22 +146,21 @@ def _run(
     display: Display,
 ) -> RunResult:
     name = options.stored_name
-    device = find_device(options)
     try:
         handle, reader = wait_for_storage(
-            lambda: _open(options, device), lambda: _find_outage_seconds(options), stop
+            lambda: _open(options), lambda: _find_outage_seconds(options), stop
         )
     except ShutdownRequestedError as error:
         _logger.info(str(error))
         return RunResult(name, 0, False, stop.signal)
     storage = handle.storage
     with closing(storage), while_open:
-        _log_study(handle, device)
+        _log_study(handle)
         was_finished = reader.recent_status().is_finished
         failed_workers = 0
         failure = ""
         with (
-            _start_session(handle, device, stop, reader) as session,
+            _start_session(handle, stop, reader) as session,
             display.show_progress(reader),
         ):
             if launcher is not None:
@@ -182,17 +186,26 @@ def _run(
     )
 
 
-def find_device(options: RunOptions) -> torch.device:
+def _resolve_device(options: WorkerOptions) -> "torch.device":
+    from rnn.training.devices import resolve_device  # imports PyTorch
+
+    return resolve_device(options.device)
+
+
+def find_device(options: RunOptions) -> "torch.device":
     """Return the device of this process, which trains nothing if workers run on a cluster."""
+    import torch  # slow
+
     try:
-        return resolve_device(options.device)
+        return _resolve_device(options)
     except DeviceError:
         if options.target.is_local or not re.fullmatch(r"cuda(:\d+)?", options.device):
             raise
         return torch.device("cpu")
 
 
-def _open(options: RunOptions, device: torch.device) -> tuple[StudyHandle, StatusReader]:
+def _open(options: RunOptions) -> tuple[StudyHandle, StatusReader]:
+    device = partial(find_device, options)
     if options.by_name:
         is_local = options.target.is_local
         handle = open_study(options.study, options.storage, options, device, is_local)
@@ -277,7 +290,7 @@ def wait_for_storage(
 
 @contextmanager
 def _start_session(
-    handle: StudyHandle, device: torch.device, stop: ShutdownSignal, reader: StatusReader
+    handle: StudyHandle, stop: ShutdownSignal, reader: StatusReader
 ) -> Iterator[_Session]:
     """Handle signals and claim trials until the session ends."""
     lease = handle.config.lease.seconds
@@ -285,24 +298,54 @@ def _start_session(
     claims = ClaimManager(handle.storage, handle.study_id, name_worker(), stop, lease, outage)
     with stop, claims:
         reader.attach(claims)
-        yield _Session(handle, device, stop, reader, claims)
+        yield _Session(handle, stop, reader, claims)
 
 
 def _work(session: _Session, options: WorkerOptions) -> None:
     """Run a worker in this process until no trial is left or a stop is requested."""
     handle = session.handle
     claims = session.claims
+    if handle.device is None:
+        _run_loop(session, options)
+        return
+    from search.worker.cpu_budget import ThreadBudget
+    from search.worker.trainer import Trainer, Worker
+
     query = partial(claims.query, default=None, after_flush=True)
     with ThreadBudget(options.threads) as budget:
-        trainer = Trainer(handle, session.device, budget, query, name_worker(), options.lockstep)
+        trainer = Trainer(handle, handle.device, budget, query, name_worker(), options.lockstep)
         queue = TrialQueue(handle, claims, session.stop, trainer.best_weights.evict)
         Worker(queue, trainer, options.wait).run()
 
 
-def _log_study(handle: StudyHandle, device: torch.device) -> None:
+def _run_loop(session: _Session, options: WorkerOptions) -> None:
+    """Run the function of a study's loop for its trials."""
+    handle = session.handle
+    assert handle.config.loop is not None
+    if handle.config.loop.function is None:
+        raise UserError(
+            f"study {handle.name!r} has a loop without a function: run the script that claims its "
+            'trials, or state one, as in loop.function = "train.py:train"'
+        )
+    function, source = load_function(handle.config.loop.function)
+    worker = LoopWorker(handle, session.claims, session.stop, source, [Exception], options.wait)
+    worker.run(function)
+
+
+def _log_study(handle: StudyHandle) -> None:
+    _logger.info(f"study {handle.name}: {_describe_trials(handle)}")
+    for line in handle.notice.splitlines():
+        _logger.info(line)
+    if handle.warning:
+        _logger.warning(handle.warning)
+
+
+def _describe_trials(handle: StudyHandle) -> str:
     config = handle.config
-    data = f"task {config.task.source}, {find_measure(config).name}"
     steps = f"{config.length_of().steps:,} steps"
+    if config.loop is not None:
+        return f"a loop of your own, {config.loop.metric}; {steps} per trial"
+    data = f"task {config.task.source}, {find_measure(config).name}"
     for task in handle.tasks.values():
         if (text := task.record.text) is not None:
             data = f"{text.corpus}, {text.length:,} bytes"
@@ -310,13 +353,7 @@ def _log_study(handle: StudyHandle, device: torch.device) -> None:
         data = f"tasks {', '.join(config.task_records)}"
         counts = {config.length_of({TASK: task}).steps for task in config.task_records}
         steps = " or ".join(f"{count:,}" for count in sorted(counts)) + " steps"
-    _logger.info(
-        f"study {handle.name}: {data}; {steps} per trial, {config.precision} on {device}",
-    )
-    for line in handle.notice.splitlines():
-        _logger.info(line)
-    if handle.warning:
-        _logger.warning(handle.warning)
+    return f"{data}; {steps} per trial, {config.precision} on {handle.device}"
 
 
 def _conclude(session: _Session, status: Status, launcher: Launcher | None) -> str:
@@ -339,6 +376,74 @@ def _remove_leftovers(handle: StudyHandle) -> None:
             f"cannot remove checkpoints or temporary files of the finished study ({error}); they "
             "are no longer needed"
         )
+
+
+# ------------------------------------------------------------------ a loop that claims
+
+
+def claim_trials(
+    name: str,
+    url: str,
+    options: WorkerOptions,
+    catch: Sequence[type[Exception]] = (),
+    prune: bool | None = None,
+) -> Iterator[Trial]:
+    """Open a study with a loop, and return an iterator over trials that this process claims.
+
+    The iterator handles signals while it is used. At its end it sends the one that has stopped it
+    again.
+
+    Args:
+        name: name of the study.
+        url: URL of its storage.
+        options: what this worker chooses.
+        catch: exceptions after which a trial is tried again and then recorded as failed.
+        prune: whether to prune, from now on for all workers if the study did not; None as it does.
+
+    Raises:
+        UserError: if it has no loop, or an option is invalid.
+        StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
+    """
+    require_one_process()
+    stop = ShutdownSignal(options.until)
+    outage_seconds = load_overrides(options.overrides).outage_seconds
+    handle = wait_for_storage(lambda: open_study(name, url, options), lambda: outage_seconds, stop)
+    with ExitStack() as on_error:
+        on_error.enter_context(closing(handle.storage))
+        if handle.config.loop is None:
+            raise UserError(
+                f"study {name!r} trains networks: expected one with [loop]; train them with "
+                "study.run() or rnn-search run"
+            )
+        if prune and not handle.config.pruning.enabled:
+            enable_pruning(handle)
+        if prune is not None:
+            pruning = handle.config.pruning.model_copy(update={"enabled": prune})
+            handle = replace(handle, config=handle.config.model_copy(update={"pruning": pruning}))
+        on_error.pop_all()
+    return _iterate_trials(handle, stop, catch, options.wait)
+
+
+def _iterate_trials(
+    handle: StudyHandle, stop: ShutdownSignal, catch: Sequence[type[Exception]], wait: bool
+) -> Iterator[Trial]:
+    with ExitStack() as opened:
+        opened.enter_context(closing(handle.storage))
+        opened.enter_context(Display(stop))
+        _, reader = _with_reader(handle)
+        session = opened.enter_context(_start_session(handle, stop, reader))
+        _log_study(handle)
+        worker = LoopWorker(handle, session.claims, stop, find_script(), catch, wait)
+        yield from worker.trials(opened.close)
+        status = reader.read_status()
+        handle.storage.merge_log()
+        if status.is_finished:
+            _remove_leftovers(handle)
+        failure = _conclude(session, status, None)
+    if stop.signal is not None:
+        signal.raise_signal(stop.signal)
+    if failure:
+        raise UserError(failure)
 
 
 # ------------------------------------------------------------------ worker processes
@@ -385,12 +490,13 @@ def _blocked_interrupts() -> Iterator[None]:
 
 def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) -> None:
     """Open a stored study and work on it."""
-    device = resolve_device(options.device)
     outage_seconds = load_overrides(options.overrides).outage_seconds
     handle, reader = wait_for_storage(
-        lambda: _with_reader(open_study(name, url, options, device)), lambda: outage_seconds, stop
+        lambda: _with_reader(open_study(name, url, options, partial(_resolve_device, options))),
+        lambda: outage_seconds,
+        stop,
     )
-    session = _start_session(handle, device, stop, reader)
+    session = _start_session(handle, stop, reader)
     with closing(handle.storage), session as opened:
         _work(opened, options)
 
@@ -404,7 +510,7 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
     warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), _blocked_interrupts():
-            for device in assign_devices(options.device, options.workers):
+            for device in _assign_devices(session.handle, options):
                 on_device = worker.model_copy(update={"device": device})
                 arguments = (session.handle.name, options.storage, on_device)
                 processes.append(_start_process(arguments, display, readers))
@@ -427,6 +533,15 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
         session.reader.read_status()  # raises the error for all of them if the study is gone
         _warn_of_failed(failed, warned)
     return len(failed)
+
+
+def _assign_devices(handle: StudyHandle, options: RunOptions) -> Sequence[str]:
+    """Return the device of each worker process."""
+    if handle.device is None:  # the loop chooses
+        return [options.device] * options.workers
+    from rnn.training.devices import assign_devices  # imports PyTorch
+
+    return assign_devices(options.device, options.workers)
 
 
 def _start_process(

@@ -27,6 +27,9 @@ MAX_UNCONFIRMED = 20_000
 TASK_SOURCE = "task.source"
 """Setting by which a worker says where it has the source or the data of the study's task."""
 
+LOOP_FUNCTION = "loop.function"
+"""Setting by which a worker says where it has the function of the study's loop."""
+
 
 def _parse_lockstep(value: object) -> object:
     if not isinstance(value, str):

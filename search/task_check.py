@@ -42,9 +42,6 @@ _STREAMS = 32
 _BATCHES = 8
 """Training batches whose sequences are compared with those of the other splits."""
 
-_ROUNDING = 1e-5
-"""Relative difference between sums over the same data that other processors may compute."""
-
 _LOSSES = 64
 """Number of targets of which losses are compared."""
 
@@ -343,26 +340,6 @@ def check_length(
         if task.text is not None:
             window = config.evaluation.window_length
             task.text.check_min_length(max(lengths), window, config.eval_split)
-
-
-def check_held_out(study: str, stored: StudyConfig, local: StudyConfig) -> None:
-    """Require the held-out data of a worker to be those of its study.
-
-    Raises:
-        UserError: if they differ by more than rounding.
-    """
-    known = local.list_tasks()
-    for name, record in stored.list_tasks().items():
-        if name not in known:
-            continue
-        old = record.held_out
-        new = known[name].held_out
-        if len(old) != len(new) or not np.allclose(old, new, _ROUNDING, 0):
-            raise UserError(
-                f"study {study!r} was created with other held-out data of task {record.name}, "
-                "although its source and files are the same: expected data that depend on the "
-                "arguments of sample alone, and the study's version of NumPy"
-            )
 
 
 # ------------------------------------------------------------------ floors

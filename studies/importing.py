@@ -566,14 +566,13 @@ def _store(
     assert config.results is not None
     commands = [command] if command else []
     record = StudyRecord(config=config, commands=commands, artifact_folder=new_folder(name))
-    is_maximized = config.results.direction == "maximize"
     study = StoredStudy(
         name,
         config.results.metric,
         record.attributes(),
         _find_distributions(trials),
         trials,
-        StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE,
+        StudyDirection[config.direction.upper()],
         to_note_attributes(write_note(name, config.question, commands)),
     )
     with closing(open_storage(storage)) as opened:

@@ -14,7 +14,9 @@ from docs.generator.tables import make_table, to_markdown
 from rnn.tasks.built_in import BUILT_IN
 from studies.records import read_task_options
 
-FIRST = ("run", "plan", "load", "Study", "Trial", "Effects")
+FIRST = (
+    "run", "create_study", "plan", "load", "Study", "Trial", "FrozenTrial", "Effects"
+)  # fmt: skip
 """Public names that a reader looks for first."""
 
 EXAMPLES = ROOT / "examples"

@@ -57,7 +57,7 @@ def draw_audited(
     All trials of an audited architecture are audited. Each of several tasks has a sample of its
     own.
     """
-    if not config.pruning.enabled:
+    if not config.pruning.enabled and config.loop is None:  # where a worker may enable it
         return list(trials)
     audited: set[int] = set()
     for task in {trial.params.get(TASK, ""): None for trial in trials}:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import tenacity
 from optuna.trial import FrozenTrial
@@ -20,9 +20,6 @@ from studies.best import BestReader
 from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
-
-if TYPE_CHECKING:
-    from rnn.training.checkpoint import TrainState
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -57,7 +54,25 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
-Decoder = Callable[[Claim, bytes], "TrainState"]
+class SavedState(Protocol):
+    """What the queue knows of the state in a checkpoint."""
+
+    @property
+    def step(self) -> int:
+        """Step at which it was saved."""
+
+    @property
+    def curve(self) -> Mapping[int, float]:
+        """Intermediate values by step."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[int, float]]:
+        """Further curves by name."""
+
+
+_State = TypeVar("_State", bound=SavedState)
+
+Decoder = Callable[[Claim, bytes], _State]
 """Returns the state in a trial's checkpoint; raises CheckpointError if it is damaged, or of another
 training."""
 
@@ -68,12 +83,14 @@ class Checkpoints:
     def __init__(self, study: OpenStudy) -> None:
         self._files = study.trial_files("checkpoint")
 
-    def resume(self, claims: Sequence[Claim], decode: Decoder) -> "dict[Claim, TrainState | None]":
+    def resume(
+        self, claims: Sequence[Claim], decode: Decoder[_State]
+    ) -> dict[Claim, _State | None]:
         """Return the state in each trial's checkpoint; None where it starts from step 0.
 
         Each claim's curve is replaced by that of its state.
         """
-        states: dict[Claim, TrainState | None] = {}
+        states: dict[Claim, _State | None] = {}
         missing: dict[str, list[FrozenTrial]] = {}
         for claim in claims:
             states[claim] = state = self._read(claim, decode, missing)
@@ -104,9 +121,9 @@ class Checkpoints:
     def _read(
         self,
         claim: Claim,
-        decode: Decoder,
+        decode: Decoder[_State],
         missing: dict[str, list[FrozenTrial]],
-    ) -> "TrainState | None":
+    ) -> _State | None:
         """Return the state in a trial's checkpoint; add a missing one to ``missing``."""
         number = claim.trial.number
         try:
@@ -142,7 +159,7 @@ class Checkpoints:
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
 
-def _report_resumed(states: "Mapping[Claim, TrainState | None]") -> None:
+def _report_resumed(states: Mapping[Claim, SavedState | None]) -> None:
     numbers: dict[int, list[int]] = {}
     for claim, state in states.items():
         # One that resumes after a pause needs no message.

@@ -1,6 +1,6 @@
 """The queue of a study's trials: claim, decide, settle, requeue; imports no PyTorch.
 
-A trial is its parameters, its curve and a checkpoint, which is bytes here. Whoever trains takes
+A trial is its parameters, its curve and a checkpoint, which is bytes here. What trains takes
 batches of claimed trials, reports values to the claims, polls often, asks at each rung which trials
 stop there, and settles each trial once::
 
@@ -9,7 +9,8 @@ stop there, and settles each trial once::
             ...
             queue.settle(claim, TrialResult(TrialState.COMPLETE, value, {}, "complete"))
 
-:mod:`search.worker.trainer` trains batches in lockstep.
+:mod:`search.worker.trainer` trains batches of networks in lockstep, and
+:mod:`search.worker.loop_trial` hands trials to a loop of the user's, one at a time.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
@@ -33,7 +34,7 @@ from search.pruning.policy import ALWAYS_CONTINUE, Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, create_schedulers
 from search.status import MAX_LINE
 from search.worker.checkpoints import Checkpoints
-from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
+from search.worker.claims import SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.config import StudyConfig, label_trial
@@ -42,9 +43,6 @@ from studies.measure import find_measure
 from studies.messages import format_trials, shorten
 from studies.space import TASK
 from studies.storage.counts import count_trials
-
-if TYPE_CHECKING:
-    from search.worker.lockstep import LockstepPlan
 
 POLL_INTERVAL = 0.25
 """Seconds between two checks for lost claims, outages and shutdown during training."""
@@ -135,7 +133,7 @@ class TrialQueue:
 
     def batches(
         self,
-        plan: "LockstepPlan | None" = None,
+        plan: BatchPlan | None = None,
         wait: bool = True,
         on_wait: Callable[[], object] = lambda: None,
     ) -> Iterator[list[Claim]]:
@@ -166,16 +164,14 @@ class TrialQueue:
             else:
                 return
 
-    def _claim(self, plan: "LockstepPlan | None") -> list[Claim]:
+    def _claim(self, plan: BatchPlan | None) -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
         claims = self._manager.claim(plan, self._failed_ids)
         for scheduler in self._schedulers.values():
             claims = claims or self._claim_paused(scheduler, plan)
         return claims or (self._manager.claim() if self._failed_ids else [])
 
-    def _claim_paused(
-        self, scheduler: PauseResumeScheduler, plan: "LockstepPlan | None"
-    ) -> list[Claim]:
+    def _claim_paused(self, scheduler: PauseResumeScheduler, plan: BatchPlan | None) -> list[Claim]:
         least = ALWAYS_CONTINUE if plan is None else plan.min_keep_probability
         for _ in range(MAX_SELECT_ATTEMPTS):
             selected = self._select(scheduler, least)
@@ -210,7 +206,7 @@ class TrialQueue:
             yield
         except ShutdownRequestedError:
             save(self.drop_lost())
-            self._requeue_in_time()
+            self.requeue_in_time()
         except StorageUnavailableError:
             save(self.drop_lost())
             raise
@@ -242,7 +238,7 @@ class TrialQueue:
             raise ShutdownRequestedError
         return True
 
-    def _requeue_in_time(self) -> None:
+    def requeue_in_time(self) -> None:
         """Requeue the trials that are held, and log in one line whether this was done in time."""
         try:
             self._requeue_all(SHUTDOWN_GRACE)

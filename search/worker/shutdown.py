@@ -1,6 +1,7 @@
 """Orderly shutdown on a signal, between two training steps."""
 
 import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -33,6 +34,7 @@ class ShutdownSignal:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._parent = multiprocessing.parent_process() if with_parent else None
         self._previous_handlers: dict[int, object] = {}
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
@@ -68,9 +70,21 @@ class ShutdownSignal:
             time.sleep(min(left, 0.2))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            self._receive_in_child(number)
+            return
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.request(number)
+
+    def _receive_in_child(self, number: int) -> None:
+        """Handle a signal in a process that was forked meanwhile, such as one that loads data.
+
+        Ctrl-C in a terminal reaches it as well; its parent ends it.
+        """
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 MAX_SECONDS = 10 * 365 * 86400

@@ -31,7 +31,8 @@ from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep import LockstepPlan, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
-from search.worker.train_states import checkpoint_identity, current_versions, earlier_versions
+from search.worker.train_states import checkpoint_identity, current_versions
+from search.worker.versions import earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.messages import to_printable
@@ -158,7 +159,7 @@ class Trainer:
             if (state := states[claim]) is not None
         }
         self._earlier_versions = {
-            trial_config: earlier_versions(claim.trial, states[claim])
+            trial_config: earlier_versions(claim.trial, states[claim], current_versions())
             for trial_config, claim in claims.items()
         }
         try:

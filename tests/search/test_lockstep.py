@@ -157,7 +157,7 @@ training.learning_rate = [0.001, 0.02, 0.03]
 def test_union_of_cells_trains_each_kind_in_its_own_stacks(
     sqlite_url, text, study, stacks, monkeypatch
 ):
-    monkeypatch.setattr("search.create_or_join.check_cells", lambda *_: None)
+    monkeypatch.setattr("search.networks.check_cells", lambda *_: None)
     path = study(UNION)
     joined, said = work(sqlite_url, text, TRAINING, study=path)
     assert len(joined.study.trials) == 2 * (4 + 2) + 6 + 6

@@ -443,7 +443,7 @@ def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text,
 def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypatch):
     """Also if the command names no precision and so adopts that of the study."""
     with monkeypatch.context() as patch:
-        patch.setattr("search.planned_study.check_precision", lambda precision, device: None)
+        patch.setattr("search.networks.check_precision", lambda precision, device: None)
         work(sqlite_url, text, precision="tf32")
     with pytest.raises(DeviceError, match="precision tf32 is not supported on cpu"):
         work(sqlite_url, text)

@@ -1,0 +1,500 @@
+"""The live trial of a user's training loop."""
+
+import contextlib
+import hashlib
+import logging
+import math
+import platform
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from optuna import TrialPruned
+from optuna.trial import TrialState
+
+from rnn.errors import UserError
+from search.errors import ShutdownRequestedError, format_error
+from search.open_study import OpenStudy
+from search.pruning.policy import PruneDecision
+from search.pruning.scheduler import compute_rungs
+from search.worker.claims import Claim
+from search.worker.loop_state import LoopState, find_torch_version, pack
+from search.worker.queue import STORAGE_ERRORS, TrialQueue, TrialResult
+from search.worker.versions import earlier_versions
+from studies.attributes import RESULT_NAMES, Failure, TrialRecord, VersionRecord
+from studies.messages import expect_one_of, shorten
+from studies.space import REPLICATE, replicate_of
+
+SETTABLE = {"parameter_count"}
+"""Columns of the results that a loop can set as user attributes."""
+
+_T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
+
+class TrialStoppedError(UserError, TrialPruned):
+    """The trial ends here: it was pruned, paused, lost or requeued for a shutdown.
+
+    ``with trial:`` suppresses it. Code of the loop that catches every exception must let it pass.
+    It is an ``optuna.TrialPruned``, so that an objective of Optuna lets it pass as well.
+    """
+
+
+def derive_seed(seed: int, replicate: int) -> int:
+    """Return the seed of a trial, 32 bits that depend on the study's seed and the replicate."""
+    digest = hashlib.sha256(f"{seed}/{replicate}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+@dataclass
+class LoopContext:
+    """What the trials of a worker share.
+
+    Attributes:
+        versions: hash of the loop's code, and version of PyTorch, "" if it is not imported.
+        catch: exceptions after which a trial is tried again and then recorded as failed.
+        close: ends the worker when an exception leaves the loop.
+        has_waited: whether it was said that the worker waits for others.
+        is_told_to_save: whether it was said that trials cannot be paused.
+    """
+
+    study: OpenStudy
+    queue: TrialQueue
+    worker: str
+    versions: VersionRecord
+    catch: tuple[type[Exception], ...] = ()
+    close: Callable[[], object] = lambda: None
+    has_waited: bool = False
+    is_told_to_save: bool = False
+
+
+class Trial:
+    """A claimed trial, as the training loop of a user sees it; a context manager.
+
+    The block ends quietly if the trial is pruned, paused or lost, or the process is asked to stop.
+    Of any other exception the trial is requeued, and the exception leaves the block. A thread keeps
+    the lease meanwhile.
+
+    Attributes:
+        number: number of the trial in the study.
+        params: value of each parameter, without the replicate.
+        replicate: number of the replicate; 0 in a study without replicates.
+        seed: seed of this trial, which follows from the study's seed and the replicate alone: all
+            configurations of a replicate share it.
+    """
+
+    def __init__(self, context: LoopContext, claim: Claim) -> None:
+        config = context.study.config
+        assert config.loop is not None
+        self.number = claim.trial.number
+        self.params = {
+            name: value for name, value in claim.trial.params.items() if name != REPLICATE
+        }
+        self.replicate = replicate_of(claim.trial.params)
+        self.seed = derive_seed(config.seed, self.replicate)
+        self._config = config
+        self._loop = config.loop
+        self._context = context
+        self._queue = context.queue
+        self._versions = context.versions
+        self._claim = claim
+        self._held = contextlib.ExitStack()
+        self._outcome = ""  # why the trial has ended; "" while it is held
+        self._state: LoopState | None = None  # that it resumes from
+        self._has_begun = False
+        self._step = 0
+        self._curve: dict[int, float] = {}
+        self._metrics: dict[str, dict[int, float]] = {}
+        self._user_attrs: dict[str, Any] = {}
+        self._started_at = time.monotonic()
+        self._saved_at = self._started_at
+        self._saves = False
+        self._is_stopping = False
+        self._awaits_save = False
+        self._decision: PruneDecision | None = None
+        self._rungs: set[int] = set()
+        if config.pruning.enabled:
+            rungs = compute_rungs(self._loop.steps, self._loop.log_every)
+            self._rungs = {rung.step for rung in rungs}
+
+    # ------------------------------------------------------------------ the block
+
+    def __enter__(self) -> Self:
+        self._require_held()
+        self._held.enter_context(self._queue.holding())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        is_handled = self._handle(error)
+        if is_handled:
+            return self._held.__exit__(None, None, None) or error is not None
+        try:
+            return bool(self._held.__exit__(kind, error, traceback))
+        finally:
+            self._outcome = self._outcome or "requeued"
+            self._context.close()
+
+    def _handle(self, error: BaseException | None) -> bool:
+        """Settle the trial as its block has ended; return whether nothing is left to do."""
+        if self._outcome:  # settled, or lost
+            return error is None or isinstance(error, TrialStoppedError | TrialPruned)
+        if error is None:
+            _logger.warning(f"trial {self.number} ended without trial.finish(value): requeued")
+            self._requeue()
+            return True
+        if isinstance(error, TrialPruned):
+            self._prune()
+            return True
+        if isinstance(error, self._context.catch) and not isinstance(error, STORAGE_ERRORS):
+            _logger.warning(f"trial {self.number} raised {format_error(error)}")
+            cause = _find_cause(error)
+            attributes = self._record_attributes(failure=cause, error=format_error(error))
+            self._queue.fail(self._claim, error, cause, attributes)
+            self._outcome = "failed"
+            return True
+        return False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the trial has not ended yet."""
+        return not self._outcome
+
+    def _require_held(self) -> None:
+        if self._outcome == "complete":
+            raise UserError(f"trial {self.number} is finished: expected no call after trial.finish")
+        if self._outcome:
+            raise TrialStoppedError(f"trial {self.number} has ended: {self._outcome}")
+
+    def _stop(self, outcome: str) -> TrialStoppedError:
+        """Return the exception that ends the block of a trial that this worker no longer holds."""
+        self._outcome = outcome
+        return TrialStoppedError(f"trial {self.number} has ended: {outcome}")
+
+    def _requeue(self) -> None:
+        self._queue.requeue_in_time()
+        self._outcome = "requeued"
+
+    # ------------------------------------------------------------------ the loop
+
+    def resume(self, default: _T | None = None) -> Any:
+        """Return the step and the state that were saved last, on any machine.
+
+        Args:
+            default: what to return where nothing was saved.
+
+        Returns:
+            The step, and what :meth:`save` was given: bytes, the path of a file in a temporary
+            folder that exists until the block ends, or the tensors on the CPU. Log points after
+            that step are dropped.
+        """
+        self._require_held()
+        if self._has_begun:
+            raise UserError("resume: expected the call before the first log, save or finish")
+        self._has_begun = True
+        self._saved_at = time.monotonic()
+        states = self._queue.checkpoints.resume(
+            [self._claim], lambda claim, content: LoopState.deserialize(content)
+        )
+        state = states[self._claim]
+        if state is None:
+            return default
+        self._state = state
+        self._saves = True
+        self._step = state.step
+        self._curve = dict(state.curve)
+        self._metrics = {name: dict(points) for name, points in state.metrics.items()}
+        self._user_attrs = dict(state.user_attrs)
+        folder = self._held.enter_context(tempfile.TemporaryDirectory())
+        return state.step, state.unpack(Path(folder))
+
+    def log(self, step: int, /, **values: float) -> None:
+        """Log the metric of the study, and others, at a step.
+
+        Values at multiples of ``loop.log_every`` are stored; at others this only looks whether the
+        trial goes on. A stored value is a number, or a tensor of one.
+
+        Raises:
+            TrialStoppedError: if the trial was pruned or lost, or the process is to stop.
+            UserError: if the step is before the last one or after ``loop.steps``.
+        """
+        decision = self._record(step, values)
+        if decision is not None and decision.is_final:
+            self._prune()
+            raise self._stop("pruned")
+
+    def save(self, step: int, state: Any) -> None:
+        """Save the state of the loop after a step, if that is due.
+
+        It is due every ``checkpoint.seconds``, where the trial is to be paused, and where the
+        process is to stop.
+
+        Args:
+            step: number of steps that the state has done.
+            state: bytes, the path of a file, or what ``torch.save`` writes and ``torch.load``
+                reads with ``weights_only``: tensors, numbers and texts in dicts and lists.
+
+        Raises:
+            TrialStoppedError: if the trial was paused or lost, or the process is to stop.
+            UserError: if the state cannot be saved.
+        """
+        self._begin(step)
+        pause = None if self._decision is None or self._decision.is_final else self._decision
+        now = time.monotonic()
+        is_due = now - self._saved_at >= self._config.checkpoint.seconds
+        if not (is_due or pause or self._is_stopping):
+            self._saves = True
+            self._awaits_save = False
+            return
+        is_written = self._write(step, state)
+        self._awaits_save = False
+        self._saved_at = time.monotonic()
+        if self._is_stopping:
+            self._requeue()
+            raise self._stop("the process stops")
+        if pause is not None and is_written:  # without a checkpoint it could not resume
+            attributes = {**self._record_attributes(), **pause.attributes}
+            message = f"paused at step {step:,}"
+            self._queue.settle(
+                self._claim, TrialResult(TrialState.WAITING, None, attributes, message)
+            )
+            raise self._stop("paused")
+
+    def finish(self, value: float) -> None:
+        """Finish the trial with its value; one that is not finite is recorded as diverged.
+
+        Raises:
+            TrialStoppedError: if the trial was lost.
+            UserError: if the value is no number.
+        """
+        self._begin(self._step)
+        number = _to_number("finish", value)
+        if math.isfinite(number):
+            attributes = self._record_attributes()
+            result = TrialResult(TrialState.COMPLETE, number, attributes, "complete")
+        else:
+            attributes = self._record_attributes(failure=Failure.DIVERGED)
+            result = TrialResult(TrialState.FAIL, None, attributes, "diverged")
+        self._queue.settle(self._claim, result)
+        if self._claim.is_lost:
+            raise self._stop("lost: claimed by another worker after its lease expired")
+        self._outcome = "complete"
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute, which is stored when the trial ends.
+
+        ``parameter_count`` is the number of weights, against which reports show the value.
+
+        Raises:
+            UserError: if the program records an attribute of this name itself.
+        """
+        if key in RESULT_NAMES and key not in SETTABLE:
+            raise UserError(f"set_user_attr: {key} is recorded by the program: use another name")
+        self._user_attrs[key] = value
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """The user attributes that the loop has set."""
+        return dict(self._user_attrs)
+
+    # ------------------------------------------------------------------ Optuna's words
+
+    def report(self, value: float, step: int) -> None:
+        """Log the metric of the study as in Optuna; :meth:`should_prune` says whether to stop.
+
+        Raises:
+            TrialStoppedError: if the trial was lost, or the process is to stop.
+        """
+        self._record(step, {self._loop.metric: value})
+
+    def should_prune(self) -> bool:
+        """Return whether the trial was pruned at the last reported step."""
+        return self._decision is not None and self._decision.is_final
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return the value of a parameter, which the study's grid has chosen.
+
+        Raises:
+            UserError: if the trial has no such parameter, or its value is not among the choices.
+        """
+        value = self._find(name)
+        if value not in choices:
+            raise UserError(
+                f"trial {self.number} has {name} = {value!r}: expected it among the choices "
+                f"{shorten(repr(list(choices)))}; state them in [space]"
+            )
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float, **options: Any) -> float:
+        """Return the value of a parameter between two bounds, which the study's grid has chosen."""
+        value: Any = self._find(name)
+        if isinstance(value, str) or not low <= value <= high:
+            raise UserError(
+                f"trial {self.number} has {name} = {value!r}: expected a number from {low} to "
+                f"{high}; state its values in [space]"
+            )
+        return float(value)
+
+    def suggest_int(self, name: str, low: int, high: int, **options: Any) -> int:
+        """Return the value of a parameter between two bounds, which the study's grid has chosen."""
+        return int(self.suggest_float(name, low, high))
+
+    def _find(self, name: str) -> Any:
+        if name not in self.params:
+            raise UserError(
+                f"trial {self.number} has no parameter {name!r}: {expect_one_of(self.params, name)}"
+            )
+        return self.params[name]
+
+    # ------------------------------------------------------------------ helpers
+
+    def _begin(self, step: int) -> None:
+        """Check what happened since the last call, and that steps go on.
+
+        Raises:
+            TrialStoppedError: if the trial has ended, or was lost.
+            UserError: if the step is before the last one or after ``loop.steps``.
+        """
+        self._require_held()
+        if not self._has_begun:  # a loop that does not resume starts from step 0
+            self._has_begun = True
+            if self._claim.trial.intermediate_values or self._claim.has_reported:
+                self._claim.replace_curve({})
+        if not self._step <= step <= self._loop.steps:
+            raise UserError(
+                f"step {step:,} of trial {self.number} after step {self._step:,}: expected "
+                f"ascending steps up to loop.steps = {self._loop.steps:,}"
+            )
+        self._step = step
+        try:
+            self._queue.poll()
+        except ShutdownRequestedError:
+            self._is_stopping = True
+        if self._claim.is_lost:
+            self._queue.drop_lost()
+            raise self._stop("lost: claimed by another worker after its lease expired")
+
+    def _record(self, step: int, values: Mapping[str, Any]) -> PruneDecision | None:
+        """Store values if the step is a log point; return the pruner's decision at a rung."""
+        self._begin(step)
+        if self._is_stopping:
+            # A loop that saves gets the chance to, in the same step.
+            if self._awaits_save or not self._saves:
+                self._requeue()
+                raise self._stop("the process stops")
+            self._awaits_save = True
+        if step % self._loop.log_every:
+            return None
+        metric = self._loop.metric
+        for name, value in values.items():
+            number = _to_number(f"log {name}", value)
+            if name != metric:
+                self._metrics.setdefault(name, {})[step] = number
+            elif math.isfinite(number):
+                self._curve[step] = number
+                self._claim.report(step, number)
+        if len(values) > (metric in values):
+            self._claim.report_metrics(self._metrics)
+        if step not in self._rungs or step not in self._curve or metric not in values:
+            return None
+        return self._decide(step)
+
+    def _decide(self, step: int) -> PruneDecision | None:
+        """Ask whether the trial continues beyond a rung."""
+        if self._decision is not None and not self._saves and not self._context.is_told_to_save:
+            self._context.is_told_to_save = True
+            _logger.info("trials cannot be paused, because the loop does not call trial.save")
+        self._decision = None
+        # A trial that lost its checkpoint trains to where it was before it can be paused again.
+        if step <= max(self._claim.trial.intermediate_values, default=0):
+            return None
+        try:
+            decisions = self._queue.decide([self._claim])
+        except ShutdownRequestedError:
+            self._is_stopping = True
+            return None
+        self._decision = decisions.get(self._claim)
+        return self._decision
+
+    def _prune(self) -> None:
+        """Record that the trial is pruned: by the pruner, or by the loop's own decision."""
+        decision = self._decision
+        reason: Mapping[str, Any] = {"reason": "pruned by the loop"}
+        if decision is not None and decision.is_final:
+            reason = decision.attributes
+        attributes = {**self._record_attributes(), **reason}
+        message = f"pruned at step {self._step:,}"
+        self._queue.settle(self._claim, TrialResult(TrialState.PRUNED, None, attributes, message))
+        self._outcome = "pruned"
+
+    def _write(self, step: int, state: Any) -> bool:
+        """Write a checkpoint; return whether that succeeded."""
+        packed = pack(state, is_checked=self._saves)
+        self._saves = True
+        earlier = self._state
+        codes = dict.fromkeys(earlier.source_hashes if earlier else ())
+        versions = dict.fromkeys(earlier.torch_versions if earlier else ())
+        saved = LoopState(
+            step=step,
+            curve=self._curve,
+            metrics=self._metrics,
+            seconds=self._seconds,
+            user_attrs=self._user_attrs,
+            source_hashes=[*filter(None, codes | {self._versions.code: None})],
+            torch_versions=[*filter(None, versions | {self._versions.torch: None})],
+            **packed,
+        )
+        return self._queue.checkpoints.write(self._claim, saved.serialize)
+
+    @property
+    def _seconds(self) -> float:
+        before = self._state.seconds if self._state else 0.0
+        return before + time.monotonic() - self._started_at
+
+    def _record_attributes(self, **results: Any) -> Mapping[str, Any]:
+        """Return the user attributes of the trial, those that the loop has set included."""
+        seconds = self._seconds
+        last = {name: points[max(points)] for name, points in self._metrics.items()}
+        record = TrialRecord(
+            steps=self._step,
+            steps_per_second=self._step / seconds,
+            seconds=seconds,
+            host=socket.gethostname(),
+            worker=self._context.worker,
+            seed=self._config.seed,
+            replicate=self.replicate,
+            python=platform.python_version(),
+            code=self._versions.code or None,
+            torch=self._versions.torch or None,
+            metrics={name: value for name, value in last.items() if math.isfinite(value)} or None,
+            **results,
+            **earlier_versions(self._claim.trial, self._state, self._versions),
+        )
+        return {**self._user_attrs, **record.attributes()}
+
+
+def _find_cause(error: Exception) -> Failure:
+    """Return the cause of an error, as the trainer of networks does."""
+    if find_torch_version():
+        from rnn.training.devices import is_out_of_memory  # imports PyTorch, as the loop has
+
+        if is_out_of_memory(error):
+            return Failure.OUT_OF_MEMORY
+    return Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.EXCEPTION
+
+
+def _to_number(subject: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{subject} is {shorten(repr(value))}: expected a number") from error

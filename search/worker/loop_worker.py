@@ -1,0 +1,138 @@
+"""A worker that hands the trials of a study to a training loop of the user's."""
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rnn.errors import UserError
+from search.launch.launcher import name_worker
+from search.open_study import OpenStudy
+from search.worker.claims import ClaimManager
+from search.worker.loop_state import find_torch_version, hash_code
+from search.worker.loop_trial import LoopContext, Trial
+from search.worker.queue import TrialQueue
+from search.worker.shutdown import ShutdownSignal
+from search.worker.versions import describe_mixing
+from studies.attributes import VersionRecord
+
+LoopFunction = Callable[[Trial], float]
+"""Runs one trial and returns its value."""
+
+_logger = logging.getLogger(__name__)
+
+
+class LoopWorker:
+    """Claims the trials of a study with a loop, one after another.
+
+    Args:
+        claims: entered claim manager.
+        stop: ends the trials; the current one saves and is requeued.
+        source: file of the loop; None if it has none, as in a notebook.
+        catch: exceptions after which a trial is tried again and then recorded as failed.
+        wait: whether to stay until the trials that others run are finished too.
+    """
+
+    def __init__(
+        self,
+        study: OpenStudy,
+        claims: ClaimManager,
+        stop: ShutdownSignal,
+        source: Path | None,
+        catch: Sequence[type[Exception]] = (),
+        wait: bool = True,
+    ) -> None:
+        queue = TrialQueue(study, claims, stop)
+        versions = VersionRecord(code=hash_code(source), torch=find_torch_version())
+        self._context = LoopContext(study, queue, name_worker(), versions, tuple(catch))
+        self._wait = wait
+        if warning := describe_mixing(study.study, study.storage, versions):
+            _logger.warning(warning)
+
+    def trials(self, close: Callable[[], object] = lambda: None) -> Iterator[Trial]:
+        """Yield claimed trials until none is left or a stop is requested.
+
+        ``close`` is called when an exception leaves the block of a trial.
+
+        Raises:
+            StorageUnavailableError: if the storage was unavailable for too long.
+            UserError: if the loop has not used the last trial as a context manager.
+        """
+        queue = self._context.queue
+        self._context.close = close
+        for (claim,) in queue.batches(None, self._wait, self._log_wait):
+            trial = Trial(self._context, claim)
+            yield trial
+            if trial.is_held:
+                queue.requeue_in_time()
+                raise UserError(
+                    f"trial {trial.number} was claimed and not run: expected `with trial:` around "
+                    "the loop"
+                )
+
+    def _log_wait(self) -> None:
+        if not self._context.has_waited:
+            _logger.info("the remaining trials are running in other workers; waiting for them")
+        self._context.has_waited = True
+
+    def run(self, function: LoopFunction) -> None:
+        """Run a function for each trial until none is left or a stop is requested."""
+        for trial in self.trials():
+            with trial:
+                trial.finish(function(trial))
+
+
+def load_function(spec: str) -> tuple[LoopFunction, Path]:
+    """Load the function of a loop, and return it with its file.
+
+    The file's folder is searched for imports, as if the file were run.
+
+    Raises:
+        UserError: if there is no such file or function, or the file raises an exception.
+    """
+    source, _, name = spec.rpartition(":")
+    path = Path(source).absolute()
+    if not path.is_file():
+        raise UserError(f"loop.function {spec}: {path} not found: check the path")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent))
+    sys.modules[path.stem] = module  # so that pickle and dataclasses find it
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # of any kind: it is the user's code
+        raise UserError(
+            f"loop.function {spec}: the file raises {type(error).__name__}: {error}"
+        ) from error
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(
+            f"loop.function {spec}: {path.name} has no function {name}: expected one that takes a "
+            "trial and returns its value"
+        )
+    return function, path
+
+
+def find_script() -> Path | None:
+    """Return the file of the running script; None in a notebook or an interactive session."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(file).absolute() if file else None
+
+
+def require_one_process() -> None:
+    """Refuse to run under a launcher of distributed training, each of whose processes would claim.
+
+    Raises:
+        UserError: under ``torchrun`` with several processes.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise UserError(
+            f"torchrun started {size} processes of one job: expected one process for each trial, "
+            "such as one `python train.py` for each GPU"
+        )
