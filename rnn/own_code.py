@@ -66,7 +66,7 @@ class TaskSource(CodeSource):
 
 _Source = TypeVar("_Source", bound=CodeSource)
 
-_loaded: dict[tuple[str, str, str], tuple[CodeSource, type[Any]]] = {}
+_loaded: dict[tuple[str, str, str], tuple[CodeSource, Any]] = {}
 """Source and class by its kind, the hash of the text and its name."""
 
 
@@ -130,8 +130,10 @@ def _find_module(spec: str, module: str, kind: type[CodeSource]) -> Path:
     return Path(str(found.origin))
 
 
-def load_class(source: CodeSource) -> type[Any]:
+def load_class(source: CodeSource) -> Any:
     """Execute a source text as a module, once per process, and register its class.
+
+    By the name of a task, the text may have something else, such as a dataset.
 
     Raises:
         CellError, TaskError: if the text raises an exception, or has no such class.
@@ -185,7 +187,9 @@ def _execute(source: CodeSource) -> ModuleType:
     return module
 
 
-def _find_class(source: CodeSource, module: ModuleType) -> type[Any]:
+def _find_class(source: CodeSource, module: ModuleType) -> Any:
+    if source.base is object and source.name in vars(module):
+        return vars(module)[source.name]
     classes = {
         name: value
         for name, value in vars(module).items()

@@ -7,7 +7,8 @@ opened by its stored name. A copy is executed only if its SHA-256 is the one in 
 
 import contextlib
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rnn.tasks.sequence_task import SequenceTask
 from rnn.tasks.task import Task, is_built_in
 from rnn.tasks.text import Text
 from rnn.tasks.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from rnn.tasks.torch_datasets import find_definition
 from studies.atomic_files import atomic_write
 from studies.attributes import RESERVED_OPTION_NAMES, StudyRecord
 from studies.config import StudyConfig
@@ -222,12 +224,12 @@ class StudyTask:
     """A task with the options that a study sets.
 
     Attributes:
-        definition: class of the task.
+        definition: class of the task, or what reads its dataset.
         record: what the study stores.
         fixed: arguments of its constructor that are no options.
     """
 
-    definition: type[Any]
+    definition: Callable[..., Any]
     record: TaskRecord
     fixed: Mapping[str, Any]
     _built: dict[TaskOptions, Task] = field(default_factory=dict)
@@ -356,7 +358,7 @@ def _require_distinct(tasks: Mapping[str, StudyTask]) -> None:
     seen: dict[Hashable, str] = {}
     for name, task in tasks.items():
         values = {option: task.record.value(option) for option in task.record.options}
-        key = task.definition, frozenset({**task.fixed, **values}.items())
+        key = inspect.unwrap(task.definition), frozenset({**task.fixed, **values}.items())
         other = seen.setdefault(key, name)
         if other != name:
             raise TaskError(
@@ -445,8 +447,8 @@ def load_task_of(
         if code is None:
             code = read_source(source, folder, TaskSource)
             folder = locate_source(source, folder, TaskSource).parent
-        definition = load_class(code)
         name = code.name
+        definition = find_definition(load_class(code), name)
     try:
         options, takes_folder = read_task_options(definition)
         check_option_names(f"task {name}", options)
@@ -472,6 +474,7 @@ def _describe(task: SequenceTask, folder: Path, **stated: Any) -> TaskRecord:
     """Return the record of a task, with what is stated about its source and its options."""
     spec = task.spec
     files = [folder / path for path in getattr(task.definition, "files", ())]
+    data_sha256 = getattr(task.definition, "data_sha256", None)  # of a dataset
     loss: TaskLoss = "cross-entropy" if spec.predicts_classes else "squared error"
     if spec.loss is not None:
         loss = "own"
@@ -479,7 +482,7 @@ def _describe(task: SequenceTask, folder: Path, **stated: Any) -> TaskRecord:
         loss = "standardized squared error"
     try:
         return TaskRecord(
-            data_sha256=_hash_files(files) if files else None,
+            data_sha256=_hash_files(files) if files else data_sha256,
             version=getattr(task.definition, "version", 0),
             inputs=spec.inputs,
             outputs=spec.outputs,
@@ -514,7 +517,7 @@ def locate_task(task: TaskRecord) -> str:
     return f"{Path(task.folder, Path(place).name)}:{name}" if place.endswith(".py") else task.source
 
 
-def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> SequenceTask:
+def _build(definition: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> SequenceTask:
     try:
         built = definition(**arguments)
     except TaskError:
@@ -523,7 +526,7 @@ def _build(definition: type[Any], arguments: Mapping[str, Any], name: str) -> Se
         if is_built_in(definition) and not isinstance(error, ValueError):  # of an option
             raise
         raise TaskError(
-            f"task {name} cannot be built: its class raises {describe_error(error)}"
+            f"task {name} cannot be built: its code raises {describe_error(error)}"
         ) from error
     return SequenceTask(built, name)
 

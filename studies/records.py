@@ -3,7 +3,7 @@
 import inspect
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal
@@ -170,7 +170,7 @@ def read_options(cls: type) -> dict[str, CellOption]:
     return {name: _read_option(cell, parameter) for name, parameter in parameters.items()}
 
 
-def read_task_options(cls: type) -> tuple[dict[str, CellOption], bool]:
+def read_task_options(cls: Callable[..., Any]) -> tuple[dict[str, CellOption], bool]:
     """Return the options of a task, and whether its constructor has an argument ``folder``.
 
     Raises:
@@ -183,7 +183,7 @@ def read_task_options(cls: type) -> tuple[dict[str, CellOption], bool]:
     return options, takes_folder
 
 
-def _list_parameters(subject: str, cls: type) -> dict[str, Parameter]:
+def _list_parameters(subject: str, cls: Callable[..., Any]) -> dict[str, Parameter]:
     try:
         parameters = dict(inspect.signature(cls, eval_str=True).parameters)
     except (Exception, SystemExit) as error:  # an annotation is any code
@@ -323,7 +323,8 @@ class TaskSettings(TaskEntry):
 
     source: str = TEXT
     """`text`, another [built-in task](tasks.md#built-in-tasks) such as `adding:50`, or your own as
-    `FILE.py:Class`. Further keys of this table are options of the task."""
+    `FILE.py:Class`, or a [dataset of PyTorch](tasks.md#datasets-of-pytorch) as `FILE.py:name`.
+    Further keys of this table are options of the task."""
     corpus: str = "stdlib"
     """Of text: `stdlib` (the source code of Python's library), `enwik8`, or the path of a file.
     Each worker holds it in memory."""
@@ -371,8 +372,9 @@ class TaskRecord(StrictModel):
     Attributes:
         source: where its class is, as the study file states it: ``path/to/file.py:Class``,
             ``package.module:Class``, or a built-in task such as ``adding:50`` or ``text``.
-        sha256: hash of the source file of a user's own class; None for a built-in task.
-        data_sha256: hash of the files that the task reads; None if it reads none.
+        sha256: hash of the source file of a user's own class or dataset; None for a built-in task.
+        data_sha256: hash of the files that the task reads, or of the items of a dataset; None if
+            it reads neither.
         version: version that the class states.
         options: options of its constructor by name, in their order.
         values: values of the options that the study sets; the others have their defaults.

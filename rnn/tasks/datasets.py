@@ -209,7 +209,79 @@ class Series:
         }
 
 
-class Sequences(DataSet):
+class LabelledSequences(DataSet):
+    """N sequences of T steps and their labels, the arrays that :class:`Sequences` describes.
+
+    Args:
+        origin: where the arrays are from, at the start of messages.
+        arrays: the arrays by name.
+
+    Attributes:
+        data_sha256: hash of the arrays, in hexadecimal digits; None if a file has them.
+    """
+
+    standardize = True
+    data_sha256: str | None = None
+
+    def __init__(self, origin: str, arrays: dict[str, Array]) -> None:
+        x = arrays["x"]
+        y = arrays["y"]
+        if x.ndim not in (2, 3) or not x.size:
+            raise _array_error(origin, "x", x, "(N, T) or (N, T, d)")
+        count, steps = x.shape[:2]
+        for name, values in arrays.items():
+            if values.dtype.kind not in "iubf" or values.shape[:1] != (count,):
+                expected = f"numbers of {count} sequences, as many as in x"
+                raise _array_error(origin, name, values, expected)
+        is_stepwise = y.shape[1:2] == (steps,)
+        has_classes = y.dtype.kind in "iub"
+        sizes = y.shape[1 + is_stepwise :]
+        if 0 in sizes or len(sizes) > 1 - has_classes:
+            expected = f"(N,) or (N, {steps}) of integers, or of floats with an axis more or not"
+            raise _array_error(origin, "y", y, expected)
+        for name, shape in (("lengths", (count,)), ("split", (count,)), ("mask", (count, steps))):
+            if name in arrays and arrays[name].shape != shape:
+                raise _array_error(origin, name, arrays[name], f"{shape}, by the shape of x")
+        if "mask" in arrays and not is_stepwise:
+            raise _array_error(origin, "y", y, f"(N, {steps}, …), as there is an array mask")
+
+        lengths = arrays.get("lengths", np.full(count, steps))
+        step = np.arange(steps)
+        _check_each(origin, "lengths", lengths, np.isin(lengths, step + 1), f"1 to {steps}")
+        last = lengths[:, None].astype(int) - 1
+        # Padding repeats the last step: zeros would shift the mean.
+        x = x[np.arange(count)[:, None], np.minimum(step, last)]
+        mask = (step <= last if is_stepwise else step == last) * arrays.get("mask", np.True_)
+        if is_stepwise:
+            y = np.where(mask.reshape(*mask.shape, *[1] * len(sizes)) > 0, y, 0)
+        if x.ndim == 2 and x.dtype.kind in "iub":
+            self.vocabulary = _count_symbols(origin, "x", x)
+        else:
+            _check_each(origin, "x", x, np.isfinite(x), "a finite number")
+            self.input_size = 1 if x.ndim == 2 else x.shape[2]
+        if has_classes:
+            self.classes = _count_symbols(origin, "y", y)
+        else:
+            _check_each(origin, "y", y, np.isfinite(y), "a finite number")
+            self.output_size = sizes[0] if sizes else 1
+        if not is_stepwise:
+            y = np.broadcast_to(y[:, None], (count, steps, *sizes))
+
+        rows = split_rows(count, 80, 10)
+        if "split" in arrays:
+            parts = arrays["split"]
+            _check_each(origin, "split", parts, np.isin(parts, (0, 1, 2)), "0, 1 or 2")
+            rows = {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
+        for name, chosen in rows.items():
+            if not chosen.size:
+                raise TaskError(
+                    f"{origin} has no sequence for {name}: expected 10 or more in all, or an array "
+                    "split of 0 (train), 1 (validation) and 2 (test)"
+                )
+        super().__init__(x, y, rows, None if mask.dtype == bool and mask.all() else mask)
+
+
+class Sequences(LabelledSequences):
     """Predict labels of N sequences of T steps, the arrays of an NPZ file.
 
     Array ``x`` has the inputs, ``y`` a label for each sequence or each step. Sequences of different
@@ -232,60 +304,9 @@ class Sequences(DataSet):
         file: path of the file.
     """
 
-    standardize = True
-
     def __init__(self, *, file: str = "") -> None:
         self.files = [file]
-        arrays = _read_npz(file)
-        x = arrays["x"]
-        y = arrays["y"]
-        count, steps = x.shape[:2]
-        is_stepwise = y.shape[1:2] == (steps,)
-        has_classes = y.dtype.kind in "iub"
-        sizes = y.shape[1 + is_stepwise :]
-        if 0 in sizes or len(sizes) > 1 - has_classes:
-            expected = f"(N,) or (N, {steps}) of integers, or of floats with an axis more or not"
-            raise _array_error(file, "y", y, expected)
-        for name, shape in (("lengths", (count,)), ("split", (count,)), ("mask", (count, steps))):
-            if name in arrays and arrays[name].shape != shape:
-                raise _array_error(file, name, arrays[name], f"{shape}, by the shape of x")
-        if "mask" in arrays and not is_stepwise:
-            raise _array_error(file, "y", y, f"(N, {steps}, …), as there is an array mask")
-
-        lengths = arrays.get("lengths", np.full(count, steps))
-        step = np.arange(steps)
-        _check_each(file, "lengths", lengths, np.isin(lengths, step + 1), f"1 to {steps}")
-        last = lengths[:, None].astype(int) - 1
-        # Padding repeats the last step: zeros would shift the mean.
-        x = x[np.arange(count)[:, None], np.minimum(step, last)]
-        mask = (step <= last if is_stepwise else step == last) * arrays.get("mask", np.True_)
-        if is_stepwise:
-            y = np.where(mask.reshape(*mask.shape, *[1] * len(sizes)) > 0, y, 0)
-        if x.ndim == 2 and x.dtype.kind in "iub":
-            self.vocabulary = _count_symbols(file, "x", x)
-        else:
-            _check_each(file, "x", x, np.isfinite(x), "a finite number")
-            self.input_size = 1 if x.ndim == 2 else x.shape[2]
-        if has_classes:
-            self.classes = _count_symbols(file, "y", y)
-        else:
-            _check_each(file, "y", y, np.isfinite(y), "a finite number")
-            self.output_size = sizes[0] if sizes else 1
-        if not is_stepwise:
-            y = np.broadcast_to(y[:, None], (count, steps, *sizes))
-
-        rows = split_rows(count, 80, 10)
-        if "split" in arrays:
-            parts = arrays["split"]
-            _check_each(file, "split", parts, np.isin(parts, (0, 1, 2)), "0, 1 or 2")
-            rows = {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
-        for name, chosen in rows.items():
-            if not chosen.size:
-                raise TaskError(
-                    f"{file} has no sequence for {name}: expected 10 or more in all, or an array "
-                    "split of 0 (train), 1 (validation) and 2 (test)"
-                )
-        super().__init__(x, y, rows, None if mask.dtype == bool and mask.all() else mask)
+        super().__init__(file, _read_npz(file))
 
 
 _TIME = re.compile(
@@ -362,12 +383,6 @@ def _read_npz(file: str) -> dict[str, Array]:
             f"{file} has the arrays {', '.join(arrays)[:200]}: expected x and y, and where needed "
             "mask, lengths and split"
         )
-    if arrays["x"].ndim not in (2, 3) or not arrays["x"].size:
-        raise _array_error(file, "x", arrays["x"], "(N, T) or (N, T, d)")
-    count = len(arrays["x"])
-    for name, values in arrays.items():
-        if values.dtype.kind not in "iubf" or values.shape[:1] != (count,):
-            raise _array_error(file, name, values, f"numbers of {count} sequences, as many as in x")
     return arrays
 
 
@@ -376,19 +391,19 @@ def _unreadable(file: str, error: Exception, expected: str) -> TaskError:
     return TaskError(f"{file or 'the file'} cannot be read ({reason}): expected {expected}")
 
 
-def _array_error(file: str, name: str, values: Array, expected: str) -> TaskError:
+def _array_error(origin: str, name: str, values: Array, expected: str) -> TaskError:
     given = f"shape {values.shape} and dtype {values.dtype}"
-    return TaskError(f"{file}: {name} has {given}: expected {expected}")
+    return TaskError(f"{origin}: {name} has {given}: expected {expected}")
 
 
-def _check_each(file: str, name: str, values: Array, is_valid: Array, expected: str) -> None:
+def _check_each(origin: str, name: str, values: Array, is_valid: Array, expected: str) -> None:
     """Require that all values of an array are valid; the error gives the index of the first."""
     for index in np.argwhere(~is_valid)[:1].tolist():
-        raise TaskError(f"{file}: {name}{index} is {values[tuple(index)]}: expected {expected}")
+        raise TaskError(f"{origin}: {name}{index} is {values[tuple(index)]}: expected {expected}")
 
 
-def _count_symbols(file: str, name: str, values: Array) -> int:
+def _count_symbols(origin: str, name: str, values: Array) -> int:
     """Return the number of tokens or classes."""
     is_valid = (values >= 0) & (values < MAX_SYMBOLS)
-    _check_each(file, name, values, is_valid, f"0 to {MAX_SYMBOLS - 1}, or floats for numbers")
+    _check_each(origin, name, values, is_valid, f"0 to {MAX_SYMBOLS - 1}, or floats for numbers")
     return int(values.max()) + 1

@@ -162,7 +162,7 @@ class Task(TrainingData, Protocol):
         """Return what is needed to use the networks of the task."""
 
 
-def is_built_in(definition: type) -> bool:
+def is_built_in(definition: Callable[..., Any]) -> bool:
     """Return whether a class of a task is one of this package."""
     return definition.__module__.startswith(f"{__package__}.")
 

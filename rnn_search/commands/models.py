@@ -111,8 +111,8 @@ def export(
 def check(source: str, overrides: tuple[str, ...]) -> None:
     """Check a cell or a task on small networks, before a search.
 
-    SOURCE is path/to/file.py:Class, package.module:Class of an installed package, or a built-in
-    task such as adding:50.
+    SOURCE is path/to/file.py:Class, package.module:Class of an installed package, a dataset of
+    PyTorch as path/to/file.py:name, or a built-in task such as adding:50.
     """
     options = load_overrides(overrides).settings
     if _is_cell(source):
@@ -129,7 +129,8 @@ def _is_cell(source: str) -> bool:
         return False
     if ".py" not in source:
         find_built_in(source, Path())  # refuses what is no class either, with the nearest name
-    return issubclass(load_class(read_source(source, Path(), _AnySource)), nn.Module)
+    found = load_class(read_source(source, Path(), _AnySource))
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 class _AnySource(CodeSource):

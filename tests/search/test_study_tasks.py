@@ -115,7 +115,7 @@ def test_trials_have_the_options_that_vary_and_one_update_for_each_sequence(fold
     [
         ("task.lengths=3", UserError, "no option lengths: did you mean 'length'? expected one"),
         ("task.length=2.5", UserError, "task Sum has length = 2.5: expected an integer"),
-        ("task.length=13", TaskError, "class raises RuntimeError (unlucky) in line 11"),
+        ("task.length=13", TaskError, "code raises RuntimeError (unlucky) in line 11"),
         ("task.source='tasks/mine.py:Some'", TaskError, "has no class Some: expected Sum"),
         ("task.source='tasks/none.py:Sum'", TaskError, "expected a file"),
         ("task.source='adding:5'", UserError, "has the option task.noise of the task adding:5"),
