@@ -72,7 +72,8 @@ class StudyPlan:
             such as ``cell``, ``layers`` and ``state_size``; the number of ``trials``;
             ``least_parameters`` and ``most_parameters``, numbers of weights of a network; the
             ``updates`` of a training; how many networks train together (``lockstep``); and the
-            ``seconds`` of one trial on one worker, NaN if they were not measured.
+            ``seconds`` of one trial on one worker, NaN if they were not measured. A study with a
+            loop has one row, of its ``trials``.
         effects: what can be found of each parameter, in each task by name.
         workers: number of workers of which :attr:`hours` is the time.
         threads: threads of each.
@@ -145,6 +146,12 @@ class StudyPlan:
     def list_lines(self) -> list[str]:
         """Return the plan in sentences, without its tables."""
         config = self.config
+        if config.loop is not None:
+            first = (
+                f"study {self.name}: {format_count(self.trials, 'trial')} of "
+                f"{format_count(config.loop.steps, 'step')} of the loop; nothing is written"
+            )
+            return [first, *self.notices, *list_shortages(self.effects, config)]
         networks = self.networks
         updates = _format_range([*networks["updates"]])
         parameters = _format_range([*networks["least_parameters"], *networks["most_parameters"]])
@@ -166,10 +173,14 @@ class StudyPlan:
 
     def __repr__(self) -> str:
         """Return the lines and the tables as text."""
-        networks = self.networks.dropna(axis=1, how="all")
-        counts = zip(networks.pop("least_parameters"), networks.pop("most_parameters"), strict=True)
-        networks["parameters"] = list(map(_format_range, counts))
-        parts = ["\n".join(self.list_lines()), _format_table(networks)]
+        parts = ["\n".join(self.list_lines())]
+        if self.config.has_networks:
+            networks = self.networks.dropna(axis=1, how="all")
+            counts = (networks.pop(name) for name in ("least_parameters", "most_parameters"))
+            ranges = zip(*counts, strict=True)
+            parts.append(
+                _format_table(networks.assign(parameters=list(map(_format_range, ranges))))
+            )
         tables: dict[str, list[str]] = {}  # tasks by their table
         for task, effects in self.to_frame().groupby("task", sort=False):
             shown = effects[["parameter", "before", "after", "pairs", "seeds"]].copy()
@@ -210,12 +221,9 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
         UserError: for invalid input.
     """
     study = plan_study(options, partial(find_device, options))
-    if study.device is None:
-        raise UserError(
-            f"study {study.name!r} has a loop of your own, which --dry-run cannot time: it has "
-            f"{format_count(len(study.trials), 'trial')}"
-        )
     device = study.device
+    if device is None:
+        return _plan_loop(study, options)
     threads = options.threads or max(1, cores() // options.workers)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -227,6 +235,18 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     workers = options.workers
     return StudyPlan(
         study.name, study.config, networks, effects, workers, threads, str(device), study.notices
+    )
+
+
+def _plan_loop(study: PlannedStudy, options: RunOptions) -> StudyPlan:
+    """Plan a study with a loop, which is not timed: it has one row in place of networks."""
+    import pandas as pd
+
+    networks = pd.DataFrame([{"trials": len(study.trials), "seconds": math.nan}])
+    effects = plan_effects(study.params, study.config)
+    threads = max(1, cores() // options.workers)
+    return StudyPlan(
+        study.name, study.config, networks, effects, options.workers, threads, "", study.notices
     )
 
 

@@ -8,6 +8,7 @@ import platform
 import socket
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,13 +135,13 @@ class Trial:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> bool:
         is_handled = self._handle(error)
         if is_handled:
             return self._held.__exit__(None, None, None) or error is not None
         try:
-            return bool(self._held.__exit__(kind, error, traceback))
+            return bool(self._held.__exit__(kind, error, trace))
         finally:
             self._outcome = self._outcome or "requeued"
             self._context.close()
@@ -157,7 +158,7 @@ class Trial:
             self._prune()
             return True
         if isinstance(error, self._context.catch) and not isinstance(error, STORAGE_ERRORS):
-            _logger.warning(f"trial {self.number} raised {format_error(error)}")
+            _logger.warning(f"trial {self.number} raised {format_error(error)}{_locate(error)}")
             cause = _find_cause(error)
             attributes = self._record_attributes(failure=cause, error=format_error(error))
             self._queue.fail(self._claim, error, cause, attributes)
@@ -491,6 +492,17 @@ def _find_cause(error: Exception) -> Failure:
         if is_out_of_memory(error):
             return Failure.OUT_OF_MEMORY
     return Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.EXCEPTION
+
+
+def _locate(error: Exception) -> str:
+    """Return where the loop's own code raised an exception, or called what raised it."""
+    packages = Path(__file__).parents[2]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_installed = "site-packages" in path.parts or path.is_relative_to(packages / "search")
+        if not is_installed and path.is_file():
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
 
 
 def _to_number(subject: str, value: Any) -> float:
