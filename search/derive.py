@@ -205,6 +205,8 @@ def find_repeats(
 
 def _identify_run(params: Params, config: StudyConfig) -> Hashable:
     """Return what, besides the settings of its study, determines the result of a trial."""
+    if not config.has_networks:
+        return run_key(params)
     names = (BLOCK, *TRAINING_PARAMS, *config.options, REPLICATE)
     resolved = {CELL: GATED_CELL} | resolve_params(params, config, names)
     cell = config.cells.get(resolved[CELL])
@@ -282,11 +284,6 @@ def find_trial(trials: Iterable[StoredTrial], number: int, study: str) -> Stored
     return by_number[number]
 
 
-def _without(params: Params, names: Collection[str]) -> Params:
-    """Return parameters in their order, without some."""
-    return {name: params[name] for name in param_order(params) if name not in names}
-
-
 def group_by_architecture(
     trials: Iterable[StoredTrial], nuisance: Sequence[str] = ()
 ) -> dict[Hashable, list[StoredTrial]]:
@@ -327,7 +324,7 @@ def _derive(
     varied = settings.union(*refinement.variants)
     applied = set()
     for runs in best:
-        base = _without(runs[0].params, (REPLICATE,))
+        base = {name: value for name, value in runs[0].params.items() if name != REPLICATE}
         for number, variant in enumerate(refinement.variants):
             params = _apply(variant, base, varied, config)
             if params is None:
@@ -358,6 +355,8 @@ def _apply(
     Of the names that vary, those that the trial does not state have the study's value, or its
     cell's default: equal trials state the same, also where a variant changes the optimizer.
     """
+    if not config.has_networks:
+        return base | variant if variant.keys() <= base.keys() else None
     settings = {name: value for name, value in variant.items() if name in TRAINING_PARAMS}
     params = resolve_params(base | settings, config, varied)
     cell, task = config.cells.get(str(base.get(CELL))), config.task_record
@@ -371,7 +370,7 @@ def _apply(
             value = options[name].convert(value)
         params[name] = value
     used = used_params(params, config.training)
-    return _without(used, ()) if used.keys() >= variant.keys() else None
+    return used if used.keys() >= variant.keys() else None
 
 
 def add_replicates(trials: Sequence[StoredTrial], count: int) -> list[StoredTrial]:

@@ -363,7 +363,7 @@ def _conclude(session: _Session, status: Status, launcher: Launcher | None) -> s
         _logger.info("stopped; progress is saved: run the same command to resume")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
-        return explain_failure(status.name, trials, status.counts)
+        return explain_failure(status.name, trials, status.counts, session.handle.config)
     return ""
 
 

@@ -11,13 +11,12 @@ import optuna
 from optuna.trial import TrialState
 
 from search.pruning.audited_trials import describe_look
-from search.pruning.forecast import Forecaster
+from search.pruning.forecast import Forecaster, list_cost_params
 from search.worker.claims import ClaimManager
 from studies.attributes import AUDIT, ERROR, AuditLook, Failure, select_looks
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
 from studies.messages import format_duration, shorten, to_line
-from studies.space import COST_PARAMS
 from studies.storage.counts import (
     ActiveWorker,
     TimingStats,
@@ -179,7 +178,8 @@ class StatusReader:
         active = max(active, self._workers)
         if not (self._config.pruning.enabled and counts.waiting):
             grid = self._config.grid
-            params = [name for name in COST_PARAMS if grid is None or name in grid.search_space]
+            names = list_cost_params(self._config)
+            params = [name for name in names if grid is None or name in grid.search_space]
             timing = timing_by_shape(self._storage, self._study._study_id, params)
             return estimate_seconds_left(timing, counts, active)
         # Pruning decides how many trials are needed.
@@ -267,7 +267,9 @@ def format_status(status: Status, config: StudyConfig) -> str:
     return "\n".join(f"{name:9} {to_line(value)}" for name, value in rows)
 
 
-def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCounts) -> str:
+def explain_failure(
+    study: str, trials: Iterable[StoredTrial], counts: TrialCounts, config: StudyConfig
+) -> str:
     """Return one line on why a finished study has no complete trial, and what to do."""
     errors = [
         (str(trial.completed), trial.attributes[ERROR])
@@ -277,10 +279,13 @@ def explain_failure(study: str, trials: Iterable[StoredTrial], counts: TrialCoun
     last = f", the last with {max(errors)[1]}" if errors else ""
     ends = {"diverged": counts.diverged, f"failed{last}": counts.failed}
     causes = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
-    return (
-        f"study {study!r} finished without a complete trial: {causes}; change its settings, such "
-        "as a lower training.learning_rate, and search again under another --name"
+    hint = (
+        "change its settings, such as a lower training.learning_rate, and search again under "
+        "another --name"
     )
+    if config.loop is not None:
+        hint = "correct the loop, and set them waiting again with rnn-search retry"
+    return f"study {study!r} finished without a complete trial: {causes}; {hint}"
 
 
 def _name_trial(best: Best) -> str:
@@ -336,6 +341,8 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
         return "unknown: no active worker"
     if config.pruning.enabled and status.counts.waiting:
         return "unknown: too few trials are complete to predict the others"
+    if not config.has_networks:
+        return "unknown: no trial is complete yet"
     return "unknown: no trial of some size is complete yet"
 
 

@@ -21,7 +21,7 @@ from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig, label_trial
 from studies.measure import Measure, find_measure
 from studies.records import TaskRecord
-from studies.space import REPLICATE, TASK, architecture_key, replicate_of
+from studies.space import REPLICATE, architecture_key, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -34,7 +34,7 @@ def split_by_task(
     """Return the trials of each of a study's tasks by its name, of the only one as ``""``."""
     found: dict[str, list[StoredTrial]] = {name: [] for name in config.task_names or ("",)}
     for trial in trials:
-        found[str(trial.params[TASK]) if config.task_names else ""].append(trial)
+        found[config.task_of(trial.params)].append(trial)
     return found
 
 

@@ -200,7 +200,7 @@ def _format_trial(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
         "params": {
             name: trial.params[name] for name in study.distributions if name in trial.params
         },
-        "user_attrs": _select_attributes(trial.attributes),
+        "user_attrs": _select_attributes(trial.attributes) | _select_own(study, trial),
         "system_attrs": _select_results(trial),
         "intermediate_values": {
             str(step): _to_json(trial.curve[step]) for step in sorted(trial.curve)
@@ -215,6 +215,14 @@ def _to_json(number: float) -> float | str:
 def _select_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for name in _USER_ATTRIBUTES if name in attributes and name not in _PRIVATE]
     return {name: attributes[name] for name in names}
+
+
+def _select_own(study: StoredStudy, trial: StoredTrial) -> dict[str, Any]:
+    """Return the attributes that a loop of one's own has stored of a trial, which are results."""
+    if study.attributes[CONFIG].get("loop") is None:
+        return {}
+    names = trial.attributes.keys() - {*_USER_ATTRIBUTES}
+    return {name: _hide_folders(trial.attributes[name]) for name in sorted(names)}
 
 
 def _select_results(trial: StoredTrial) -> dict[str, Any]:
@@ -241,6 +249,8 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
             task["folder"] = ""
     for name in ("cells", "space", "task", "task_record", "task_records", "results"):
         config[name] = _hide_folders(config[name])
+    if config["loop"]:
+        config["loop"]["function"] = _hide_folders(config["loop"]["function"])
     return attributes
 
 
@@ -461,6 +471,14 @@ class _TrialLine(BaseModel):
     intermediate_values: dict[_Step, _Number] = {}
 
 
+class _LoopAttributes(TrialAttributes):
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+
+class _LoopTrialLine(_TrialLine):
+    user_attrs: _LoopAttributes = _LoopAttributes()
+
+
 class _FileReader:
     """Reads and checks the lines of a study file."""
 
@@ -468,6 +486,7 @@ class _FileReader:
         self._path = path
         self._line = 1
         self._distributions: dict[str, BaseDistribution] = {}
+        self._model: type[_TrialLine] = _TrialLine
 
     def read(self, first: str, lines: Iterator[str]) -> StoredStudy:
         """Return the study; its trials are read from the lines after the first."""
@@ -491,6 +510,8 @@ class _FileReader:
             }
         except RowError as error:
             self._reject(f"distributions: {shorten(str(error), 200)}", error)
+        if record.config.loop is not None:
+            self._model = _LoopTrialLine
         attributes = record.attributes()
         del attributes["artifact_folder"]
         return StoredStudy(
@@ -507,7 +528,7 @@ class _FileReader:
         last = -1
         for line in lines:
             self._line += 1
-            parsed: _TrialLine = self._parse(_TrialLine, line)
+            parsed: _TrialLine = self._parse(self._model, line)
             if parsed.number <= last:
                 self._reject(f"number: {parsed.number}, expected one above {last}")
             last = parsed.number

@@ -23,7 +23,7 @@ from search.pruning.predictions import Prediction
 from search.pruning.regression import Floats, Indices, Mask
 from studies.attributes import AuditLook, AuditState
 from studies.config import StudyConfig
-from studies.space import TASK, architecture_key
+from studies.space import architecture_key
 from studies.storage.trials import StoredTrial
 
 DIVISOR = 10
@@ -60,8 +60,9 @@ def draw_audited(
     if not config.pruning.enabled and config.loop is None:  # where a worker may enable it
         return list(trials)
     audited: set[int] = set()
-    for task in {trial.params.get(TASK, ""): None for trial in trials}:
-        places = [i for i, trial in enumerate(trials) if trial.params.get(TASK, "") == task]
+    tasks = [config.task_of(trial.params) for trial in trials]
+    for task in dict.fromkeys(tasks):
+        places = [place for place, of_trial in enumerate(tasks) if of_trial == task]
         architectures = number_architectures([trials[i].params for i in places], nuisance).tolist()
         total = 1 + max(architectures)
         seed = random.Random(f"audit {config.seed} 0{task}")

@@ -24,6 +24,7 @@ from studies.attributes import (
     select_looks,
 )
 from studies.config import StudyConfig
+from studies.measure import find_measure
 from studies.space import REPLICATE, TASK
 from studies.storage.edits import update_system_attributes
 from studies.storage.reads import Rung, read_attribute_of_all, read_audit_looks
@@ -93,7 +94,8 @@ class PauseResumeScheduler:
     """Decides which trials to pause, resume and prune, from the stored state of the study alone.
 
     Only :meth:`read` and :meth:`store` use the storage. Of a study of several tasks it knows the
-    trials of one, as if they were a study.
+    trials of one, as if they were a study. Values of which the greatest is the best are negated as
+    they are read: to all decisions they are losses.
 
     Attributes:
         task: name of the task; "" for the only one.
@@ -108,6 +110,7 @@ class PauseResumeScheduler:
         self.task = task
         self._has_replicates = config.replicates > 1
         self._settings = config.pruning
+        self._measure = find_measure(config)
         length = config.length_of()
         self._steps = length.steps
         self._rungs = compute_rungs(length.steps, length.log_every)
@@ -155,7 +158,7 @@ class PauseResumeScheduler:
             looks: planned looks at the audited trials so far, by name.
             nuisance: parameters over which the audited architectures were drawn.
         """
-        stored = [trial for trial in trials if trial.params.get(TASK, "") == self.task]
+        stored = [trial for trial in trials if not self.task or trial.params.get(TASK) == self.task]
         viable = [trial for trial in stored if not _has_failed(trial)]
         self._encode(stored, viable, nuisance)
         runs: dict[int, list[StoredTrial]] = {}
@@ -203,6 +206,7 @@ class PauseResumeScheduler:
         runs = [run for candidate in candidates for run in candidate.runs]
         # Losses at the rungs, and the value; NaN for None.
         numbers = np.array([[*run.losses, run.value] for run in runs], dtype=np.float64)
+        numbers = self._measure.to_loss(numbers)
         means = average_runs(candidates, numbers.reshape(len(runs), len(self._rungs) + 1))
         first = [candidate.runs[0].number for candidate in candidates]
         return StudyState(
@@ -428,7 +432,8 @@ class PauseResumeScheduler:
         if state.complete < MIN_COMPLETE and not is_final:
             # Without a regression there is no prediction to record.
             return PruneDecision(is_final, attributes)
-        mean, scale = float(prediction.mean[index]), float(prediction.scale[index])
+        mean = self._measure.to_loss(float(prediction.mean[index]))
+        scale = float(prediction.scale[index])
         keep_probability = float(policy.keep_probabilities[index])
         attributes |= {
             KEEP_PROBABILITY: keep_probability,
@@ -438,10 +443,12 @@ class PauseResumeScheduler:
         if is_final:
             predicted = "predicted mean" if self._has_replicates else "predicted"
             noun = "architectures" if self._has_replicates else "trials"
+            side = "above" if self._measure.higher_is_better else "below"
+            threshold = self._measure.to_loss(policy.top_threshold)
             attributes["reason"] = (
                 f"at step {step:,} of {self._steps:,}: {predicted} {mean:#.4g} ± {scale:#.2g}; "
-                f"the top {policy.top_count} of {policy.count} {noun} are expected below "
-                f"{policy.top_threshold:#.4g}; keep probability {keep_probability:.2g} with "
+                f"the top {policy.top_count} of {policy.count} {noun} are expected {side} "
+                f"{threshold:#.4g}; keep probability {keep_probability:.2g} with "
                 f"{state.complete} {noun} complete"
             )
         return PruneDecision(is_final, attributes)

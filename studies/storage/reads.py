@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
+    CONFIG,
     IS_GRID_TRIAL,
     PAUSED,
     AuditLook,
@@ -28,6 +29,7 @@ from studies.storage.tables import (
     MAX_IDS,
     METRIC_NAMES,
     STUDY_SYSTEM_ATTRS,
+    STUDY_USER_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -111,11 +113,22 @@ def read_grid_trials(
     _fill(connection, trials, TRIAL_SYSTEM_ATTRS, ids, _set_mark, is_mark)
     for table in columns:
         _fill(connection, trials, table, ids, _RESULT_FILLERS[table])
-    for trial in trials.values():
-        trial.params = complete_params(trial.params)
+    params = {key: complete_params(trial.params) for key, trial in trials.items()}
+    has_more = any(len(params[key]) > len(trial.params) for key, trial in trials.items())
+    is_foreign = has_more and not _has_networks(connection, study_id)
+    for key, trial in trials.items():
+        trial.params = trial.params if is_foreign else params[key]
         if trial.state is TrialState.COMPLETE and TRIAL_VALUES in columns:
             trial.value = _choose_value(trial)
     return list(trials.values())
+
+
+def _has_networks(connection: Connection, study_id: int) -> bool:
+    """Return whether the parameters of a study are those of networks of this program."""
+    stored = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, [CONFIG])
+    with locating(study_id):
+        config = decode_json(stored.get(CONFIG, "{}"), CONFIG)
+    return not isinstance(config, dict) or not (config.get("loop") or config.get("results"))
 
 
 def read_whole_trials(
@@ -344,7 +357,7 @@ class TrialReader:
                     found[rung] = loss
         updated = {}
         for trial_id in {*named, *waiting} & trials.keys():
-            new = bridge_start(losses.get(trial_id, unknown))
+            new = fill_gaps(losses.get(trial_id, unknown))
             trial = trials[trial_id]
             if trial.losses != new:  # NaN is always the same object
                 updated[trial_id] = replace(trial, losses=new)
@@ -385,17 +398,18 @@ def _select_losses(
     )
 
 
-def bridge_start(losses: Sequence[float]) -> list[float]:
-    """Return losses at rungs with the first known one before it, and NaN after a later gap.
+def fill_gaps(losses: Sequence[float]) -> list[float]:
+    """Return losses at rungs, in each gap the known one before it, and at first the one after it.
 
-    A task whose first target comes late has no loss before it.
+    A task whose first target comes late has no loss before it, and a loop may log its metric
+    seldom. After the last known loss all are NaN: no later rung is reached.
     """
     known = [place for place, loss in enumerate(losses) if not math.isnan(loss)]
-    if not known:
-        return list(losses)
-    start = known[0]
-    end = next((i for i in range(start, len(losses)) if math.isnan(losses[i])), len(losses))
-    return [losses[start]] * start + list(losses[start:end]) + [math.nan] * (len(losses) - end)
+    filled = list(losses)
+    for place in range(known[-1] if known else 0):
+        nearest = max((other for other in known if other <= place), default=known[0])
+        filled[place] = losses[nearest]
+    return filled
 
 
 # ------------------------------------------------------------------ curves

@@ -8,7 +8,7 @@ from factories import MIN_GRU, NO_GATES
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
-from search.derive import derive_trials
+from search.derive import derive_trials, find_repeats
 from studies.config import StudyConfig, top_count
 from studies.storage.trials import StoredTrial
 
@@ -232,3 +232,60 @@ def test_run_that_a_change_of_the_optimizer_repeats_is_one(optimizers, setting, 
     assert [trial.attributes["source_trials"] for trial in derived] == [[0], [0, 2], [1]]
     # The parameters of a trial do not depend on how many are derived.
     assert derive(top=1)[1] == [(before, None), (after, default)]
+
+
+# ------------------------------------------------------------------ loops of one's own
+
+LOOP = {"metric": "accuracy", "direction": "maximize", "steps": 10}
+LOOP_SPACE = {
+    "optimizer": ["adamw", "own"],
+    "momentum": [0.0, 0.9],
+    "bptt_steps": [2, 1],
+    "cell": [7],
+}
+
+
+def configure_loop(**settings) -> StudyConfig:
+    return StudyConfig.model_validate({"loop": LOOP} | settings)
+
+
+def loop_trials(replicates: int = 1) -> tuple[StudyConfig, list[StoredTrial]]:
+    """Return a source whose values get better with the number; one table lacks a parameter."""
+    tables = [LOOP_SPACE, {"optimizer": ["plain"], "cell": [1]}]
+    tables = [table | {"replicates": replicates} for table in tables]
+    source = configure_loop(space=tables)
+    rows = enumerate(source.grid.combinations())
+    return source, [complete(number, float(number), params) for number, params in rows]
+
+
+def test_best_trials_of_a_loop_are_those_of_the_highest_values_with_parameters_as_they_are():
+    """Names of switches and training settings are the user's own."""
+    source, trials = loop_trials()
+    assert "momentum" not in trials[-1].params
+    variants = [{}, {"momentum": 0.5}, {"optimizer": "new"}]
+    refinement = {"source": "s", "top": 2, "variants": variants}
+    names = ["optimizer", "momentum", "bptt_steps", "cell"]
+    derived = configure_loop(refinement=refinement, loop_parameters=names)
+    found = derive_trials(trials, derived, source)
+    plain = trials[-1].params
+    second = {"optimizer": "own", "momentum": 0.9, "bptt_steps": 1, "cell": 7}
+    new = {"optimizer": "new"}
+    expected = [plain, plain | new, second, second | {"momentum": 0.5}, second | new]
+    assert [trial.params for trial in found] == expected
+    # Unchanged trials would repeat runs of the source, which none of the others do.
+    repeats = find_repeats(found, trials, source, derived)
+    assert {place: run.number for place, run in repeats.items()} == {0: 8, 2: 7}
+
+
+def test_replicates_of_a_loop_are_new_runs_of_the_configurations_of_the_best_means():
+    source, trials = loop_trials(replicates=2)
+    refinement = {"source": "s", "top": 1, "replicates": 2, "margin": 0.1}
+    derived = configure_loop(refinement=refinement, loop_parameters=list(LOOP_SPACE))
+    found = derive_trials(trials, derived, source)
+    best = {"optimizer": "plain", "cell": 1}
+    assert [trial.params for trial in found] == [best | {"replicate": number} for number in (2, 3)]
+    assert find_repeats(found, trials, source, derived) == {}
+    again = configure_loop(refinement={"source": "s", "top": 1}, loop_parameters=list(LOOP_SPACE))
+    (first,) = derive_trials(trials, again, source)
+    (run,) = find_repeats([first], trials, source, again).values()
+    assert run.params == best | {"replicate": 0}

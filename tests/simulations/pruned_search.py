@@ -19,7 +19,7 @@ from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, comput
 from studies.attributes import KEEP_PROBABILITY, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig, top_count
 from studies.space import REPLICATE
-from studies.storage.reads import Rung
+from studies.storage.reads import Rung, fill_gaps
 from studies.storage.trials import StoredTrial, TrialStatus
 
 
@@ -202,7 +202,8 @@ class Replay:
             trial.state = TrialState.COMPLETE
             trial.value = float(self.recorded.values[number])
             return
-        trial.losses = [*self.recorded.losses[number, : rung + 1], *trial.losses[rung + 1 :]]
+        losses = self.recorded.losses[number, : rung + 1]
+        trial.losses = fill_gaps([*losses, *trial.losses[rung + 1 :]])
         if trial.is_audited:
             self._advance(number)
         decisions = self.scheduler.decide(self.read(), [number])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from factories import (
+    distributions_of,
     gated_params,
     make_empty,
     make_pruned,
@@ -25,9 +26,11 @@ from helpers import study_attributes
 from invocation import refused
 from managed_studies import create, create_with_everything, dump
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from process_runner import query
 
+from rnn.config import LATER_SWITCHES
 from rnn.errors import UserError
 from rnn_search import import_results, import_study, list_studies, load
 from studies import errors
@@ -35,8 +38,10 @@ from studies.attributes import AuditState
 from studies.config import StudyConfig
 from studies.exchange import export_study, import_studies
 from studies.management import retry_trials
+from studies.space import GATED_PARAMS
 from studies.storage.edits import create_study
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.reads import read_trials
 from studies.storage.storage import AuditDecision
 from studies.storage.trials import StoredStudy, StoredTrial
 from studies.study_settings import ImportedResults
@@ -408,3 +413,36 @@ def test_import_under_another_loss_is_refused_in_one_line(sqlite_url, tmp_path, 
     with pytest.raises(UserError, match="unknown objective 'loss': expected"):
         import_study(file, objective="loss", storage=sqlite_url)
     assert [study.name for study in list_studies(storage=sqlite_url)] == names
+
+
+def test_study_with_a_loop_keeps_the_attributes_that_its_loop_has_stored(
+    sqlite_url, tmp_path, other_url
+):
+    """Its parameters are as they are, also where they have the names of all switches."""
+    params = {name: 1 for name in GATED_PARAMS if name not in LATER_SWITCHES}
+    own = {"remark": "mine", "epochs": [1, {"loss": None}], "ratio": math.nan}
+    attributes = {"seconds": 1.0, "host": "h", **own, "file": "/home/alice/a.pt"}
+    loop = {"metric": "reward", "direction": "maximize", "function": "/home/alice/train.py:train"}
+    config = StudyConfig.model_validate({"loop": loop, "space": {k: [1] for k in params}})
+    study = StoredStudy(
+        "made",
+        "reward",
+        study_attributes(config),
+        distributions_of([params]),
+        [StoredTrial(params, attributes, state=TrialState.COMPLETE, value=-1.5)],
+        StudyDirection.MAXIMIZE,
+    )
+    with closing(open_storage(sqlite_url)) as storage:
+        create_study(storage, study)
+        study_id = load_study(storage, "made")._study_id
+        assert [trial.params for trial in read_trials(storage, study_id)] == [params]
+    file = tmp_path / "made.jsonl"
+    export_study(sqlite_url, "made", file)
+    assert "alice" not in file.read_text("utf-8")
+    import_studies(other_url, [file])
+    (found,) = load_trials(other_url)
+    assert math.isnan(found.user_attrs.pop("ratio"))
+    del own["ratio"]
+    assert found.user_attrs == {"seconds": 1.0, **own, "file": "a.pt"}
+    export_study(other_url, "made", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
