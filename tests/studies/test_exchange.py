@@ -30,7 +30,6 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from process_runner import query
 
-from rnn.config import LATER_SWITCHES
 from rnn.errors import UserError
 from rnn_search import import_results, import_study, list_studies, load
 from studies import errors
@@ -416,10 +415,11 @@ def test_import_under_another_loss_is_refused_in_one_line(sqlite_url, tmp_path, 
 
 
 def test_study_with_a_loop_keeps_the_attributes_that_its_loop_has_stored(
-    sqlite_url, tmp_path, other_url
+    sqlite_url, tmp_path, other_url, monkeypatch
 ):
-    """Its parameters are as they are, also where they have the names of all switches."""
-    params = {name: 1 for name in GATED_PARAMS if name not in LATER_SWITCHES}
+    """Its parameters are as they are, also where they are named as all switches before the last."""
+    monkeypatch.setattr("studies.space.LATER_SWITCHES", {"shortcut": False})
+    params = dict.fromkeys(GATED_PARAMS, 1)
     own = {"remark": "mine", "epochs": [1, {"loss": None}], "ratio": math.nan}
     attributes = {"seconds": 1.0, "host": "h", **own, "file": "/home/alice/a.pt"}
     loop = {"metric": "reward", "direction": "maximize", "function": "/home/alice/train.py:train"}
