@@ -121,7 +121,7 @@ class Study:
         self,
         *,
         catch: Sequence[type[Exception]] = (),
-        prune: bool | None = None,
+        prune: bool = False,
         wait: bool = True,
         until: str | float | None = None,
         overrides: Mapping[str, Any] | None = None,
@@ -138,8 +138,8 @@ class Study:
             catch: exceptions after which a trial is tried again, at most three times, and then
                 recorded as failed. After any other, the trial is requeued and the exception leaves
                 the loop.
-            prune: whether to pause and prune trials that are unlikely to finish among the best, for
-                all workers from now on; by default as the study does.
+            prune: whether to pause and prune trials that are unlikely to finish among the best,
+                from now on and in all workers; a study that does keeps doing so.
             wait: whether to wait for trials that other processes run, which may be requeued.
             until: time after which to stop, in seconds or as in ``"45m"``.
             overrides: settings of this process, as in ``{"checkpoint.seconds": 10}``.

@@ -386,7 +386,7 @@ def claim_trials(
     url: str,
     options: WorkerOptions,
     catch: Sequence[type[Exception]] = (),
-    prune: bool | None = None,
+    prune: bool = False,
 ) -> Iterator[Trial]:
     """Open a study with a loop, and return an iterator over trials that this process claims.
 
@@ -398,7 +398,7 @@ def claim_trials(
         url: URL of its storage.
         options: what this worker chooses.
         catch: exceptions after which a trial is tried again and then recorded as failed.
-        prune: whether to prune, from now on for all workers if the study did not; None as it does.
+        prune: whether to prune, from now on and in all workers if the study did not.
 
     Raises:
         UserError: if it has no loop, or an option is invalid.
@@ -417,8 +417,7 @@ def claim_trials(
             )
         if prune and not handle.config.pruning.enabled:
             enable_pruning(handle)
-        if prune is not None:
-            pruning = handle.config.pruning.model_copy(update={"enabled": prune})
+            pruning = handle.config.pruning.model_copy(update={"enabled": True})
             handle = replace(handle, config=handle.config.model_copy(update={"pruning": pruning}))
         on_error.pop_all()
     return _iterate_trials(handle, stop, catch, options.wait)

@@ -98,6 +98,8 @@ class Checkpoints:
             metrics = state.metrics if state else {}
             if claim.trial.intermediate_values != curve or claim.has_reported:
                 claim.replace_curve(curve, metrics)
+            else:
+                claim.replace_metrics(metrics)
         for reason, trials in missing.items():
             self._report_missing(trials, reason)
         _report_resumed(states)

@@ -131,11 +131,15 @@ class Claim:
                 if curve != self._metrics.get(key):
                     self._metrics[key] = self._new_metrics[key] = curve
 
+    def replace_metrics(self, metrics: Mapping[str, Mapping[int, float]]) -> None:
+        """Have the next write replace held-out curves, and remove those that are not given."""
+        self.report_metrics({**{key.removeprefix(CURVE): {} for key in self._metrics}, **metrics})
+
     def replace_curve(
         self, curve: Mapping[int, float], metrics: Mapping[str, Mapping[int, float]] = _NOTHING
     ) -> None:
         """Have the next write replace all values written before by this curve and these metrics."""
-        self.report_metrics({**{key.removeprefix(CURVE): {} for key in self._metrics}, **metrics})
+        self.replace_metrics(metrics)
         with self._lock:
             self._curve = dict(curve)
             self._replace_all = True

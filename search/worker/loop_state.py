@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rnn.errors import CheckpointError, UserError
+from search.errors import format_error
 
 _MAGIC = b"rnn-search loop 1\n"
 """Start of a checkpoint: its format and version."""
@@ -84,17 +86,19 @@ class LoopState(BaseModel):
             path = folder / self.name
             path.write_bytes(self.payload)
             return path
-        return _load(self.payload)
+        try:
+            return _load(self.payload)
+        except Exception as error:  # of any kind: pickle calls the state's own code
+            reason = _find_reason(error)
+            raise CheckpointError(f"torch.load cannot read the checkpoint ({reason})") from error
 
 
-def pack(state: Any, is_checked: bool) -> Mapping[str, Any]:
+def pack(state: Any) -> Mapping[str, Any]:
     """Return the fields ``kind``, ``name`` and ``payload`` of a state that a loop saves.
-
-    That PyTorch reads what it writes is tried unless it ``is_checked``.
 
     Raises:
         UserError: if it is a folder, a file that cannot be read, or nothing that ``torch.save``
-            writes and ``torch.load`` reads with ``weights_only``.
+            writes.
     """
     if isinstance(state, bytes | bytearray | memoryview):
         return {"kind": "bytes", "payload": bytes(state)}
@@ -107,34 +111,49 @@ def pack(state: Any, is_checked: bool) -> Mapping[str, Any]:
                 f"save: {path} cannot be read ({error.strerror}): expected the path of a file, "
                 "bytes, or what torch.save writes"
             ) from error
-    return {"kind": "torch", "payload": _dump(state, is_checked)}
-
-
-def _dump(state: Any, is_checked: bool) -> bytes:
     import torch  # slow, and a loop may do without it
 
     buffer = io.BytesIO()
     try:
         torch.save(state, buffer)
-        if not is_checked:
-            _load(buffer.getvalue())
-    except Exception as error:  # of any kind: pickle calls the state's own code
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"save: torch.load cannot read this {type(state).__name__} with weights_only "
-            f"({reason}): expected bytes, a path, or tensors, numbers and texts in dicts and lists"
-        ) from error
-    return buffer.getvalue()
+    except Exception as error:  # of any kind, as above
+        raise _refuse(state, error) from error
+    return {"kind": "torch", "payload": buffer.getvalue()}
+
+
+def check(state: Any) -> None:
+    """Require that a state that a loop saves can be written, and read again.
+
+    Raises:
+        UserError: if not.
+    """
+    fields = pack(state)
+    if fields["kind"] != "torch":
+        return
+    try:
+        _load(fields["payload"])
+    except Exception as error:  # of any kind, as above
+        raise _refuse(state, error) from error
+
+
+def _refuse(state: Any, error: Exception) -> UserError:
+    return UserError(
+        f"save: torch.load with weights_only cannot read this {type(state).__name__} "
+        f"({_find_reason(error)}): expected bytes, a path, or tensors, numbers and texts in dicts "
+        "and lists"
+    )
+
+
+def _find_reason(error: Exception) -> str:
+    """Return what is wrong with a state: the class that PyTorch refuses, or the first line."""
+    refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return f"it has {refused[1]}" if refused else format_error(error)
 
 
 def _load(payload: bytes) -> Any:
     import torch  # as above
 
-    try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"torch.load cannot read the state ({reason})") from error
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
 def find_torch_version() -> str:

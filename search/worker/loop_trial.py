@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import platform
@@ -24,10 +25,16 @@ from search.open_study import OpenStudy
 from search.pruning.policy import PruneDecision
 from search.pruning.scheduler import compute_rungs
 from search.worker.claims import Claim
-from search.worker.loop_state import LoopState, find_torch_version, pack
+from search.worker.loop_state import LoopState, check, find_torch_version, pack
 from search.worker.queue import STORAGE_ERRORS, TrialQueue, TrialResult
 from search.worker.versions import earlier_versions
-from studies.attributes import RESULT_NAMES, Failure, TrialRecord, VersionRecord
+from studies.attributes import (
+    RESULT_NAMES,
+    Failure,
+    TrialRecord,
+    VersionRecord,
+    parse_trial_attribute,
+)
 from studies.messages import expect_one_of, shorten
 from studies.space import REPLICATE, replicate_of
 
@@ -129,6 +136,7 @@ class Trial:
     def __enter__(self) -> Self:
         self._require_held()
         self._held.enter_context(self._queue.holding())
+        self._held.push(self._settle)
         return self
 
     def __exit__(
@@ -137,23 +145,31 @@ class Trial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        is_handled = self._handle(error)
-        if is_handled:
-            return self._held.__exit__(None, None, None) or error is not None
+        is_left = False  # by an exception
         try:
-            return bool(self._held.__exit__(kind, error, trace))
+            is_left = not self._held.__exit__(kind, error, trace) and error is not None
+        except BaseException:  # of any kind, such as a storage that was unavailable for too long
+            is_left = True
+            raise
         finally:
             self._outcome = self._outcome or "requeued"
-            self._context.close()
+            if is_left:
+                self._context.close()
+        return not is_left
 
-    def _handle(self, error: BaseException | None) -> bool:
-        """Settle the trial as its block has ended; return whether nothing is left to do."""
+    def _settle(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Settle the trial as its block has ended; return whether the exception ends here."""
         if self._outcome:  # settled, or lost
-            return error is None or isinstance(error, TrialStoppedError | TrialPruned)
+            return isinstance(error, TrialPruned)
         if error is None:
             _logger.warning(f"trial {self.number} ended without trial.finish(value): requeued")
             self._requeue()
-            return True
+            return False
         if isinstance(error, TrialPruned):
             self._prune()
             return True
@@ -171,6 +187,11 @@ class Trial:
         """Whether the trial has not ended yet."""
         return not self._outcome
 
+    def _requeue(self) -> None:
+        """End the trial here; another worker resumes it."""
+        self._queue.requeue_in_time()
+        self._outcome = "requeued"
+
     def _require_held(self) -> None:
         if self._outcome == "complete":
             raise UserError(f"trial {self.number} is finished: expected no call after trial.finish")
@@ -181,10 +202,6 @@ class Trial:
         """Return the exception that ends the block of a trial that this worker no longer holds."""
         self._outcome = outcome
         return TrialStoppedError(f"trial {self.number} has ended: {outcome}")
-
-    def _requeue(self) -> None:
-        self._queue.requeue_in_time()
-        self._outcome = "requeued"
 
     # ------------------------------------------------------------------ the loop
 
@@ -204,10 +221,15 @@ class Trial:
             raise UserError("resume: expected the call before the first log, save or finish")
         self._has_begun = True
         self._saved_at = time.monotonic()
-        states = self._queue.checkpoints.resume(
-            [self._claim], lambda claim, content: LoopState.deserialize(content)
-        )
-        state = states[self._claim]
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
+        saved: list[Any] = []
+
+        def decode(claim: Claim, content: bytes) -> LoopState:
+            state = LoopState.deserialize(content)
+            saved.append(state.unpack(folder))
+            return state
+
+        state = self._queue.checkpoints.resume([self._claim], decode)[self._claim]
         if state is None:
             return default
         self._state = state
@@ -215,9 +237,8 @@ class Trial:
         self._step = state.step
         self._curve = dict(state.curve)
         self._metrics = {name: dict(points) for name, points in state.metrics.items()}
-        self._user_attrs = dict(state.user_attrs)
-        folder = self._held.enter_context(tempfile.TemporaryDirectory())
-        return state.step, state.unpack(Path(folder))
+        self._user_attrs = {**state.user_attrs, **self._user_attrs}
+        return state.step, saved[0]
 
     def log(self, step: int, /, **values: float) -> None:
         """Log the metric of the study, and others, at a step.
@@ -253,12 +274,13 @@ class Trial:
         pause = None if self._decision is None or self._decision.is_final else self._decision
         now = time.monotonic()
         is_due = now - self._saved_at >= self._config.checkpoint.seconds
-        if not (is_due or pause or self._is_stopping):
+        self._awaits_save = False
+        if not self._saves:
+            check(state)
             self._saves = True
-            self._awaits_save = False
+        if not (is_due or pause or self._is_stopping):
             return
         is_written = self._write(step, state)
-        self._awaits_save = False
         self._saved_at = time.monotonic()
         if self._is_stopping:
             self._requeue()
@@ -297,10 +319,18 @@ class Trial:
         ``parameter_count`` is the number of weights, against which reports show the value.
 
         Raises:
-            UserError: if the program records an attribute of this name itself.
+            UserError: if the program records an attribute of this name itself, or the value cannot
+                be stored.
         """
         if key in RESULT_NAMES and key not in SETTABLE:
             raise UserError(f"set_user_attr: {key} is recorded by the program: use another name")
+        try:
+            parse_trial_attribute(key, json.dumps(value))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"set_user_attr: {key} is {shorten(repr(value))}: expected what JSON can store "
+                f"({error})"
+            ) from error
         self._user_attrs[key] = value
 
     @property
@@ -369,8 +399,7 @@ class Trial:
         self._require_held()
         if not self._has_begun:  # a loop that does not resume starts from step 0
             self._has_begun = True
-            if self._claim.trial.intermediate_values or self._claim.has_reported:
-                self._claim.replace_curve({})
+            self._claim.replace_curve({})
         if not self._step <= step <= self._loop.steps:
             raise UserError(
                 f"step {step:,} of trial {self.number} after step {self._step:,}: expected "
@@ -440,8 +469,6 @@ class Trial:
 
     def _write(self, step: int, state: Any) -> bool:
         """Write a checkpoint; return whether that succeeded."""
-        packed = pack(state, is_checked=self._saves)
-        self._saves = True
         earlier = self._state
         codes = dict.fromkeys(earlier.source_hashes if earlier else ())
         versions = dict.fromkeys(earlier.torch_versions if earlier else ())
@@ -453,7 +480,7 @@ class Trial:
             user_attrs=self._user_attrs,
             source_hashes=[*filter(None, codes | {self._versions.code: None})],
             torch_versions=[*filter(None, versions | {self._versions.torch: None})],
-            **packed,
+            **pack(state),
         )
         return self._queue.checkpoints.write(self._claim, saved.serialize)
 

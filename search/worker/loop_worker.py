@@ -65,9 +65,13 @@ class LoopWorker:
         self._context.close = close
         for (claim,) in queue.batches(None, self._wait, self._log_wait):
             trial = Trial(self._context, claim)
-            yield trial
-            if trial.is_held:
-                queue.requeue_in_time()
+            try:
+                yield trial
+            finally:  # also if the caller takes no further trial
+                is_left = trial.is_held
+                if is_left:
+                    trial._requeue()
+            if is_left:
                 raise UserError(
                     f"trial {trial.number} was claimed and not run: expected `with trial:` around "
                     "the loop"
@@ -119,9 +123,10 @@ def load_function(spec: str) -> tuple[LoopFunction, Path]:
 
 
 def find_script() -> Path | None:
-    """Return the file of the running script; None in a notebook or an interactive session."""
+    """Return the file of the running script; None in a notebook, which has none."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return Path(file).absolute() if file else None
+    path = Path(file or "").absolute()
+    return path if path.is_file() else None  # not in an archive, which Python runs as well
 
 
 def require_one_process() -> None:
