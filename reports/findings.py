@@ -356,8 +356,10 @@ class StudyFindings:
         results = self.results
         ended = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.DIVERGED)
         rows = results.table[results.table["state"].isin(ended)]
-        if not results.cells or not (rows["state"] == TrialStatus.DIVERGED).any():
+        if not (rows["state"] == TrialStatus.DIVERGED).any():
             return []
+        if not results.cells:
+            return _count_divergences(rows, rows["architecture"])
         cells = rows[CELL] if CELL in rows else pd.Series(results.cells[0], rows.index)
         cells = cells.map(format_value)
         by_cell = _count_divergences(rows, cells)
@@ -384,7 +386,7 @@ class StudyFindings:
     def budgets(self) -> list[UnequalBudget]:
         """Compared parameters whose values get unequal budgets at equal steps."""
         compared = {effect.contrast.parameter for effect in self.effects}
-        names = [name for name in BUDGET_PARAMS if name in compared]
+        names = [name for name in BUDGET_PARAMS if name in compared and self.results.cells]
         found = [_find_unequal_budget(self.results, name) for name in names]
         return [budget for budget in found if budget]
 

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.stats.design import has_levels, number_groups, order_values
+from reports.stats.design import ParameterTraits, has_levels, number_groups, order_values
 from reports.stats.run_means import average_runs
 from reports.stats.shares import place_groups
-from reports.trial_table import absent_columns, list_nuisance, list_params, metric_column
+from reports.trial_table import (
+    LAST,
+    NETWORK_RESULTS,
+    absent_columns,
+    list_nuisance,
+    list_params,
+    metric_column,
+)
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
 from studies.attributes import AuditLook, select_looks
 from studies.config import StudyConfig
@@ -24,6 +31,7 @@ from studies.stated_hypotheses import HypothesisRecord
 from studies.storage.counts import TrialCounts, count_statuses
 from studies.storage.trials import TrialStatus
 from studies.study_settings import OPTIMIZER_PARAMS, UPDATE_EVERY, TrainingSettings, uses_setting
+from studies.traits import find_traits
 
 POINT = ["number", "step"]
 """Columns that identify a point of a curve."""
@@ -46,10 +54,11 @@ class Results:
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
             the parameters (BPTT steps always among them; missing where the trial lacks one), and
             the attributes that the trial recorded.
-        curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token),
-            of the trials whose curves were read.
-        metrics: one row per point of their held-out curves: ``number``, ``step``, and a column for
-            each curve, such as ``validation_loss`` and ``validation_accuracy``.
+        curves: one row per log point: ``number``, ``step``, ``loss`` (of text in nats per token, of
+            a training loop the study's metric), of the trials whose curves were read.
+        metrics: one row per point of their other curves: ``number``, ``step``, and a column for
+            each curve: held-out ones, such as ``validation_loss`` and ``validation_accuracy``, or
+            by the name under which a training loop has logged it.
         curve_ends: length of each curve, indexed by trial: ``points`` and ``last_step``; empty if
             no curves were read.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
@@ -164,16 +173,18 @@ class Results:
 
     @cached_property
     def cells(self) -> list[str]:
-        """Names of the cells; none if the study was imported."""
+        """Names of the cells; none if the trials are no networks of this program."""
         if not self.config.has_networks:
             return []
         return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
 
     @property
     def data_columns(self) -> list[str]:
-        """Columns that trials of this study can have: of an imported one no network's."""
+        """Columns that trials of this study can have: those of networks only if it has any."""
         if self.cells:
             return [str(name) for name in self.table]
+        if not self.config.is_imported:
+            return [str(name) for name in self.table if name not in NETWORK_RESULTS]
         columns = ("architecture", "label", "state", "value", "started", "completed")
         return [*columns, *self.all_parameters, *self.axes[len(self.parameters) :]]
 
@@ -206,6 +217,10 @@ class Results:
         if self.config.has_networks:
             return measure
         return measure.with_decimals(self.table["value"].dropna())
+
+    def find_traits(self, names: Sequence[str]) -> ParameterTraits:
+        """Return what is known of some parameters besides their values."""
+        return find_traits(names, self.config)
 
     @cached_property
     def uncontrasted(self) -> frozenset[str]:
@@ -280,12 +295,23 @@ class Results:
 
     @property
     def metric_columns(self) -> dict[str, str]:
-        """Column of each metric of the task, on the split of :attr:`metric`."""
+        """Column of each metric of the task, on the split of :attr:`metric`.
+
+        Of a training loop: of each logged value but the study's metric, the last one.
+        """
+        if self.config.loop is not None:
+            last = metric_column(LAST, "")
+            found = [str(name) for name in self.table if str(name).startswith(last)]
+            return {name.removeprefix(last): name for name in found if name not in self.axes}
         task = self.config.task_record
         split = self.metric.split
         names = task.metrics if task else ()
         columns = {name: metric_column(split, name) for name in names}
         return {name: column for name, column in columns.items() if column in self.table}
+
+    def has_any(self, column: str) -> bool:
+        """Return whether some trial has recorded an attribute."""
+        return bool(self.table[column].notna().any())
 
     @property
     def shows_validation(self) -> bool:

@@ -49,7 +49,9 @@ def list_answer(findings: StudyFindings) -> list[str]:
     """Answer the question of a study, a clause for each line; the best network comes last."""
     lines = [*_list_solved(findings), *_list_scope(findings)]
     if findings.summary.has_verdicts:
-        lines += [count_verdicts(findings), describe_smallest(findings)]
+        lines.append(count_verdicts(findings))
+        if not math.isnan(findings.summary.best.parameter_count):
+            lines.append(describe_smallest(findings))
     elif findings.ranked:
         lines += _list_effects(findings)
     elif findings.summary.worse is None:
@@ -261,13 +263,14 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects."""
     audited = findings.audited
+    noun = findings.results.noun
     if audited is None or audited.obstacle is None:
         return "no effect can be estimated: no two complete trials differ in one parameter only"
     if audited.obstacle is not Obstacle.FEW_STOPPED:
-        return str(audited.obstacle)
+        return str(audited.obstacle).replace("architecture", noun)
     return (
         f"pruning would have changed the value of {audited.stopped} of the {audited.audited} "
-        f"audited architectures: at least {MIN_STOPPED} are needed to estimate an effect"
+        f"audited {noun}s: at least {MIN_STOPPED} are needed to estimate an effect"
     )
 
 
@@ -367,7 +370,7 @@ def list_warnings(findings: StudyFindings) -> list[str]:
     warnings = [describe_edge(edge, results.noun) for edge in findings.edges if edge.is_prominent]
     warnings += [describe_divergence(found) for found in findings.divergences[:MAX_NAMED]]
     if more := findings.divergences[MAX_NAMED:]:
-        count = format_count(len(more), "other architecture")
+        count = format_count(len(more), f"other {results.noun}")
         warnings.append(f"{count} diverged in most trials")
     if len(findings.outliers):
         warnings.append(_describe_outliers(findings))

@@ -18,6 +18,7 @@ from studies.best import split_by_task
 from studies.config import StudyConfig, training_settings
 from studies.storage.open import load_study, read_record
 from studies.storage.reads import (
+    list_curves,
     read_attribute_of_all,
     read_audit_looks,
     read_curve_ends,
@@ -146,29 +147,40 @@ def _add_curves(
     results: Results, storage: LeasedRDBStorage, study_id: int, drawn_only: bool
 ) -> Results:
     results = replace(results, curve_ends=_index_ends(read_curve_ends(storage, study_id)))
+    config = results.config
     numbers = None
+    if not config.has_networks:  # whose trials may have these curves alone
+        results = replace(results, metrics=_read_metrics(config, storage, study_id, None))
     if drawn_only:
         parts = results.split_tasks()
         drawn = {number for part in parts for number in select_drawn_curves(part)}
         numbers = drawn if len(drawn) <= _MAX_NAMED else None
-    return replace(
-        results,
-        curves=_to_frame(read_curves(storage, study_id, numbers)),
-        metrics=_read_metrics(results.config, storage, study_id, numbers),
-    )
+    if config.has_networks:
+        results = replace(results, metrics=_read_metrics(config, storage, study_id, numbers))
+    return replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
 
 
 def _read_metrics(
     config: StudyConfig, storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None
 ) -> pd.DataFrame:
     metrics = [name for task in config.list_tasks().values() for name in task.metrics]
+    names = ["validation_loss", *(f"validation_{name}" for name in metrics)]
+    if not config.has_networks:
+        names = list_curves(storage, study_id)
     columns = []
-    for name in dict.fromkeys(["validation_loss", *(f"validation_{name}" for name in metrics)]):
+    for name in dict.fromkeys(names):
         curves = read_attribute_of_all(storage, study_id, CURVE + name, numbers)
         points = [(number, *point) for number, curve in curves.items() for point in curve]
-        columns.append(pd.DataFrame(points, columns=[*POINT, name]).set_index(POINT))
+        columns.append(pd.DataFrame(points, columns=[*POINT, name_column(name)]).set_index(POINT))
+    if not columns:
+        return pd.DataFrame(columns=POINT)
     joined = pd.concat(columns, axis=1).dropna(axis=1, how="all")
     return joined.astype(float).reset_index()
+
+
+def name_column(name: str) -> str:
+    """Return the column of a curve, whatever its name is."""
+    return f"{name}_" if name in POINT else name
 
 
 def _index_ends(ends: Sequence[tuple[int, int, int]]) -> pd.DataFrame:
@@ -191,12 +203,17 @@ def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
     return [items[i] for i in places.tolist()]
 
 
+def list_with_curve(results: Results) -> set[int]:
+    """List the numbers of the trials that have a curve."""
+    return {*results.curve_ends.index, *results.metrics["number"]}
+
+
 def select_drawn_curves(results: Results) -> list[int]:
     """Select the numbers of the trials whose curves are drawn, the best first.
 
     Of too many these are the best half of the limit, and others that are spread evenly.
     """
-    with_curve = set(results.curve_ends.index)
+    with_curve = list_with_curve(results)
     ranked = [int(number) for number in results.table.index if number in with_curve]
     if len(ranked) <= MAX_DRAWN:
         return ranked

@@ -211,7 +211,6 @@ def tabulate_leaderboard(
     metric = results.metric
     measure = results.measure
     is_replicated = results.has_replicates
-    has_networks = summary.best.architecture is not None
     margin = f"margin {summary.judgement.margin:g}" if summary.judgement else ""
     center = "median, from least to largest" if summary.solved_runs else "mean"
     unit = ", ".join(filter(None, [center if is_replicated else "", metric.unit]))
@@ -241,7 +240,8 @@ def tabulate_leaderboard(
             *metric_columns(results.metric_columns, results, lambda entry: entry.metrics),
             Column("verdict", summary.name_verdict, unit=margin,
                    condition=summary.has_verdicts or summary.worse),
-            Column("at most", lambda entry: entry.bound, f"+{metric.spec}", unit="vs. best",
+            Column("at most", lambda entry: metric.to_loss(entry.bound) + 0, f"+{metric.spec}",
+                   unit="vs. best",
                    condition=summary.has_verdicts),
             Column(measure.name_loss("validation"), lambda entry: entry.validation_loss,
                    validation_spec, unit=measure.held_out_unit,
@@ -256,8 +256,9 @@ def tabulate_leaderboard(
             Column(measure.name, lambda entry: entry.value, measure.spec, unit=measure.unit,
                    condition=not metric.is_value and not summary.solved_runs),
             Column("parameters", lambda entry: entry.parameter_count, ",.0f",
-                   condition=has_networks),
-            Column("time", lambda entry: entry.seconds, ",.1f", unit="s", condition=has_networks),
+                   condition=results.has_any("parameter_count")),
+            Column("time", lambda entry: entry.seconds, ",.1f", unit="s",
+                   condition=results.has_any("seconds")),
             Column("source trials", lambda entry: ", ".join(map(str, entry.source_trials)),
                    condition=results.config.refinement),
         ],
@@ -281,9 +282,9 @@ def metric_columns(
     def get(name: str, row: Any) -> float | None:
         return metrics(row).get(name)
 
-    if task is None:
-        return []
-    units = {name: describe_direction(task.metrics[name]) for name in names}
+    units = dict.fromkeys(names, "last logged")
+    if task is not None:
+        units = {name: describe_direction(task.metrics[name]) for name in names}
     return [Column(name, partial(get, name), ".4g", unit=unit) for name, unit in units.items()]
 
 
@@ -360,7 +361,6 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
     validation = measure.held_out_column("validation")
     spec = results.measure.held_out_spec
     is_pruned = config.pruning.enabled
-    has_networks = bool(results.cells)
 
     def describe_state(row: Mapping[Any, Any]) -> str:
         copied = "" if is_missing(row["copied_from"]) else ", copied"
@@ -395,8 +395,10 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
             *(Column(metric, itemgetter(column), ".4g")
               for metric, column in results.metric_columns.items()),
             *axes,
-            Column("parameters", itemgetter("parameter_count"), ".0f", condition=has_networks),
-            Column("time", itemgetter("seconds"), ".1f", unit="s", condition=has_networks),
-            Column("worker", itemgetter("worker"), condition=has_networks),
+            Column("parameters", itemgetter("parameter_count"), ".0f",
+                   condition=results.has_any("parameter_count")),
+            Column("time", itemgetter("seconds"), ".1f", unit="s",
+                   condition=results.has_any("seconds")),
+            Column("worker", itemgetter("worker"), condition=results.has_any("worker")),
         ],
     )  # fmt: skip

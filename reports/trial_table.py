@@ -50,12 +50,21 @@ _TASK_RESULTS = ("test_loss", "metrics", "test_metrics", "lengths", "slices")
 _METRICS = {"metrics": "validation", "test_metrics": "test"}
 """Split of each attribute with the metrics of a task, which have columns of their own."""
 
+LAST = "last"
+"""In place of a split in the columns of what a training loop has logged last: ``last_loss``."""
+
 _RECORDED = [
     name for name in TrialRecord.model_fields if name not in (REPLICATE, *LONG_RESULTS, *_METRICS)
 ]
 """Recorded attributes in the table: the replicate is a parameter, long results are read apart."""
 
 _CONTEXT_COLUMNS = ("effective_context", "effective_context_low", "effective_context_high")
+
+NETWORK_RESULTS = frozenset(
+    {*_TEXT_RESULTS, *_TASK_RESULTS, *_CONTEXT_COLUMNS, *OBJECTIVE_ATTRIBUTES.values()}
+    | {"validation_stderr", "test_stderr", "updates", "inputs", "lockstep", "precision", "threads"}
+)
+"""Columns that only trials of networks have."""
 
 
 def _is_number(annotation: Any) -> bool:
@@ -84,8 +93,9 @@ def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFr
     params = [resolve_params(trial.params, config, names) for trial in trials]
     nuisance = set(list_nuisance(config, params))
     name_architecture = _choose_names(config, params, nuisance)
+    splits = _METRICS if config.has_networks else {"metrics": LAST}
     rows = [
-        _make_row(trial, of_trial, name_architecture(of_trial), nuisance)
+        _make_row(trial, of_trial, name_architecture(of_trial), nuisance, splits)
         for trial, of_trial in zip(trials, params, strict=True)
     ]
     table = _arrange_rows(rows, params, config.direction == "maximize", absent_columns(config))
@@ -109,10 +119,10 @@ def _choose_names(
     """Choose how the architectures of some trials are named.
 
     A network is followed by the settings in which the study varies: ``2×32 GRU, batch_size 16``.
-    Imported results have these alone: ``depth 3, activation relu``. Their long numbers are
-    shortened unless different trials would have the same name.
+    Other trials have these alone: ``depth 3, activation relu``. Their long numbers are shortened
+    unless different trials would have the same name.
     """
-    if config.results is None:
+    if config.has_networks:
         settings = {*TRAINING_PARAMS, *(config.task_record.options if config.task_record else ())}
         values = {name: {row[name] for row in params if name in row} for name in settings}
         varied = {name for name, found in values.items() if len(found) > 1}.difference(nuisance)
@@ -122,7 +132,7 @@ def _choose_names(
             return label + format_settings(row, [name for name in row if name in varied])
 
         return name_network
-    names = set(config.results.parameters).difference(nuisance)
+    names = set(config.list_params()).difference(nuisance)
     varied = {name for name in names if len({repr(row.get(name)) for row in params}) > 1}
 
     def join(row: Mapping[str, Any], shortens: bool) -> str:
@@ -160,6 +170,8 @@ def _arrange_rows(
 
 
 def _identify_tasks(config: StudyConfig) -> dict[str, Any]:
+    if config.own_metric is not None:
+        return config.own_metric.model_dump(include={"metric", "unit", "direction"})
     return {name: task.identity() for name, task in config.list_tasks().items()}
 
 
@@ -190,7 +202,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
 
 
 def metric_column(split: str, metric: str) -> str:
-    """Return the column of a metric of a task on a held-out split: ``validation_accuracy``."""
+    """Return the column of a metric, on a held-out split of a task: ``validation_accuracy``."""
     return f"{split}_{metric}"
 
 
@@ -260,11 +272,12 @@ def _make_row(
     params: Mapping[str, Any],
     architecture: str,
     nuisance: Collection[str],
+    splits: Mapping[str, str],
 ) -> dict[str, Any]:
     settings = format_settings(params, [name for name in params if name in nuisance], True)
     replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
-    for name, split in _METRICS.items():
+    for name, split in splits.items():
         metrics = trial.attributes.get(name) or {}
         recorded |= {metric_column(split, metric): value for metric, value in metrics.items()}
     for name in (EARLIER_CODE, EARLIER_TORCH):
@@ -291,11 +304,14 @@ def _make_row(
     return {**recorded, **columns, **params}
 
 
-def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
-    """List what the computing time of each architecture's runs depends on.
+def list_conditions(rows: pd.DataFrame, of_networks: bool = True) -> dict[str, str]:
+    """List what the computing time of each architecture's runs depends on, as far as is known.
 
     It is "" where it is not recorded, or differs between runs of the architecture.
     """
+    if not of_networks:
+        hosts = rows["host"].fillna("").groupby(rows["architecture"]).unique()
+        return {str(label): found[0] if len(found) == 1 else "" for label, found in hosts.items()}
     names = ["device", "host", "precision", "threads", "lockstep"]
     recorded = rows.reindex(columns=names)
     recorded["lockstep"] = pd.to_numeric(recorded["lockstep"]).fillna(1)

@@ -301,7 +301,7 @@ class Verdicts(_Shown):
     """
 
     findings: StudyFindings
-    _latex_columns = ("architecture", "runs", "loss", "low", "high", "verdict")
+    _latex_columns = ("architecture", "runs", "loss", "value", "low", "high", "verdict")
 
     @property
     def smallest(self) -> str | None:
@@ -313,7 +313,8 @@ class Verdicts(_Shown):
         """Return one row per architecture, the best mean first.
 
         - ``architecture``, ``runs``, ``parameters``: the network, its runs and its size
-        - ``loss``: mean over the runs, with the ends ``low`` and ``high`` of its 95% interval
+        - ``loss``: mean over the runs, with the ends ``low`` and ``high`` of its 95% interval;
+          ``value`` where trials are no networks
         - ``difference``: difference to the best mean
         - ``verdict``: ``best mean``, ``as good``, ``undecided`` or ``worse``
         - ``at_most``: upper confidence bound of the difference to the best architecture; below the
@@ -340,7 +341,10 @@ class Verdicts(_Shown):
             }
             for entry in summary.entries
         ]
-        return pd.DataFrame(rows).astype({"parameters": "Int64"})  # absent of an import
+        frame = pd.DataFrame(rows)
+        if self.findings.results.config.has_networks:
+            return frame.astype({"parameters": "Int64"})
+        return frame.rename(columns={"loss": "value"})
 
     def _plot(self) -> "go.Figure":
         """Plot the runs of each architecture, and their mean."""

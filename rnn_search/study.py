@@ -181,8 +181,9 @@ class Study:
         """Table of the trials, the best first; those of several tasks are sorted by task.
 
         The index is the number of the trial. The first columns are the network's ``label``,
-        ``state``, ``value``, the metrics of the task (``validation_NAME``, ``test_NAME``) and the
-        parameters that vary. The others are in ``docs/reference/stored-data.md``.
+        ``state``, ``value``, the metrics of the task (``validation_NAME``, ``test_NAME``), or what
+        a training loop has logged last (``last_NAME``), and the parameters that vary. The others
+        are in ``docs/reference/stored-data.md``.
         """
         results = self._read_results(with_curves=False)
         first = ["label", "state", "value", *results.metric_columns.values(), *results.axes]
@@ -195,10 +196,16 @@ class Study:
 
         Of another task ``loss`` is in its unit, of an imported study the intermediate value. The
         held-out curves have columns of their own, such as ``validation_loss`` and
-        ``validation_accuracy``. What was not measured at a step is missing.
+        ``validation_accuracy``. A training loop's values have columns of the names under which it
+        has logged them. What was not measured at a step is missing.
         """
+        from reports.study_reader import name_column
+
         results = self._read_results()
-        return results.curves.merge(results.metrics, how="outer", on=["number", "step"])
+        curves = results.curves
+        if results.config.loop is not None:
+            curves = curves.rename(columns={"loss": name_column(results.config.loop.metric)})
+        return curves.merge(results.metrics, how="outer", on=["number", "step"])
 
     @property
     def status(self) -> "Status":
@@ -276,7 +283,8 @@ class Study:
         One row per architecture, the cheapest first: ``architecture``, its ``trial``,
         ``parameters``, ``seconds`` of a run and the held-out ``loss``. Each is at its best values
         of the nuisance parameters. ``seconds`` compares runs under the same conditions alone. Close
-        losses may differ by noise alone.
+        losses may differ by noise alone. Of trials that are no networks, the column ``value``
+        stands for ``loss``, and ``parameters`` are what they recorded as ``parameter_count``.
 
         Args:
             cost: number of parameters, or computing time of a run in seconds.
@@ -290,8 +298,12 @@ class Study:
             raise UserError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
         results = self._read_one_task()
         table = list_costs(results, rank_architectures(results))
-        front = find_front(table[cost].to_numpy(dtype=float), table["loss"].to_numpy(dtype=float))
-        return table.iloc[front].reset_index(drop=True).astype({"parameters": int})
+        losses = results.measure.to_loss(table["loss"].to_numpy(dtype=float))
+        front = find_front(table[cost].to_numpy(dtype=float), losses)
+        found = table.iloc[front].reset_index(drop=True)
+        if results.config.has_networks:
+            return found.astype({"parameters": int})
+        return found.rename(columns={"loss": "value"})
 
     def hypotheses(self) -> "pd.DataFrame":
         """Test the hypotheses that the study stores.

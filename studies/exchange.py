@@ -247,10 +247,12 @@ def _select_record(record: StudyRecord) -> dict[str, Any]:
     for task in (config["task_record"], *config["task_records"].values()):
         if task is not None:
             task["folder"] = ""
-    for name in ("cells", "space", "task", "task_record", "task_records", "results"):
+    for name in ("cells", "task", "task_record", "task_records", "results"):
         config[name] = _hide_folders(config[name])
-    if config["loop"]:
+    if config["loop"]:  # whose trials have the values of the space, whatever they are
         config["loop"]["function"] = _hide_folders(config["loop"]["function"])
+    else:
+        config["space"] = _hide_folders(config["space"])
     return attributes
 
 
@@ -387,7 +389,7 @@ def change_objective(study: StoredStudy, objective: Objective) -> StoredStudy:
     It has no hypotheses: they were about the other loss.
 
     Raises:
-        StudyFileError: if its trials were not trained by this program, or were pruned by their
+        StudyFileError: if its trials are no networks of this program, or were pruned by their
             values. When its trials are iterated: if a complete one did not record the loss.
     """
     config = study.attributes[CONFIG]
@@ -397,6 +399,8 @@ def change_objective(study: StoredStudy, objective: Objective) -> StoredStudy:
         return study
     if config["results"]:
         raise StudyFileError(f"{wanted}: its results are of another program, one value a trial")
+    if config["loop"]:
+        raise StudyFileError(f"{wanted}: its trials are of a loop, one value a trial")
     if config["pruning"]["enabled"]:
         raise StudyFileError(f"{wanted}: it was pruned by its {study.metric}")
 

@@ -43,7 +43,8 @@ class Measure:
         difference_spec: format of a difference, without its sign.
         column: column of trial tables that has it.
         split: held-out split whose evaluation windows compare the runs.
-        held_out: end of the names of the attributes with the losses on held-out data.
+        held_out: end of the names of the attributes with the losses on held-out data; "" where the
+            value is the only number.
         held_out_unit: unit of these losses; "" for none.
         data: what a network is evaluated on: ``text``.
         window: what one loss on held-out data is of: ``evaluation window``.
@@ -80,12 +81,12 @@ class Measure:
         return add_unit(self.name, self.unit)
 
     def held_out_column(self, split: str) -> str:
-        """Return the attribute of a trial with its loss on a held-out split."""
-        return f"{split}_{self.held_out}"
+        """Return the column with the loss of a trial on a held-out split."""
+        return f"{split}_{self.held_out}" if self.held_out else VALUE
 
     def name_loss(self, split: str) -> str:
         """Return the name of the loss on a split: ``test loss``."""
-        return f"{split} {self.loss}"
+        return f"{split} {self.loss}" if self.held_out else self.name
 
     def on_split(self, split: str) -> "Measure":
         """Return the measure of the loss on a held-out split."""
@@ -102,7 +103,7 @@ class Measure:
 
         ``has_loss`` says whether all complete runs have an attribute.
         """
-        for split in SPLITS:
+        for split in SPLITS if self.held_out else ():
             if has_loss(self.held_out_column(split)):
                 return self.on_split(split)
         return self
@@ -193,11 +194,11 @@ def find_measure(config: StudyConfig) -> Measure:
             higher_is_better=config.direction == "maximize",
             spec=".6g",
             difference_spec=".6g",
-            held_out="loss",
+            held_out="",
             held_out_unit=unit,
             held_out_spec=".6g",
             is_named=True,
-            curve="intermediate value",
+            curve="intermediate value" if config.is_imported else name,
         )
     task = config.task_record
     if task is None:

@@ -146,7 +146,7 @@ def _explain_untestable(results: Results, hypothesis: Hypothesis) -> str:
             return f"{format_param(name)} has no value {format_value(wanted)}"
         is_shared = name in results.table and not results.table[name].isin([wanted]).all()
         if is_shared and name not in results.judged_parameters:
-            return f"{format_param(name)} does not distinguish the architectures"
+            return f"{format_param(name)} does not distinguish the {results.noun}s"
     name = hypothesis.parameter
     values = _list_values(results, name)
     if len(values) < 2:

@@ -25,7 +25,6 @@ from reports.stats.noise import Deviations, estimate_deviations
 from reports.stats.run_means import RunMeans
 from reports.trial_table import is_continuous
 from studies.space import REPLICATE
-from studies.traits import find_traits
 
 
 def build_judged_table(results: Results) -> FactorialTable:
@@ -41,7 +40,8 @@ def build_judged_table(results: Results) -> FactorialTable:
         rows, slopes = _judge_unbiased(results)
         axes = results.judged_axes
         is_higher = results.measure.higher_is_better
-        table = FactorialTable.from_frame(rows, axes, slopes, is_higher, find_traits(axes))
+        traits = results.find_traits(axes)
+        table = FactorialTable.from_frame(rows, axes, slopes, is_higher, traits)
         results.computed[key] = replace(table, uncontrasted=results.uncontrasted)
     found: FactorialTable = results.computed[key]
     return found

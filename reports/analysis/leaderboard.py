@@ -411,14 +411,14 @@ def _compare_with_best(
 
 
 def list_losses(results: Results) -> dict[str, LossesByRun]:
-    """Return the losses of each architecture by run.
+    """Return the losses of each architecture by run, of which the least is the best.
 
     They are those by window if all runs have the same windows, and one number, the metric, if not.
     """
     rows = results.complete
     losses = [results.windows.get(int(number), []) for number in rows.index]
     if len(set(map(len, losses))) > 1 or not any(losses):
-        losses = [[value] for value in rows[results.metric.column]]
+        losses = [[value] for value in results.metric.to_loss(rows[results.metric.column])]
     replicates = rows[REPLICATE] if REPLICATE in rows else np.zeros(len(rows))
     grouped: dict[str, dict[int, Sequence[float]]] = {}
     for name, replicate, run in zip(rows["architecture"], replicates, losses, strict=True):
@@ -459,9 +459,10 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.Data
 
     Returns:
         One row per architecture, the best first: ``architecture``, its ``trial``, ``parameters``,
-        ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``.
+        ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``, the value of
+        trials that are no networks.
     """
-    conditions = list_conditions(results.judge(results.complete))
+    conditions = list_conditions(results.judge(results.complete), results.config.has_networks)
     common = mode([text for text in conditions.values() if text] or [""])
     rows = [
         {

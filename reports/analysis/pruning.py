@@ -24,7 +24,6 @@ from reports.stats.estimate import CONFIDENCE
 from studies.attributes import AuditLook
 from studies.config import top_count
 from studies.storage.trials import TrialStatus
-from studies.traits import find_traits
 
 ALARM_LEVEL = 0.05
 """Level of the test of the recorded predictions in a finished study."""
@@ -83,7 +82,7 @@ def audit_pruning(results: Results) -> PruningAudit | None:
     if not results.table["audited"].any():
         return None
     table = merge_runs(results.table, results.parameters)
-    architectures = judge_architectures(table, results.judged_parameters)
+    architectures = _judge_losses(results)
     kept = top_count(results.config.pruning.keep, len(architectures))
     errors, is_inside = compare_predictions(table, results.judged_parameters)
     mean, low, high = _mean_interval(errors)
@@ -165,8 +164,18 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
     if not results.is_finished:
         return AuditedEffects([], Obstacle.UNFINISHED)
     names = results.judged_parameters
-    table = merge_runs(results.table, results.parameters)
-    architectures = judge_architectures(table, names)
+    measure = results.measure
+    architectures = _judge_losses(results)
+    values = ["value", "estimate"]
+    architectures[values] = measure.to_loss(architectures[values])
     return estimate_with_audit(
-        architectures, names, results.measure.higher_is_better, find_traits(names)
+        architectures, names, measure.higher_is_better, results.find_traits(names)
     )
+
+
+def _judge_losses(results: Results) -> pd.DataFrame:
+    """Judge the architectures of a study by values of which the least is the best."""
+    values = ["value", "predicted_value"]
+    table = results.table.copy()
+    table[values] = results.measure.to_loss(table[values])
+    return judge_architectures(merge_runs(table, results.parameters), results.judged_parameters)

@@ -17,6 +17,7 @@ from reports.stats.shares import ShareChange
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
+from studies.measure import Measure
 from studies.messages import format_param, format_value
 from studies.space import REPLICATE, architecture_key, replicate_of
 
@@ -60,7 +61,7 @@ class VariantEffect(PairedDifference):
 
     Attributes:
         count: number of its architectures.
-        best: its least value.
+        best: its best value.
         source_difference: mean difference to the values in the source study, which may have been
             trained with another budget.
     """
@@ -90,11 +91,14 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     runs = known.reindex(columns=["architecture", REPLICATE, "value"])
     runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
     sources = _read_sources(results)
+    measure = results.measure
     rows = []
     for row in results.complete.drop_duplicates("architecture").to_dict("records"):
         params = list_params(row, names)
         origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
-        for number, source in _find_best_sources(sources, origins, results.config.nuisance):
+        for number, source in _find_best_sources(
+            sources, origins, results.config.nuisance, measure
+        ):
             changes = (
                 f"{format_param(name)} {format_value(params.get(name)) or 'none'}"
                 for name in names
@@ -107,7 +111,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
-    is_higher = is_solved or results.measure.higher_is_better
+    is_higher = is_solved or measure.higher_is_better
     return SourceComparison(refinement.source, results.name, table, runs, is_higher, is_solved)
 
 
@@ -140,7 +144,10 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
 
 
 def _find_best_sources(
-    sources: Mapping[int, dict[str, Any]], numbers: Sequence[int], nuisance: Collection[str]
+    sources: Mapping[int, dict[str, Any]],
+    numbers: Sequence[int],
+    nuisance: Collection[str],
+    measure: Measure,
 ) -> list[tuple[int, dict[str, Any]]]:
     """Return each source architecture at its best, and the lowest number of its trials there.
 
@@ -150,7 +157,8 @@ def _find_best_sources(
     for number in sorted(numbers):
         source = sources[number]
         architecture = architecture_key(source, ("value", *nuisance))
-        if architecture not in best or source["value"] < best[architecture][1]["value"]:
+        loss = measure.to_loss(source["value"])
+        if architecture not in best or loss < measure.to_loss(best[architecture][1]["value"]):
             best[architecture] = (number, source)
     return list(best.values())
 
@@ -166,6 +174,7 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
     unchanged = comparison.rows[comparison.rows["variant"] == UNCHANGED].set_index("origin")[
         "label"
     ]
+    find_best = max if comparison.higher_is_better and not comparison.is_solved else min
     effects = []
     for variant, group in comparison.group_by_variant():
         pairs = group.assign(before=group["origin"].map(unchanged)).dropna(subset="before")
@@ -185,7 +194,7 @@ def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]
                 shares=shares,
                 variant=variant,
                 count=len(group),
-                best=float(group["value"].min()),
+                best=float(find_best(group["value"])),
                 source_difference=float((group["value"] - group["source_value"]).mean()),
             )
         )

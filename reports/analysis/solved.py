@@ -16,7 +16,6 @@ from reports.stats.estimate import adjust_estimates
 from reports.stats.shares import SolvedRuns
 from studies.measure import Measure
 from studies.records import of_task
-from studies.traits import find_traits
 
 
 def arrange_outcomes(results: Results, outcomes: "pd.Series[float]") -> FactorialTable:
@@ -27,7 +26,7 @@ def arrange_outcomes(results: Results, outcomes: "pd.Series[float]") -> Factoria
     rows = results.judge()
     rows = rows.assign(value=outcomes[rows.index])
     axes = results.judged_axes
-    table = FactorialTable.from_frame(rows, axes, None, True, find_traits(axes))
+    table = FactorialTable.from_frame(rows, axes, None, True, results.find_traits(axes))
     losses = np.array(results.losses[rows.index], dtype=float)
     return replace(table, losses=losses, uncontrasted=results.uncontrasted)
 

@@ -365,7 +365,7 @@ def chart_differences(comparison: Comparison, metric: Measure) -> Chart | None:
             difference = comparison.between(row, column)
             if difference is None or not difference.runs:
                 continue
-            number = format_signed(difference.mean, metric.spec)
+            number = format_signed(metric.to_loss(difference.mean), metric.spec)
             text = f"{row} minus {column}: {number}"
             if difference.is_significant:
                 significant[i, j] = (difference.mean, number, f"{text}, significant")
@@ -409,13 +409,15 @@ def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
     """Chart losses against one cost, with what nothing of the same cost or less beats as a line."""
     measure = results.measure
     noun, *_ = _COSTS[cost]
-    front = find_front(known[cost].to_numpy(dtype=float), known["loss"].to_numpy(dtype=float))
+    losses = measure.to_loss(known["loss"].to_numpy(dtype=float))
+    front = find_front(known[cost].to_numpy(dtype=float), losses)
     others = known.drop(known.index[front])
     drawn = others.iloc[select_evenly(list(range(len(others))))]
-    caption = f"On the line: no other of the same cost or less has a lower {measure.loss}."
+    better = "higher" if measure.higher_is_better else "lower"
+    caption = f"On the line: no other of the same cost or less has a {better} {measure.loss}."
     if len(drawn) < len(others):
         caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
-    if cost == "seconds":
+    if cost == "seconds" and results.cells:
         caption += " In lockstep, networks share the time."
     figure = _plot_costs(known.iloc[front], drawn, cost, measure)
     return Chart(f"{measure.loss.capitalize()} against {noun}", figure, caption=caption)
@@ -429,7 +431,7 @@ def _plot_costs(
     figure = go.Figure()
     figure.add_scatter(
         x=[*front[cost], max(costs)],
-        y=[*front["loss"], front["loss"].min()],
+        y=[*front["loss"], front["loss"].iloc[-1]],
         mode="lines",
         line={"shape": "hv", "color": IMPROVES, "width": 2},
         hoverinfo="skip",
@@ -450,7 +452,8 @@ def _plot_costs(
             hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
         )
     losses = [*front["loss"], *others["loss"]]
-    shown = [*front["loss"], float(np.quantile(losses, _SHOWN_QUANTILE))]
+    share = 1 - _SHOWN_QUANTILE if measure.higher_is_better else _SHOWN_QUANTILE
+    shown = [*front["loss"], float(np.quantile(losses, share))]
     title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
     return figure.update_layout(
         xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
@@ -541,8 +544,9 @@ def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEnt
     return [entry for place, entry in enumerate(known) if place < BEST_PROFILES or place in best]
 
 
-def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
+def chart_variants(comparison: SourceComparison, results: Results) -> Chart:
     """Chart a slope for each source architecture and variant, from the source to the new loss."""
+    measure = results.measure
     figure = go.Figure()
     ticks: dict[float, str] = {}
     for place, (variant, rows) in enumerate(comparison.group_by_variant()):
@@ -583,7 +587,7 @@ def chart_variants(comparison: SourceComparison, measure: Measure) -> Chart:
     return Chart(
         "From the source to each variant",
         figure,
-        caption=f"A line is an architecture: on the left its loss in {comparison.source}, on the "
-        "right that of the variant. The training budgets may differ.",
+        caption=f"A line: one {results.noun}, on the left its {measure.loss} in "
+        f"{comparison.source}, on the right that of the variant. The training budgets may differ.",
         width=120 * len(ticks),
     )

@@ -28,7 +28,7 @@ from reports.results import POINT, Results
 from reports.stats import Floats, Integers
 from reports.stats.additive_effects import is_logarithmic
 from reports.stats.design import order_values
-from reports.study_reader import describe_selection, select_drawn_curves
+from reports.study_reader import describe_selection, list_with_curve, select_drawn_curves
 from reports.trial_table import is_continuous, list_params
 from rnn.config import ParamValue
 from studies.measure import Measure
@@ -219,17 +219,18 @@ _UNRANKED = "without a value"
 
 def chart_curves(results: Results) -> Chart | None:
     """Chart the training curves by rank; None without any."""
-    if results.curves.empty:
+    listed = _list_curves(results)
+    if not listed:
         return None
     drawn = select_drawn_curves(results)
-    selection = describe_selection(len(drawn), len(results.curve_ends))
-    name = results.measure.curve
+    selection = describe_selection(len(drawn), len(list_with_curve(results)))
+    name = listed[0][0].curve
     choice = ""
-    if not results.metrics.empty:
+    if results.cells and not results.metrics.empty:
         choice = " Held-out curves are of a few sequences, with averaged weights where there are."
     return Chart(
         "Training curves" if results.cells else "Curves",
-        _plot_curves(results, drawn),
+        _plot_curves(results, listed, drawn),
         caption=f"{name[:1].upper()}{name[1:]}, by the rank of the trial.{choice}{selection}",
         max_width=FULL_WIDTH,
     )
@@ -238,32 +239,36 @@ def chart_curves(results: Results) -> Chart | None:
 def _list_curves(results: Results) -> list[tuple[Measure, pd.DataFrame]]:
     """List what there are curves of, with the points (``number``, ``step``, ``loss``)."""
     measure = results.measure
-    found = [(measure, results.curves)]
+    found = [] if results.curves.empty else [(measure, results.curves)]
     task = results.config.task_record
     directions = task.metrics if task is not None else {}
     for column in results.metrics.columns.difference(POINT, sort=False):
-        metric = column.removeprefix("validation_")
+        metric = column.removeprefix("validation_" if results.cells else "")
         shown = replace(measure, curve=measure.name_loss("validation"))
-        if metric != "loss":
+        if metric != "loss" or not results.cells:
             is_higher = directions.get(metric) == "maximize"
             shown = Measure(metric, "", difference_unit="", higher_is_better=is_higher, spec=".4g")
-            shown = replace(shown, curve=f"validation {metric}")
+            shown = replace(shown, curve=f"validation {metric}" if results.cells else metric)
         points = results.metrics[[*POINT, column]].dropna().rename(columns={column: "loss"})
         if len(points):
             found.append((shown, points))
     return found
 
 
-def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
+def _plot_curves(
+    results: Results, listed: Sequence[tuple[Measure, pd.DataFrame]], drawn: list[int]
+) -> go.Figure:
     """Plot the curves of each number, of which a reader chooses one."""
-    listed = _list_curves(results)
     traces: list[dict[str, Any]] = []
     owners: list[int] = []  # which number each trace is of
     for place, (measure, points) in enumerate(listed):
         bundle = _trace_curves(results, measure, points, drawn)
         traces += [trace | {"visible": place == 0} for trace in bundle]
         owners += [place] * len(bundle)
-    axes = [_describe_axis(measure, points) for measure, points in listed]
+    axes = []
+    for measure, points in listed:
+        is_known = bool(results.cells) or points is results.curves
+        axes.append(_describe_axis(measure, points, is_known))
     title, shown = axes[0].values()
     figure = go.Figure(traces).update_layout(
         xaxis_title="step",
@@ -282,13 +287,15 @@ def _plot_curves(results: Results, drawn: list[int]) -> go.Figure:
             for place, (measure, _) in enumerate(listed)
         ]
         menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
-        figure.update_layout(updatemenus=[menu], margin={"t": 45})
+        menu["pad"] = {"b": 26}  # above the legend
+        figure.update_layout(updatemenus=[menu], margin={"t": 71}, height=346)
     return figure
 
 
-def _describe_axis(measure: Measure, points: pd.DataFrame) -> dict[str, Any]:
+def _describe_axis(measure: Measure, points: pd.DataFrame, is_known: bool) -> dict[str, Any]:
+    """Describe the axis of curves, of which it may not be known in which direction they go."""
     # The steep descent of the first steps, common to all, is outside of the initial range.
-    quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98]
+    quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98 if is_known else 1]
     ends = find_range(points["loss"].quantile(quantiles).tolist())
     title = escape_html(add_unit(measure.curve, measure.unit))
     return {"yaxis.title.text": title, "yaxis.range": ends}

@@ -191,7 +191,7 @@ def _state_floor(findings: StudyFindings) -> Fact | None:
 def choose_title(results: Results) -> str:
     """Choose the title of a study: its question, or its name if it has none."""
     config = results.config
-    if config.results and not config.question:
+    if config.own_metric and not config.question:
         return f"Which parameters matter for {results.metric.name}?"
     return config.question or results.title
 
@@ -203,5 +203,5 @@ def choose_chart(findings: StudyFindings) -> Chart | None:
     if findings.effects:
         return chart_effects(findings)
     if findings.source_comparison is not None:
-        return chart_variants(findings.source_comparison, findings.results.measure)
+        return chart_variants(findings.source_comparison, findings.results)
     return None

@@ -9,6 +9,7 @@ from reports.analysis.leaderboard import LeaderboardEntry
 from reports.blocks import Block, Code, Column, Facts, Folded, Section, Table, Text
 from reports.findings import StudyFindings
 from reports.results import Results
+from reports.stats.design import order_values
 from reports.study_tables import describe_direction, metric_columns
 from rnn.config import GATED_CELL
 from studies.messages import format_count, format_duration, format_param, format_value
@@ -28,6 +29,9 @@ _FLOORS = {
 }
 """Name of each floor, in the order of a table."""
 
+_MAX_VALUES = 8
+"""Values of a parameter that are listed; of more, the number is given."""
+
 _LOSSES = {
     "cross-entropy": "cross-entropy of the classes, in nats per target",
     "squared error": "mean squared error, in the square of the data’s units",
@@ -42,13 +46,13 @@ def show_setup(findings: StudyFindings) -> Section:
     """Show how the study was set up, what is known without memory, and what was computed."""
     results = findings.results
     config = results.config
-    if config.results is not None:
-        blocks: list[Block] = [Facts(_list_source_facts(results))]
-        if config.results.notes:
-            blocks.append(Text([f"{note.rstrip('.')}." for note in config.results.notes]))
-    else:
+    if config.has_networks:
         facts = [*_list_task_facts(results), *_list_training_facts(results)]
-        blocks = [Folded("Data, training and evaluation", [Facts(facts)])]
+        blocks: list[Block] = [Folded("Data, training and evaluation", [Facts(facts)])]
+    else:
+        blocks = [Facts([*_list_source_facts(results), *_list_parameter_facts(results)])]
+        if config.results is not None and config.results.notes:
+            blocks.append(Text([f"{note.rstrip('.')}." for note in config.results.notes]))
     floors = list_floors(results.floors, findings.summary.best)
     if floors:
         blocks.append(_tabulate_floors(floors, results))
@@ -68,20 +72,39 @@ def show_setup(findings: StudyFindings) -> Section:
 
 
 def _list_source_facts(results: Results) -> list[tuple[str, str]]:
-    source = results.config.results
-    assert source is not None
-    better = "higher" if results.measure.higher_is_better else "lower"
-    facts = [
-        ("Imported from", source.source),
-        ("Value", f"{results.metric.axis_title}, {better} is better"),
-    ]
+    config = results.config
+    value = ("Value", f"{results.metric.axis_title}, {describe_direction(config.direction)}")
+    if config.results is not None:
+        return [("Imported from", config.results.source), value]
+    loop = config.loop
+    assert loop is not None
+    facts = [value]
+    if config.refinement is not None:
+        facts.append(("Refinement", _describe_refinement(results)))
+    steps = (
+        f"{format_count(loop.steps, 'step')}, logged every {format_count(loop.log_every, 'step')}"
+    )
+    if loop.steps > 1:
+        facts.append(("Training loop", steps))
+    if loop.function is not None:
+        facts.append(("Function", loop.function))
+    if hashes := sorted(set(results.complete["code"].dropna())):
+        facts.append(("Training code", f"hash {', '.join(hashes)}"))
+    return [*facts, ("Seed", str(config.seed))]
+
+
+def _list_parameter_facts(results: Results) -> list[tuple[str, str]]:
+    facts = []
     for name in results.all_parameters:
-        text = format_count(results.table[name].nunique(), "value")
+        values = order_values(results.table[name].dropna().unique().tolist())
+        text = format_count(len(values), "value")
+        if len(values) <= _MAX_VALUES:
+            text = ", ".join(map(format_value, values))
         lacking = int(results.table[name].isna().sum())
         if lacking:
-            text += f", {format_count(lacking, 'trial lacks it', 'trials lack it')}"
+            text += f"; {format_count(lacking, 'trial lacks it', 'trials lack it')}"
         if name in results.config.nuisance:
-            text += ", a nuisance parameter"
+            text += "; a nuisance parameter"
         facts.append((format_param(name), text))
     return facts
 
@@ -222,7 +245,7 @@ def _list_accounts(results: Results) -> list[tuple[str, str]]:
     found = [f"{getattr(counts, state):,} {state}" for state in states if getattr(counts, state)]
     facts = [("Trials", ", ".join(found))]
     table = results.table[results.table["copied_from"].isna()]
-    if not results.cells:
+    if results.config.is_imported:
         return facts
     time = f"{format_duration(table['seconds'].sum())} of computing"
     if table["completed"].notna().any():

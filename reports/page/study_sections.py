@@ -107,7 +107,7 @@ def _show_refinement(findings: StudyFindings, shown: Chart | None) -> Section | 
     if comparison is None:
         return None
     results = findings.results
-    chart = comparison_plots.chart_variants(comparison, results.measure)
+    chart = comparison_plots.chart_variants(comparison, results)
     blocks: list[Block] = [] if shown is not None and shown.title == chart.title else [chart]
     if copied := int(results.table["copied_from"].count()):
         trials = format_count(copied, "trial")

@@ -13,6 +13,7 @@ from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
     CONFIG,
+    CURVE,
     IS_GRID_TRIAL,
     PAUSED,
     AuditLook,
@@ -39,6 +40,7 @@ from studies.storage.tables import (
     is_attr,
     is_grid_trial,
     list_columns,
+    of_study,
     raw,
     read_study_attrs,
     select_trial_ids,
@@ -446,6 +448,19 @@ def read_curves(
                     loss = decode_value(stored, kind, f"loss of trial {number} at step {reported}")
             points.append((number, reported, loss if math.isfinite(loss) else math.nan))
     return points
+
+
+def list_curves(storage: "LeasedRDBStorage", study_id: int) -> list[str]:
+    """List the names of the curves that trials have besides their intermediate values."""
+    keys = TRIAL_SYSTEM_ATTRS.c.key
+    query = (
+        sa.select(keys)
+        .where(of_study(TRIAL_SYSTEM_ATTRS, study_id), keys.startswith(CURVE))
+        .group_by(keys)
+        .order_by(sa.func.min(TRIAL_SYSTEM_ATTRS.c.trial_system_attribute_id))
+    )
+    with storage.reading() as connection:
+        return [key.removeprefix(CURVE) for key in connection.scalars(query)]
 
 
 def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[int, int, int]]:

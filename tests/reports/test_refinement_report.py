@@ -31,7 +31,7 @@ def test_variants_are_compared_with_their_source_trials(derived):
     # One architecture that derives from both: it is compared with their mean.
     assert (wider.variant, wider.pairs, wider.improved_count) == ("state size 16", 1, 1)
     assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
-    figure = chart_variants(comparison, results.measure).figure
+    figure = chart_variants(comparison, results).figure
     assert [trace.name for trace in figure.data] == ["unchanged", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
     assert figure.layout.xaxis.ticktext == ("unchanged", "state size 16")
