@@ -32,6 +32,9 @@ from studies.measure import Measure
 from studies.messages import format_count, format_param, format_value, is_missing
 from studies.records import Direction, of_task
 
+_LAST = "last logged"
+"""Below the name of what a training loop has logged besides the study's metric."""
+
 # ------------------------------------------------------------------ effects
 
 
@@ -282,7 +285,7 @@ def metric_columns(
     def get(name: str, row: Any) -> float | None:
         return metrics(row).get(name)
 
-    units = dict.fromkeys(names, "last logged")
+    units = dict.fromkeys(names, _LAST)
     if task is not None:
         units = {name: describe_direction(task.metrics[name]) for name in names}
     return [Column(name, partial(get, name), ".4g", unit=unit) for name, unit in units.items()]
@@ -364,7 +367,8 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
 
     def describe_state(row: Mapping[Any, Any]) -> str:
         copied = "" if is_missing(row["copied_from"]) else ", copied"
-        return f"{row['state'].lower()}{copied}{', audited' if row['audited'] else ''}"
+        audited = ", audited" if row["audited"] and is_pruned else ""
+        return f"{row['state'].lower()}{copied}{audited}"
 
     def format_item(axis: str, row: Mapping[Any, Any]) -> str:
         return format_value(row[axis])
@@ -392,7 +396,8 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
                    note=lambda row: format_stderr(row["validation_stderr"], spec),
                    condition=measure.held_out_unit != measure.unit
                    or results.shows_validation),
-            *(Column(metric, itemgetter(column), ".4g")
+            *(Column(metric, itemgetter(column), ".4g",
+                     unit="" if results.cells else _LAST)
               for metric, column in results.metric_columns.items()),
             *axes,
             Column("parameters", itemgetter("parameter_count"), ".0f",

@@ -69,6 +69,8 @@ SMALL_SPACE = {"layers": [1, 2], "state_size": [32, 256], "cell": ["gated"]}
 def resolve_settings(text: str, folder: Path) -> StudyConfig:
     """Validate a study file, or a part of one that is completed to a study."""
     settings = tomllib.loads(text)
+    if "loop" in settings:
+        return ConfigFile(name="a", origin="a", settings=settings, folder=folder).resolve()
     space = settings.get("space", {})
     if "refinement" not in settings and isinstance(space, dict):
         settings["space"] = SMALL_SPACE | space
@@ -187,7 +189,7 @@ def test_every_generated_part_stands_on_a_page():
 def test_every_setting_and_attribute_has_a_description():
     for model in (*STUDY_TABLES.values(), TrialRecord, StudyRecord):
         lacking = {name for name in model.model_fields if not describe_field(model, name)}
-        filled = {"cells", "task_record", "task_records", "lengths", "results"}
+        filled = {"cells", "task_record", "task_records", "lengths", "loop_parameters", "results"}
         assert lacking - {*STUDY_TABLES, *filled} == set(), model
 
 

@@ -22,6 +22,7 @@ from studies.study_settings import (
     CheckpointSettings,
     EvaluationSettings,
     LeaseSettings,
+    LoopSettings,
     OutageSettings,
     PruningSettings,
     TrainingSettings,
@@ -40,6 +41,7 @@ STUDY_TABLES: dict[str, type[BaseModel]] = {
     "lease": LeaseSettings,
     "checkpoint": CheckpointSettings,
     "outage": OutageSettings,
+    "loop": LoopSettings,
     "hypothesis": Hypothesis,
     "refinement": Refinement,
 }

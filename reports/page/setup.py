@@ -9,7 +9,6 @@ from reports.analysis.leaderboard import LeaderboardEntry
 from reports.blocks import Block, Code, Column, Facts, Folded, Section, Table, Text
 from reports.findings import StudyFindings
 from reports.results import Results
-from reports.stats.design import order_values
 from reports.study_tables import describe_direction, metric_columns
 from rnn.config import GATED_CELL
 from studies.messages import format_count, format_duration, format_param, format_value
@@ -96,7 +95,8 @@ def _list_source_facts(results: Results) -> list[tuple[str, str]]:
 def _list_parameter_facts(results: Results) -> list[tuple[str, str]]:
     facts = []
     for name in results.all_parameters:
-        values = order_values(results.table[name].dropna().unique().tolist())
+        known = results.table[name].dropna().unique().tolist()
+        values = results.find_traits([name]).sort_values(name, known)
         text = format_count(len(values), "value")
         if len(values) <= _MAX_VALUES:
             text = ", ".join(map(format_value, values))

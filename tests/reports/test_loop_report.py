@@ -213,7 +213,10 @@ def test_file_keeps_what_the_loop_has_set_and_logged(sqlite_url, tmp_path):
     assert second.config.loop.function == "train.py:train"
     export_study(url, "loop", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
-    with open_study_file(path) as study, pytest.raises(StudyFileError, match="no networks"):
+    with (
+        open_study_file(path) as study,
+        pytest.raises(StudyFileError, match="of a loop, one value"),
+    ):
         change_objective(study, "training")
 
 
