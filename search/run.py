@@ -31,6 +31,7 @@ from search.launch.launcher import Launcher, name_worker
 from search.run_options import RunOptions, WorkerOptions
 from search.status import MAX_LINE, Status, StatusReader, explain_failure, format_progress
 from search.worker.claims import ClaimManager
+from search.worker.loop_state import find_torch_version
 from search.worker.loop_trial import Trial
 from search.worker.loop_worker import (
     LoopWorker,
@@ -329,7 +330,13 @@ def _run_loop(session: _Session, options: WorkerOptions) -> None:
         )
     function, source = load_function(handle.config.loop.function)
     worker = LoopWorker(handle, session.claims, session.stop, source, [Exception], options.wait)
-    worker.run(function)
+    if not find_torch_version():
+        worker.run(function)
+        return
+    from search.worker.cpu_budget import ThreadBudget
+
+    with ThreadBudget(options.threads) as budget:
+        worker.run(function, budget.apply)
 
 
 def _log_study(handle: StudyHandle) -> None:

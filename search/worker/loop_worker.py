@@ -82,9 +82,10 @@ class LoopWorker:
             _logger.info("the remaining trials are running in other workers; waiting for them")
         self._context.has_waited = True
 
-    def run(self, function: LoopFunction) -> None:
-        """Run a function for each trial until none is left or a stop is requested."""
+    def run(self, function: LoopFunction, prepare: Callable[[], object] = lambda: None) -> None:
+        """Run a function for each trial, and ``prepare`` before it, until none is left."""
         for trial in self.trials():
+            prepare()
             with trial:
                 trial.finish(function(trial))
 
