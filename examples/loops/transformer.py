@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import rnn_search
 from rnn.tasks.built_in import AssociativeRecall
@@ -49,10 +49,11 @@ class Block(nn.Module):
         hidden = [nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU()]
         self.mlp = nn.Sequential(*hidden, nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, n)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream (B, T, n) with what both parts add."""
         parts = self.attention(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, h, n/h)
         query, key, value = parts.transpose(1, 3).unbind(2)  # (B, h, T, n/h) each
-        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        y = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.output(y.transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 
@@ -67,7 +68,8 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads=2) for _ in range(layers)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, VOCABULARY))
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, T) → (B, T, V)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of tokens (B, T)."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions[: tokens.shape[1]]
@@ -85,7 +87,7 @@ def draw_batch(split: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
 def measure(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, float]:
     """Return the loss in nats per target, and the share of the targets that are predicted."""
     logits = model(tokens)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     is_right = logits.argmax(-1) == targets
     return loss, float(is_right[targets >= 0].float().mean())
 
