@@ -294,6 +294,15 @@ class PruningPolicy:
         is_waiting = self.state.in_stage(TrialStatus.WAITING).any()
         return bool(not is_waiting and self.keep_probabilities[trial] >= ALWAYS_CONTINUE)
 
+    def is_unlikely(self, trial: int) -> bool:
+        """Return whether a running trial is pruned now because it cannot be paused.
+
+        Each may be pruned with its share of the loss budget, so that all together spend at most
+        that.
+        """
+        share = self.loss_budget / self.count
+        return bool(self._has_enough_complete and self.keep_probabilities[trial] <= share)
+
     def should_continue(self, trial: int) -> bool:
         """Return whether a running trial at a rung continues; otherwise others come first."""
         if self.is_likely(trial):

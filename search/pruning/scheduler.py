@@ -222,11 +222,16 @@ class PauseResumeScheduler:
         )
 
     def decide(
-        self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
+        self,
+        progress: StudyProgress,
+        trial_ids: Collection[int],
+        deferred: Collection[int] = (),
+        can_pause: bool = True,
     ) -> Decisions:
         """Decide which of these running trials, which have reached a rung, are paused or pruned.
 
-        Other trials do not wait for the deferred ones, to retry after an error.
+        Other trials do not wait for the deferred ones, to retry after an error. Trials that cannot
+        be paused, because they write no checkpoint, are pruned or continue.
         """
         asked = {
             index: runs
@@ -234,6 +239,10 @@ class PauseResumeScheduler:
             if (runs := [run for run in candidate.runs if run.trial_id in trial_ids])
         }
         policy = self.build_policy(progress, deferred, asked)
+        # Where trials are paused, the look is taken when one is selected.
+        look = policy.due_look(progress.looks, False) if progress.is_audited else None
+        if look is not None and not can_pause:
+            return Decisions(looks={look: policy.look()})
         stops: dict[int, PruneDecision] = {}
         audited: dict[int, AuditDecision] = {}
         for index, runs in asked.items():
@@ -241,8 +250,19 @@ class PauseResumeScheduler:
                 audited |= self._decide_audited(progress, policy, index, runs)
                 continue
             for run in runs:
-                if not self._continues(progress, policy, index, run):
-                    stops[run.trial_id] = self._stop_run(progress, policy, index, run)
+                if self._continues(progress, policy, index, run):
+                    continue
+                is_alone = len(progress.candidates[index].runs) == 1
+                if can_pause:
+                    # Several runs are pruned together, once all are paused.
+                    is_final = is_alone and progress.can_prune and index in policy.to_prune
+                elif is_alone and progress.can_prune and policy.is_unlikely(index):
+                    is_final = True
+                else:
+                    continue
+                prediction = policy.prediction
+                stop = self._stop(policy, prediction, index, count_rungs(run), is_final)
+                stops[run.trial_id] = stop
         return Decisions(stops, audited=audited)
 
     def _continues(
@@ -258,14 +278,6 @@ class PauseResumeScheduler:
             return policy.should_continue(index)
         # Others train to this rung, or are paused here and resume together with this one.
         return policy.is_likely(index)
-
-    def _stop_run(
-        self, progress: StudyProgress, policy: PruningPolicy, index: int, run: StoredTrial
-    ) -> PruneDecision:
-        # Several runs are pruned together, once all are paused.
-        is_alone = len(progress.candidates[index].runs) == 1
-        is_final = is_alone and progress.can_prune and index in policy.to_prune
-        return self._stop(policy, policy.prediction, index, count_rungs(run), is_final)
 
     def _decide_audited(
         self,

@@ -38,9 +38,6 @@ from studies.attributes import (
 from studies.messages import expect_one_of, shorten
 from studies.space import REPLICATE, replicate_of
 
-SETTABLE = {"parameter_count"}
-"""Columns of the results that a loop can set as user attributes."""
-
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +66,7 @@ class LoopContext:
         catch: exceptions after which a trial is tried again and then recorded as failed.
         close: ends the worker when an exception leaves the loop.
         has_waited: whether it was said that the worker waits for others.
-        is_told_to_save: whether it was said that trials cannot be paused.
+        saves: whether the loop calls ``save``; None as long as that is not known.
     """
 
     study: OpenStudy
@@ -79,7 +76,7 @@ class LoopContext:
     catch: tuple[type[Exception], ...] = ()
     close: Callable[[], object] = lambda: None
     has_waited: bool = False
-    is_told_to_save: bool = False
+    saves: bool | None = None
 
 
 class Trial:
@@ -271,6 +268,7 @@ class Trial:
             UserError: if the state cannot be saved.
         """
         self._begin(step)
+        self._context.saves = True
         pause = None if self._decision is None or self._decision.is_final else self._decision
         now = time.monotonic()
         is_due = now - self._saved_at >= self._config.checkpoint.seconds
@@ -322,7 +320,9 @@ class Trial:
             UserError: if the program records an attribute of this name itself, or the value cannot
                 be stored.
         """
-        if key in RESULT_NAMES and key not in SETTABLE:
+        if key == "parameter_count":
+            value = int(_to_number(f"set_user_attr {key}", value))
+        elif key in RESULT_NAMES:
             raise UserError(f"set_user_attr: {key} is recorded by the program: use another name")
         try:
             parse_trial_attribute(key, json.dumps(value))
@@ -441,15 +441,16 @@ class Trial:
 
     def _decide(self, step: int) -> PruneDecision | None:
         """Ask whether the trial continues beyond a rung."""
-        if self._decision is not None and not self._saves and not self._context.is_told_to_save:
-            self._context.is_told_to_save = True
+        context = self._context
+        if self._decision is not None and context.saves is None:
+            context.saves = False
             _logger.info("trials cannot be paused, because the loop does not call trial.save")
         self._decision = None
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
         if step <= max(self._claim.trial.intermediate_values, default=0):
             return None
         try:
-            decisions = self._queue.decide([self._claim])
+            decisions = self._queue.decide([self._claim], can_pause=context.saves is not False)
         except ShutdownRequestedError:
             self._is_stopping = True
             return None

@@ -41,7 +41,6 @@ from studies.config import StudyConfig, label_trial
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
 from studies.messages import format_trials, shorten
-from studies.space import TASK
 from studies.storage.counts import count_trials
 
 POLL_INTERVAL = 0.25
@@ -254,10 +253,12 @@ class TrialQueue:
 
     # ------------------------------------------------------------------ decisions
 
-    def decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
+    def decide(
+        self, claims: Sequence[Claim], can_pause: bool = True
+    ) -> Mapping[Claim, PruneDecision]:
         """Decide which of these trials, which have just reached a rung, are paused or pruned.
 
-        They are of one task, as all that train together.
+        They are of one task, as all that train together. None is paused unless it ``can_pause``.
         Training waits: a decision takes a tenth of a second, or a second with 10,000 trials. The
         storage thread reads and writes, and sends heartbeats meanwhile. In an outage all trials
         continue.
@@ -267,7 +268,7 @@ class TrialQueue:
         """
         if not claims or not self._schedulers:
             return {}
-        scheduler = self._schedulers[claims[0].trial.params.get(TASK, "")]
+        scheduler = self._schedulers[self._study.config.task_of(claims[0].trial.params)]
         reading = self._manager.submit(scheduler.read, after_flush=True)
         while not futures.wait([reading], 0.1).done:
             self.poll()
@@ -275,7 +276,7 @@ class TrialQueue:
                 reading.cancel()
                 return {}
         claimed = {claim.trial_id: claim for claim in claims}
-        decide = partial(self._decide, scheduler, reading, claimed)
+        decide = partial(self._decide, scheduler, reading, claimed, can_pause)
         decisions = _attempt(decide, "the trials continue")
         stops = decisions.stops if decisions else {}
         return {claimed[trial_id]: stop for trial_id, stop in stops.items()}
@@ -285,11 +286,13 @@ class TrialQueue:
         scheduler: PauseResumeScheduler,
         reading: futures.Future[StudyProgress],
         trial_ids: Collection[int],
+        can_pause: bool,
     ) -> Decisions:
         progress = reading.result()
-        decisions = scheduler.decide(progress, trial_ids, self._failed_ids)
-        if decisions.audited:
+        decisions = scheduler.decide(progress, trial_ids, self._failed_ids, can_pause)
+        if decisions.audited or decisions.looks:
             self._manager.submit(partial(scheduler.store, progress, decisions), after_flush=True)
+            _warn_of_alarms(decisions, scheduler.task)
         return decisions
 
     def _select(
@@ -311,10 +314,7 @@ class TrialQueue:
                 return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
             for number in self._manager.ask(partial(scheduler.store, progress, decisions)):
                 self._finish(number)
-            for look in decisions.looks.values():
-                if look.alarm:
-                    of_task = f" in the task {scheduler.task}" if scheduler.task else ""
-                    _logger.warning(f"pruning held back{of_task}: {describe_look(look)}")
+            _warn_of_alarms(decisions, scheduler.task)
             if decisions.resumed or not (decisions.audited or decisions.looks):
                 return decisions.resumed
 
@@ -380,6 +380,14 @@ def format_trial_end(
     end = f"  {outcome}  {seconds:.1f} s"
     label = label_trial(trial.params, config)
     return f"{start}{shorten(label, max(20, MAX_LINE - len(start) - len(end)))}{end}"
+
+
+def _warn_of_alarms(decisions: Decisions, task: str) -> None:
+    """Warn of looks at the audited trials that hold back the pruner."""
+    for look in decisions.looks.values():
+        if look.alarm:
+            of_task = f" in the task {task}" if task else ""
+            _logger.warning(f"pruning held back{of_task}: {describe_look(look)}")
 
 
 def _attempt(decide: Callable[[], Decisions], consequence: str) -> Decisions | None:
