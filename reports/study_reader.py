@@ -149,15 +149,15 @@ def _add_curves(
     results = replace(results, curve_ends=_index_ends(read_curve_ends(storage, study_id)))
     config = results.config
     numbers = None
-    if not config.has_networks:  # whose trials may have these curves alone
-        results = replace(results, metrics=_read_metrics(config, storage, study_id, None))
-    if drawn_only:
+    if drawn_only and config.has_networks:  # others may have no curve that is counted here
         parts = results.split_tasks()
         drawn = {number for part in parts for number in select_drawn_curves(part)}
         numbers = drawn if len(drawn) <= _MAX_NAMED else None
-    if config.has_networks:
-        results = replace(results, metrics=_read_metrics(config, storage, study_id, numbers))
-    return replace(results, curves=_to_frame(read_curves(storage, study_id, numbers)))
+    return replace(
+        results,
+        curves=_to_frame(read_curves(storage, study_id, numbers)),
+        metrics=_read_metrics(config, storage, study_id, numbers),
+    )
 
 
 def _read_metrics(

@@ -43,14 +43,11 @@ def find_traits(names: Iterable[str], config: StudyConfig | None = None) -> Para
 
 def _list_owned(owner: str, tables: Sequence[Mapping[str, Sequence[ParamValue]]]) -> set[str]:
     """Return the parameters that trials have or lack by the value of another one alone."""
+    found = [(value, {*table}) for table in tables for value in table.get(owner, ())]
+    values = {value for value, _ in found}
     owned = set()
     for name in {name for table in tables for name in table}:
-        has_name: dict[ParamValue, set[bool]] = {}
-        for table in tables:
-            for value in table.get(owner, ()):
-                has_name.setdefault(value, set()).add(name in table)
-        if len(set(map(frozenset, has_name.values()))) == 2 and all(
-            len(found) == 1 for found in has_name.values()
-        ):
+        cases = {(value, name in names) for value, names in found}
+        if len(cases) == len(values) and len({has_name for _, has_name in cases}) == 2:
             owned.add(name)
     return owned

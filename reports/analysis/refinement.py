@@ -1,6 +1,6 @@
 """Architectures of a refinement, compared with their sources and with each other."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -17,7 +17,6 @@ from reports.stats.shares import ShareChange
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
 from studies.config import resolve_params
-from studies.measure import Measure
 from studies.messages import format_param, format_value
 from studies.space import REPLICATE, architecture_key, replicate_of
 
@@ -91,14 +90,11 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     runs = known.reindex(columns=["architecture", REPLICATE, "value"])
     runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
     sources = _read_sources(results)
-    measure = results.measure
     rows = []
     for row in results.complete.drop_duplicates("architecture").to_dict("records"):
         params = list_params(row, names)
         origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
-        for number, source in _find_best_sources(
-            sources, origins, results.config.nuisance, measure
-        ):
+        for number, source in _find_best_sources(sources, origins, results):
             changes = (
                 f"{format_param(name)} {format_value(params.get(name)) or 'none'}"
                 for name in names
@@ -111,7 +107,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
-    is_higher = is_solved or measure.higher_is_better
+    is_higher = is_solved or results.measure.higher_is_better
     return SourceComparison(refinement.source, results.name, table, runs, is_higher, is_solved)
 
 
@@ -144,21 +140,19 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
 
 
 def _find_best_sources(
-    sources: Mapping[int, dict[str, Any]],
-    numbers: Sequence[int],
-    nuisance: Collection[str],
-    measure: Measure,
+    sources: Mapping[int, dict[str, Any]], numbers: Sequence[int], results: Results
 ) -> list[tuple[int, dict[str, Any]]]:
     """Return each source architecture at its best, and the lowest number of its trials there.
 
     Of the values of nuisance parameters, the best is taken.
     """
+    to_loss = results.measure.to_loss
     best: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number in sorted(numbers):
         source = sources[number]
-        architecture = architecture_key(source, ("value", *nuisance))
-        loss = measure.to_loss(source["value"])
-        if architecture not in best or loss < measure.to_loss(best[architecture][1]["value"]):
+        architecture = architecture_key(source, ("value", *results.config.nuisance))
+        loss = to_loss(source["value"])
+        if architecture not in best or loss < to_loss(best[architecture][1]["value"]):
             best[architecture] = (number, source)
     return list(best.values())
 

@@ -265,10 +265,7 @@ def _plot_curves(
         bundle = _trace_curves(results, measure, points, drawn)
         traces += [trace | {"visible": place == 0} for trace in bundle]
         owners += [place] * len(bundle)
-    axes = []
-    for measure, points in listed:
-        is_known = bool(results.cells) or points is results.curves
-        axes.append(_describe_axis(measure, points, is_known))
+    axes = [_describe_axis(*found, clips=bool(results.cells)) for found in listed]
     title, shown = axes[0].values()
     figure = go.Figure(traces).update_layout(
         xaxis_title="step",
@@ -292,10 +289,10 @@ def _plot_curves(
     return figure
 
 
-def _describe_axis(measure: Measure, points: pd.DataFrame, is_known: bool) -> dict[str, Any]:
-    """Describe the axis of curves, of which it may not be known in which direction they go."""
-    # The steep descent of the first steps, common to all, is outside of the initial range.
-    quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98 if is_known else 1]
+def _describe_axis(measure: Measure, points: pd.DataFrame, clips: bool) -> dict[str, Any]:
+    quantiles = [0.0, 1.0]
+    if clips:  # the steep descent of the first steps of training, common to all networks
+        quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98]
     ends = find_range(points["loss"].quantile(quantiles).tolist())
     title = escape_html(add_unit(measure.curve, measure.unit))
     return {"yaxis.title.text": title, "yaxis.range": ends}

@@ -80,11 +80,9 @@ def _list_source_facts(results: Results) -> list[tuple[str, str]]:
     facts = [value]
     if config.refinement is not None:
         facts.append(("Refinement", _describe_refinement(results)))
-    steps = (
-        f"{format_count(loop.steps, 'step')}, logged every {format_count(loop.log_every, 'step')}"
-    )
     if loop.steps > 1:
-        facts.append(("Training loop", steps))
+        every = format_count(loop.log_every, "step")
+        facts.append(("Training loop", f"{format_count(loop.steps, 'step')}, logged every {every}"))
     if loop.function is not None:
         facts.append(("Function", loop.function))
     if hashes := sorted(set(results.complete["code"].dropna())):

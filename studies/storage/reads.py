@@ -453,14 +453,9 @@ def read_curves(
 def list_curves(storage: "LeasedRDBStorage", study_id: int) -> list[str]:
     """List the names of the curves that trials have besides their intermediate values."""
     keys = TRIAL_SYSTEM_ATTRS.c.key
-    query = (
-        sa.select(keys)
-        .where(of_study(TRIAL_SYSTEM_ATTRS, study_id), keys.startswith(CURVE))
-        .group_by(keys)
-        .order_by(sa.func.min(TRIAL_SYSTEM_ATTRS.c.trial_system_attribute_id))
-    )
+    query = sa.select(keys).where(of_study(TRIAL_SYSTEM_ATTRS, study_id), keys.startswith(CURVE))
     with storage.reading() as connection:
-        return [key.removeprefix(CURVE) for key in connection.scalars(query)]
+        return sorted(key.removeprefix(CURVE) for key in connection.scalars(query.distinct()))
 
 
 def read_curve_ends(storage: "LeasedRDBStorage", study_id: int) -> list[tuple[int, int, int]]:
