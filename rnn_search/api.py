@@ -165,7 +165,8 @@ def create_study(
     del options["load_if_exists"]
     checked = _check_options(_name_study(options))
     with Display():
-        handle = create_or_join(checked, functools.partial(find_device, checked), load_if_exists)
+        find = functools.partial(find_device, checked)
+        handle = create_or_join(checked, find, load_if_exists or extend)
         handle.storage.close()
         for line in handle.notice.splitlines():
             _logger.info(line)

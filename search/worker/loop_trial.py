@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -67,6 +67,7 @@ class LoopContext:
         close: ends the worker when an exception leaves the loop.
         has_waited: whether it was said that the worker waits for others.
         saves: whether the loop calls ``save``; None as long as that is not known.
+        unfinished: numbers of the trials that ended without a call of ``finish``.
     """
 
     study: OpenStudy
@@ -77,6 +78,7 @@ class LoopContext:
     close: Callable[[], object] = lambda: None
     has_waited: bool = False
     saves: bool | None = None
+    unfinished: set[int] = field(default_factory=set)
 
 
 class Trial:
@@ -164,6 +166,12 @@ class Trial:
         if self._outcome:  # settled, or lost
             return isinstance(error, TrialPruned)
         if error is None:
+            if self.number in self._context.unfinished:
+                raise UserError(
+                    f"trial {self.number} ended twice without trial.finish(value): expected it at "
+                    "the end of the block, or optuna.TrialPruned"
+                )
+            self._context.unfinished.add(self.number)
             _logger.warning(f"trial {self.number} ended without trial.finish(value): requeued")
             self._requeue()
             return False
