@@ -122,6 +122,18 @@ class Claim:
             self._curve[step] = value
             self.has_reported = True
 
+    def report_metric(self, name: str, step: int, value: float) -> None:
+        """Add a point to a held-out curve, or replace its last one, in the next write."""
+        key = CURVE + name
+        point = [step, value if math.isfinite(value) else None]
+        with self._lock:
+            curve = self._metrics.setdefault(key, [])
+            if curve and curve[-1][0] == step:
+                curve[-1] = point
+            else:
+                curve.append(point)
+            self._new_metrics[key] = curve
+
     def report_metrics(self, metrics: Mapping[str, Mapping[int, float]]) -> None:
         """Have the next write replace held-out curves, values by step, that have changed."""
         with self._lock:

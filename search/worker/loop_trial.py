@@ -438,11 +438,10 @@ class Trial:
             number = _to_number(f"log {name}", value)
             if name != metric:
                 self._metrics.setdefault(name, {})[step] = number
+                self._claim.report_metric(name, step, number)
             elif math.isfinite(number):
                 self._curve[step] = number
                 self._claim.report(step, number)
-        if len(values) > (metric in values):
-            self._claim.report_metrics(self._metrics)
         if step not in self._rungs or step not in self._curve or metric not in values:
             return None
         return self._decide(step)
