@@ -19,6 +19,7 @@ BENCHMARKS = {
     "precision": ("precision", "bfloat16 next to float32, by engine, cell and size"),
     "plain-loop": ("plain_loop", "labelled sequences, next to nn.GRU and Adam"),
     "curve-cost": ("curve_cost", "the held-out curves, next to trainings without"),
+    "loop-cost": ("loop_cost", "log and save of a loop of your own, as a share of its time"),
     "replicates": ("replicates", "replicates, next to as many networks of one replicate"),
     "gpu": ("gpu", "training on a GPU; --device cpu rehearses it"),
     "scale": ("scale", "work on studies of 432 and 10,080 trials"),
