@@ -15,6 +15,7 @@ _SUBCOMMANDS = {
     "status": ("searches:status", "Print the progress of a study"),
     "report": ("reports:report", "Write an HTML report"),
     "dashboard": ("reports:dashboard", "Serve optuna-dashboard"),
+    "log": ("reports:log_command", "Log trials to TensorBoard, W&B or MLflow"),
     "list": ("studies:list_command", "List the studies of a storage"),
     "rename": ("studies:rename", "Rename a study"),
     "delete": ("studies:delete", "Delete a study with its files"),

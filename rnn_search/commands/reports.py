@@ -1,4 +1,4 @@
-"""The commands that show studies in a browser: report and dashboard."""
+"""The commands that show studies in a browser: report, dashboard, and log for other programs."""
 
 import gc
 from contextlib import closing
@@ -11,7 +11,10 @@ from rnn_search.commands.options import (
     dashboard_port_option,
     storage_options,
     studies_argument,
+    study_argument,
 )
+from studies.failures import EXIT_INTERRUPTED
+from studies.messages import format_count
 
 
 @click.command
@@ -62,3 +65,32 @@ def dashboard(storage: str, artifacts: str | None, port: int, inherited_socket: 
     from reports.dashboard import serve  # slow
 
     return serve(storage, artifacts, port, inherited_socket)
+
+
+@click.command("log")
+@study_argument
+@click.option(
+    "--to",
+    "target",
+    metavar="TRACKER:PLACE",
+    required=True,
+    help="Where to log: tensorboard:DIR, wandb:PROJECT, wandb:ENTITY/PROJECT or mlflow:URI.",
+)
+@click.option("--follow", is_flag=True, help="Log until the study is finished, or Ctrl-C.")
+@storage_options
+def log_command(study: str, target: str, follow: bool, storage: str) -> int:
+    """Log the trials of a study to TensorBoard, Weights & Biases or MLflow, one run each.
+
+    Called again, it adds what is new. The study is only read.
+    """
+    from rnn_search.trackers import hide_secrets, log_study
+
+    place = hide_secrets(target, target)
+    try:
+        for count in log_study(storage, study, target, follow):
+            if count or not follow:
+                trials = format_count(count, "new or changed trial")
+                click.echo(f"study {study!r}: logged {trials} to {place}")
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
