@@ -65,20 +65,20 @@ def plan_effects(trials: Iterable[Params], config: StudyConfig) -> dict[str, lis
     for params in trials:
         by_task.setdefault(config.task_of(params), []).append(params)
     left_out = [*config.nuisance, *([TASK] if config.task_names else [])]
-    return {task: _plan_task(by_task[task], left_out) for task in by_task}
+    return {task: _plan_task(by_task[task], config, left_out) for task in by_task}
 
 
-def _plan_task(trials: Sequence[Params], left_out: Sequence[str]) -> list[PlannedEffect]:
-    names = [
-        name
-        for name in param_order(dict.fromkeys(chain.from_iterable(trials)))
-        if name not in (*left_out, REPLICATE)
-    ]
+def _plan_task(
+    trials: Sequence[Params], config: StudyConfig, left_out: Sequence[str]
+) -> list[PlannedEffect]:
+    present = list(dict.fromkeys(chain.from_iterable(trials)))
+    ordered = param_order(present) if config.has_networks else present
+    names = [name for name in ordered if name not in (*left_out, REPLICATE)]
     replicates: dict[tuple[ParamValue | None, ...], set[ParamValue]] = {}
     for params in trials:
         architecture = tuple(map(params.get, names))
         replicates.setdefault(architecture, set()).add(params.get(REPLICATE, 0))
-    table = _arrange(list(replicates), names)
+    table = _arrange(list(replicates), names, config)
     seeds = np.array([len(found) for found in replicates.values()])
     effects = []
     for contrast in table.list_contrasts():
@@ -90,10 +90,12 @@ def _plan_task(trials: Sequence[Params], left_out: Sequence[str]) -> list[Planne
 
 
 def _arrange(
-    architectures: Sequence[tuple[ParamValue | None, ...]], names: Sequence[str]
+    architectures: Sequence[tuple[ParamValue | None, ...]],
+    names: Sequence[str],
+    config: StudyConfig,
 ) -> FactorialTable:
     """Arrange architectures, which have no values yet, by their parameters; None for a lack."""
-    traits = find_traits(names)
+    traits = find_traits(names, config)
     axes = {}
     codes = np.empty((len(architectures), len(names)), dtype=np.int64)
     for column, name in enumerate(names):
@@ -129,7 +131,8 @@ def list_shortages(
             least = count_needed_pairs(max(1, sum(effect.pairs > 0 for effect in planned)))
         for name, effect in _find_strongest(planned).items():
             if not effect.pairs:
-                reason = "can be found: no two architectures differ in it alone"
+                noun = "architectures" if config.has_networks else "configurations"
+                reason = f"can be found: no two {noun} differ in it alone"
             elif effect.runs < least:
                 reason = (
                     f"{'on solved runs ' * has_shares}can be significant with {effect.size}: "

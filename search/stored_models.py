@@ -147,6 +147,8 @@ def _explain_missing(
         numbers = format_trials([trial.number for trial in available])
         return f"{problem}: expected best or {numbers}"
     hint = "its keep_weights is 0" if config.keep_weights == 0 else "check --artifacts"
+    if config.loop is not None:
+        hint = "the trials of a loop of your own are no networks of this program"
     return f"{problem}: {hint}"
 
 

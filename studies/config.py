@@ -125,7 +125,7 @@ class StudyConfig(StrictModel):
         None
     )
     """Loss below which a network counts as [solved](../statistics.md#solved-networks), or a table
-    of one for some of [several tasks](#several-tasks)."""
+    of one for some of [several tasks](#several-tasks). Of a loop or an import: the value."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the
