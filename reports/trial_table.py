@@ -133,7 +133,7 @@ def _choose_names(
 
         return name_network
     names = set(config.list_params()).difference(nuisance)
-    varied = {name for name in names if len({repr(row.get(name)) for row in params}) > 1}
+    varied = {name for name in names if len({repr(row.get(name)) for row in params}) > 1} or names
 
     def join(row: Mapping[str, Any], shortens: bool) -> str:
         texts = (

@@ -102,12 +102,14 @@ def load_function(spec: str) -> tuple[LoopFunction, Path]:
     path = Path(source).absolute()
     if not path.is_file():
         raise UserError(f"loop.function {spec}: {path} not found: check the path")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Not the name of a module that is imported, such as a package of this program.
+    module_name = f"loop_{path.stem}" if path.stem in sys.modules else path.stem
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent))
-    sys.modules[path.stem] = module  # so that pickle and dataclasses find it
+    sys.modules[module_name] = module  # so that pickle and dataclasses find it
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # of any kind: it is the user's code
