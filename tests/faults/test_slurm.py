@@ -59,6 +59,25 @@ def launch(runner, slurm, postgresql_url, tmp_path):
     return start
 
 
+LOOP = """
+[loop]
+steps = 20
+log_every = 5
+function = "train.py:train"
+
+[space]
+rate = [0.1, 0.2, 0.3]
+replicates = 2
+"""
+
+FUNCTION = """
+def train(trial):
+    for step in range(1, 21):
+        trial.log(step, value=trial.params["rate"] / step)
+    return trial.params["rate"] * (1 + trial.replicate)
+"""
+
+
 @pytest.fixture
 def logs(tmp_path):
     return lambda: "\n".join(path.read_text() for path in tmp_path.rglob("*_*.log"))
@@ -163,3 +182,17 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(
     # Requeued at once, not after a lease.
     assert query(postgresql_url, STATES) == [("WAITING",)]
     assert run("--cancel") == "no job to cancel\n"
+
+
+def test_function_of_a_loop_runs_in_jobs(runner, slurm, postgresql_url, logs, tmp_path):
+    (tmp_path / "own.toml").write_text(LOOP)
+    (tmp_path / "train.py").write_text(FUNCTION)
+    variables = slurm.environment | {"RNN_SEARCH_STORAGE": postgresql_url, "PYTHONPATH": str(ROOT)}
+    search = runner.start(
+        "run_search.py", "own.toml", "--launch=slurm", "--workers=2", "--no-report",
+        cwd=tmp_path, **variables,
+    )  # fmt: skip
+
+    assert search.wait() == 0, search.output + logs() + slurm.log
+    values = query(postgresql_url, "SELECT value FROM trial_values ORDER BY value")
+    assert [value for (value,) in values] == pytest.approx([0.1, 0.2, 0.2, 0.3, 0.4, 0.6])
