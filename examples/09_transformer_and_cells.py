@@ -1,6 +1,6 @@
 """Compare a Transformer with a training loop of its own with the built-in cells, in one report.
 
-All read the same kind of sequences, `mqar` with four pairs in 32 tokens, and train 400 updates of
+All read the same kind of sequences, `mqar` with four pairs in 32 tokens, and train 300 updates of
 64 sequences. Either study is shared by any number of processes. It takes about a minute on two
 cores.
 """
@@ -32,7 +32,7 @@ cells = rnn_search.run(
             "replicates": 2,
             "training": {"bptt_steps": ["sequence"]},
         },
-        "training": {"updates": 400, "batch_size": 64, "log_every": 320, "learning_rate": 0.003},
+        "training": {"updates": 300, "batch_size": 64, "log_every": 320, "learning_rate": 0.003},
         "evaluation": {"windows": 512},
     },
     name="recall-cells",

@@ -18,7 +18,7 @@ from rnn.tasks.built_in import AssociativeRecall
 
 PAIRS, LENGTH, VOCABULARY = 4, 32, 32
 BATCH_SIZE = 64
-STEPS = 400
+STEPS = 300
 
 SETTINGS = {
     "question": "Which parts of a Transformer does recall of pairs need?",
