@@ -1,27 +1,34 @@
 """Chaos test: kill, freeze, resume and stop workers at random; each trial finishes once.
 
-``make chaos`` sends two hundred signals to eight workers on 144 trials.
+``make chaos`` sends two hundred signals to eight workers on 144 trials. The loop of a user is a
+script, by default ``small_loop.py``: ``RNN_SEARCH_CHAOS_SCRIPT`` names another, which has
+``SETTINGS`` of a study of the script's name and trains on a single thread.
 """
 
+import json
 import os
 import random
 import re
+import runpy
 import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain
+from pathlib import Path
 
 import hooks
 import psycopg
 import pytest
 from helpers import NO_SYNC, create_small_study, run_simultaneously
+from hooks import Hooks
 from optuna.trial import TrialState
-from process_runner import CURVES, FINISHED, query, wait_until
+from process_runner import CURVES, FINISHED, METRICS, query, wait_until
 from services import PostgreSQL
-from small_searches import RETRIES, assert_all_complete
+from small_searches import RETRIES, assert_all_complete, finish
 
+import rnn_search
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.storage.open import open_storage
@@ -32,6 +39,7 @@ SIGNALS = int(os.environ.get("RNN_SEARCH_CHAOS_DISTURBANCES", "14"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
 STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "400"))
+SCRIPT = os.environ.get("RNN_SEARCH_CHAOS_SCRIPT", str(Path(__file__).parent / "small_loop.py"))
 
 SPACE = {
     "training_steps": STEPS,
@@ -91,6 +99,11 @@ class ChaosMonkey:
         self.started.append(self._start())
         self.alive.append(self.started[-1])
 
+    def describe(self):
+        resumed = [bool(re.search("resumes? from step", each.output)) for each in self.started]
+        signals = ", ".join(f"{name} {count}" for name, count in self.sent.items())
+        return f"{len(self.started)} workers, {signals}; {sum(resumed)} resumed a trial"
+
 
 PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
 """Arguments for a search that pauses trials, to be resumed by any worker."""
@@ -105,15 +118,13 @@ PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
 def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     search, new_gate, artifacts, reference_curves, url, lockstep, options
 ):
-    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
-    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
     # Hold each training from the start, so that no search ends before a signal was sent.
     gate = new_gate(STEPS // 2)
 
     def start():
         return search(*options, url=url, lockstep=lockstep, gate=gate, **SPACE)
 
-    monkey = ChaosMonkey(start, random.Random(seed))
+    monkey = ChaosMonkey(start, new_random())
     wait_until(lambda: gate.held)
     victim = next(worker for worker in monkey.alive if worker.pid in gate.held)
     monkey.send(victim, signal.SIGKILL)
@@ -147,8 +158,95 @@ def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
     assert [row[2] for row in curves] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list(artifacts.rglob("*checkpoint*")) == [], "checkpoints remain"
     assert query(url, RETRIES), "no trial was interrupted"
-    resumed = sum(bool(re.search("resumes? from step", worker.output)) for worker in monkey.started)
-    print(f"{len(monkey.started)} workers, {dict(monkey.sent)}, {resumed} resumed a trial")
+    print(monkey.describe())
+
+
+def new_random():
+    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
+    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
+    return random.Random(seed)
+
+
+# ------------------------------------------------------------------ loops of users
+
+
+@pytest.fixture
+def start_script(runner, tmp_path):
+    """Function that creates the study of the script, and returns one that starts the script."""
+    settings = runpy.run_path(SCRIPT)["SETTINGS"]
+    often = {"lease.seconds": 2, "checkpoint.seconds": 0.3}
+
+    def create(url, **overrides):
+        name = Path(SCRIPT).stem
+        rnn_search.create_study(settings, name=name, storage=url, overrides=often | overrides)
+        place = {"RNN_SEARCH_STORAGE": url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
+        return lambda: runner.start(SCRIPT, cwd=tmp_path, hooks=Hooks(report=False), **place)
+
+    return create
+
+
+def find_pids(url):
+    """Return the processes that hold trials."""
+    leases = query(url, "SELECT value_json FROM trial_system_attributes WHERE key = 'lease'")
+    return {int(json.loads(lease)["claim_token"].split("/")[1]) for (lease,) in leases}
+
+
+@pytest.mark.parametrize(
+    ("url", "overrides"),
+    [
+        ("sqlite", {}),
+        ("postgresql", {}),
+        ("sqlite", {"pruning.enabled": True, "pruning.keep": 0.25, "pruning.confidence": 0.6}),
+    ],
+    ids=["sqlite", "postgresql", "pruned"],
+    indirect=["url"],
+)
+def test_each_trial_of_a_loop_finishes_once_with_the_results_of_one_without_faults(
+    start_script, url, overrides, tmp_path
+):
+    start = start_script(url, **overrides)
+    monkey = ChaosMonkey(start, new_random())
+    pids = wait_until(lambda: find_pids(url))
+    victim = next(worker for worker in monkey.alive if worker.pid in pids)
+    monkey.send(victim, signal.SIGKILL)
+    while monkey.sent.total() < SIGNALS and not monkey.has_ended:
+        monkey.send_random_signal()
+    monkey.resume()
+    monkey.add()
+    codes = {worker.wait(): worker.output for worker in monkey.started}
+    assert codes.keys() <= {0, -signal.SIGTERM, -signal.SIGKILL}, codes
+
+    reference = f"sqlite:///{tmp_path}/reference.db"
+    finish(start_script(reference)())
+    ends, expected = query(url, FINISHED), query(reference, FINISHED)
+    pruned = {number for number, *end in ends if end == ["PRUNED", 0]}
+    assert bool(pruned) <= bool(overrides)
+    assert [end for end in ends if end[0] not in pruned] == [
+        end for end in expected if end[0] not in pruned
+    ]
+    curves = query(url, CURVES)
+    last = {number: step for number, step, _ in curves}
+    assert curves == [row for row in query(reference, CURVES) if row[1] <= last[row[0]]]
+    assert {last[number] for number, *_ in ends if number not in pruned} == {max(last.values())}
+    assert list_metrics(url) == [
+        (number, name, [point for point in points if point[0] <= last[number]])
+        for number, name, points in list_metrics(reference)
+    ]
+    values = [value for number, value in query(reference, VALUES_OF) if number not in pruned]
+    assert [value for _, value in query(url, VALUES_OF)] == values
+    assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints remain"
+    assert query(url, RETRIES), "no trial was interrupted"
+    print(monkey.describe())
+
+
+def list_metrics(url):
+    return [(number, name, json.loads(points)) for number, name, points in query(url, METRICS)]
+
+
+VALUES_OF = """
+    SELECT number, value FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id
+    ORDER BY number
+"""
 
 
 # ------------------------------------------------------------------ crowds

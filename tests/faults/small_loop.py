@@ -1,0 +1,37 @@
+"""A training loop that fault tests disturb: each step depends on all steps before it."""
+
+import json
+import math
+import time
+
+import rnn_search
+
+STEPS = 400
+
+SETTINGS = {
+    "loop": {"metric": "loss", "steps": STEPS, "log_every": 10},
+    "space": {"width": [1, 2, 3], "act": ["relu", "tanh"], "replicates": 2},
+}
+
+
+def train(trial: rnn_search.Trial) -> float:
+    """Follow a logistic map, whose differences grow, from the trial's seed; return a loss."""
+    start = {"x": (trial.seed % 1000 + 0.5) / 1000, "total": 0.0}
+    step, state = trial.resume(default=(0, json.dumps(start)))
+    state = json.loads(state)
+    while step < STEPS:
+        time.sleep(0.003)
+        step += 1
+        state["x"] *= 3.9 * (1 - state["x"])
+        state["total"] += state["x"]
+        loss = 1 / trial.params["width"] + math.exp(-step / 50) + state["x"] / 1000
+        trial.log(step, loss=loss, total=state["total"])
+        trial.save(step, json.dumps(state).encode())
+    return loss
+
+
+if __name__ == "__main__":
+    study = rnn_search.create_study(SETTINGS, name="small_loop", load_if_exists=True)
+    for trial in study.claim():
+        with trial:
+            trial.finish(train(trial))
