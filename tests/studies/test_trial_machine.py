@@ -5,6 +5,7 @@ Hypothesis chooses the steps. After each one plain SQL must find what a model in
 
 import itertools
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -20,15 +21,22 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_as_test
+from optuna import TrialPruned
 from optuna.distributions import CategoricalDistribution
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 
 from rnn.errors import UserError
 from search.errors import ShutdownRequestedError
+from search.pruning.policy import PruneDecision
 from search.worker.claims import ClaimManager
+from search.worker.loop_trial import LoopContext, TrialStoppedError
+from search.worker.loop_trial import Trial as LoopTrial
+from search.worker.queue import MAX_RETRIES, TrialQueue
 from search.worker.shutdown import ShutdownSignal
-from studies.attributes import Failure
+from studies.artifacts import TrialFiles
+from studies.attributes import Failure, VersionRecord
+from studies.config import StudyConfig
 from studies.errors import LeaseLostError, StorageLostError
 from studies.storage.counts import StudyIdentity
 from studies.storage.edits import create_study, delete_study, extend_study, retry_trials
@@ -172,6 +180,9 @@ def permit(is_allowed, error):
 class TrialMachine(RuleBasedStateMachine):
     """Workers that claim, train and leave the trials of one study, and what is done to it."""
 
+    requeuing = ("PAUSED",)
+    """Ends after which a trial is not finished."""
+
     def __init__(self, storages, clock):
         super().__init__()
         self.storages, self.clock = storages, clock
@@ -278,14 +289,19 @@ class TrialMachine(RuleBasedStateMachine):
             trial = self.trial_of(claim)
             assert claim.trial.intermediate_values == trial.curve
             assert claim.trial.user_attrs.get("retries", {}) == trial.retries
-            curve = dict(trial.curve)
-            if back < 4 and curve:  # its checkpoint may be older than its curve
-                curve = dict(itertools.islice(curve.items(), len(curve) * back // 4))
-                claim.replace_curve(curve)
+            curve = self.begin(worker, claim, back)
             trial.state, trial.token, trial.memory = "RUNNING", claim.claim_token, curve
             trial.is_left = False
             worker.curves[claim] = curve
             worker.holdings.append(claim)
+
+    def begin(self, worker, claim, back):
+        """Begin to train a trial; return the curve from which it goes on."""
+        curve = dict(self.trial_of(claim).curve)
+        if back < 4 and curve:  # its checkpoint may be older than its curve
+            curve = dict(itertools.islice(curve.items(), len(curve) * back // 4))
+            claim.replace_curve(curve)
+        return curve
 
     @precondition(can_pick)
     @rule(place=PICKS, points=SIZES, is_written=st.booleans(), fault=FAULTS)
@@ -295,7 +311,7 @@ class TrialMachine(RuleBasedStateMachine):
         first = max(curve, default=0) + LOG_EVERY
         for step in range(first, LAST_STEP + 1, LOG_EVERY)[:points]:
             curve[step] = next(self.losses)
-            claim.report(step, curve[step])
+            self.report(claim, curve, is_written)
         if is_written:
             with worker.awake(fault):
                 worker.ask(lambda: None, after_flush=True)
@@ -304,22 +320,35 @@ class TrialMachine(RuleBasedStateMachine):
                 if self.is_held(each):
                     self.trial_of(each).curve = dict(worker.curves[each])
 
+    def report(self, claim, curve, is_saved):
+        """Report the last value of a curve."""
+        claim.report(*list(curve.items())[-1])
+
     @precondition(can_pick)
     @rule(place=PICKS, end=ENDS, fault=FAULTS)
     def leave(self, place=0, end="COMPLETE", fault=None):
         """Finish or pause a trial, which must be refused if the claim is lost."""
         worker, claim = self.pick(place)
-        trial, is_held, is_finish = self.trial_of(claim), self.is_held(claim), end != "PAUSED"
+        trial, is_held = self.trial_of(claim), self.is_held(claim)
+        is_finish = end not in self.requeuing
         value = next(self.losses) if end == "COMPLETE" else None
-        attributes = {"failure": FAILURES[end]} if end in FAILURES else {"worker": "me"}
         refused = permit(is_held, LeaseLostError)
         if fault and not is_held and (not is_finish or trial.finisher == claim.claim_token):
             refused = suppress(LeaseLostError)  # an answer that is lost may be that of the end
         with worker.awake(fault), refused:
-            state = TrialState[STORED.get(end, end)]
-            worker.finish(claim, state, value, attributes if is_finish else {"rung": 20})
+            end = self.end(worker, claim, end, value)
         if self.let_go(worker, claim, end):
-            trial.value, trial.finisher = value, claim.claim_token if is_finish else None
+            trial.value = value
+            trial.finisher = claim.claim_token if end in FINISHED else None
+            if end == "WAITING":
+                trial.retries[Failure.EXCEPTION] += 1
+
+    def end(self, worker, claim, end, value):
+        """End a trial; return the state that it then has."""
+        attributes = {"failure": FAILURES[end]} if end in FAILURES else {"worker": "me"}
+        state = TrialState[STORED.get(end, end)]
+        worker.finish(claim, state, value, attributes if end != "PAUSED" else {"rung": 20})
+        return end
 
     def let_go(self, worker, claim, state):
         """Give the trial a state, unless the claim is lost; return whether it was held."""
@@ -338,13 +367,17 @@ class TrialMachine(RuleBasedStateMachine):
 
     def give_back(self, worker, claims, cause, fault):
         with worker.awake(fault):
-            worker.requeue_all(claims, cause)
+            cause = self.requeue_claims(worker, claims, cause)
         for claim in claims:
             if self.let_go(worker, claim, "WAITING"):
                 self.trial_of(claim).retries[cause] += 1
                 assert not claim.is_lost
             elif fault is None:
                 assert claim.is_lost
+
+    def requeue_claims(self, worker, claims, cause):
+        worker.requeue_all(claims, cause)
+        return cause
 
     @precondition(lambda self: self.find("RUNNING"))
     @rule(place=WORKERS, is_killed=st.sampled_from([False, False, True]))
@@ -551,6 +584,99 @@ class TrialMachine(RuleBasedStateMachine):
         self.database_is_as_expected()
 
 
+LOOP = StudyConfig.model_validate(
+    {
+        "loop": {"metric": "loss", "steps": LAST_STEP, "log_every": LOG_EVERY},
+        "space": {"x": [0, 1], "size": [0, 1]},
+        "checkpoint": {"seconds": 1e-9},
+    }
+)
+
+
+class LoopMachine(TrialMachine):
+    """The same with live trials, which log, save and end as those of a user's loop do.
+
+    A trial resumes from what was saved last, if only by a worker that had lost it.
+    """
+
+    requeuing = ("PAUSED", "FAIL")
+
+    def __init__(self, storages, clock, folder):
+        self.folder = folder
+        super().__init__(storages, clock)
+
+    def start(self):
+        super().start()
+        self.live = {}  # trial of each claim
+        self.saved = {}  # curve in the checkpoint of each trial, by number
+        files = TrialFiles(self.folder / self.study.artifact_folder, "checkpoint")
+        self.opened = SimpleNamespace(config=LOOP, trial_files=lambda kind: files)
+
+    def begin(self, worker, claim, back):
+        queue = TrialQueue(self.opened, worker, ShutdownSignal())
+        queue._active = [claim]
+        versions = VersionRecord(code="", torch="")
+        context = LoopContext(self.opened, queue, worker.name, versions, (ValueError,))
+        self.live[claim] = live = LoopTrial(context, claim).__enter__()
+        if back == 0:  # a loop that never resumes
+            live.log(0)
+            return {}
+        curve = self.saved.get(claim.trial.number, {})
+        expected = (max(curve, default=0), repr(curve).encode())
+        assert live.resume(default=(0, b"{}")) == expected
+        return dict(curve)
+
+    def report(self, claim, curve, is_saved):
+        live, step = self.live[claim], max(curve)
+        with suppress(UserError):  # it has ended, or its worker knows that it is lost
+            live.log(step, loss=curve[step])
+            if is_saved:
+                self.save(claim, curve)
+
+    def save(self, claim, curve):
+        is_known_to_be_lost = claim.is_lost
+        try:
+            self.live[claim].save(max(curve, default=0), repr(curve).encode())
+        finally:
+            if not is_known_to_be_lost:
+                self.saved[claim.trial.number] = dict(curve)
+
+    def end(self, worker, claim, end, value):
+        live, error = self.live[claim], None
+        if not live.is_held:
+            raise LeaseLostError
+        try:
+            if end == "PAUSED":
+                live._decision = PruneDecision(is_final=False, attributes={"rung": 20})
+                self.save(claim, worker.curves[claim])
+            elif end in ("COMPLETE", "DIVERGED"):
+                live.finish(math.nan if value is None else value)
+        except TrialStoppedError as stopped:
+            error = stopped
+        if end == "FAIL":
+            error = ValueError("an exception that is tried again three times")
+        if end == "PRUNED":
+            error = TrialPruned()
+        assert live.__exit__(error and type(error), error, None), "the exception left the block"
+        if claim.is_lost:
+            raise LeaseLostError
+        if end == "FAIL" and self.trial_of(claim).retries[Failure.EXCEPTION] < MAX_RETRIES:
+            return "WAITING"
+        if end in FINISHED:
+            self.saved.pop(claim.trial.number, None)
+        return end
+
+    def requeue_claims(self, worker, claims, cause):
+        """Have an exception, which is not tried again, end the blocks."""
+        for claim in claims:
+            if self.live[claim].is_held:
+                error = RuntimeError("an exception that leaves the loop")
+                assert not self.live[claim].__exit__(type(error), error, None)
+            else:
+                super().requeue_claims(worker, [claim], cause)
+        return Failure.INTERRUPTED
+
+
 @pytest.mark.parametrize(
     ("url", "examples", "steps"),
     [
@@ -560,10 +686,14 @@ class TrialMachine(RuleBasedStateMachine):
     ],
     indirect=["url"],
 )
-def test_trials_live_as_expected_whatever_happens_to_workers(url, examples, steps, monkeypatch):
+@pytest.mark.parametrize("is_loop", [False, True], ids=["networks", "loop"])
+def test_trials_live_as_expected_whatever_happens_to_workers(
+    url, examples, steps, is_loop, monkeypatch, tmp_path
+):
     clock = SimpleNamespace(now=0.0)
     moved = SimpleNamespace(**vars(time) | {"monotonic": lambda: clock.now})
     monkeypatch.setattr("search.worker.claims.time", moved)
+    monkeypatch.setattr("search.worker.queue.POLL_INTERVAL", 0.0)
     # Add Phase.shrink to have a failure made short, which takes minutes.
     chosen = settings(
         TrialMachine.TestCase.settings,
@@ -573,4 +703,10 @@ def test_trials_live_as_expected_whatever_happens_to_workers(url, examples, step
         phases=[Phase.generate],
     )
     with closing(Storages(url)) as storages:
-        run_as_test(lambda: TrialMachine(storages, clock), settings=chosen)
+
+        def start():
+            if is_loop:
+                return LoopMachine(storages, clock, tmp_path)
+            return TrialMachine(storages, clock)
+
+        run_as_test(start, settings=chosen)
