@@ -270,7 +270,7 @@ def test_exception_requeues_its_trial_and_leaves_the_process_as_it_was(create, c
     study = create(FOUR)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interrupted(study, ZeroDivisionError):
-        for trial in study.claim():
+        for trial in study.claim(wait=False):
             with trial:
                 follow(trial)
                 trial.finish(1 / (trial.number - 1))
@@ -565,21 +565,6 @@ def test_damaged_checkpoint_is_moved_away_and_the_trial_restarts(
     assert states(study) == {"COMPLETE": 1}
 
 
-def test_checkpoint_that_cannot_be_written_is_a_warning(create, tmp_path, capsys):
-    study = create()
-    for trial in study.claim(overrides=OFTEN):
-        with trial:
-            trial.save(1, b"first")
-            (path,) = tmp_path.rglob("*.checkpoint")
-            path.unlink()
-            path.parent.rmdir()
-            path.parent.touch()
-            trial.save(2, b"second")
-            trial.finish(1)
-    assert "warning: cannot write the checkpoint of trial 0" in capsys.readouterr().out
-    assert states(study) == {"COMPLETE": 1}
-
-
 # ------------------------------------------------------------------ lost, pruned and paused
 
 
@@ -669,6 +654,25 @@ def test_trial_is_paused_at_its_next_save_and_resumed_there(create, monkeypatch,
     assert stored.intermediate_values == expected_curve(3)
     assert [step for step, _ in stored.system_attrs["curve:loss"]] == [5, 10, 15, 20]
     assert "retries" not in stored.user_attrs
+
+
+def test_trial_whose_checkpoint_cannot_be_written_is_not_paused(
+    create, monkeypatch, tmp_path, capsys
+):
+    study = create(PRUNED)
+    Decisions(monkeypatch, is_final=False, attributes={"rung": 5, "keep_probability": 0.4})
+    for trial in study.claim(overrides=OFTEN):
+        with trial:
+            trial.save(1, b"first")
+            (path,) = tmp_path.rglob("*.checkpoint")
+            path.unlink()
+            path.parent.rmdir()
+            path.parent.touch()  # a file in the place of the folder
+            trial.log(5, accuracy=0.5)
+            trial.save(5, b"second")
+            trial.finish(1)
+    assert "warning: cannot write the checkpoint of trial 0" in capsys.readouterr().out
+    assert states(study) == {"COMPLETE": 1}
 
 
 def test_loop_that_never_saves_is_never_paused_and_told_once(create, monkeypatch, capsys):
