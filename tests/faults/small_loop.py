@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import rnn_search
 
@@ -31,7 +32,7 @@ def train(trial: rnn_search.Trial) -> float:
 
 
 if __name__ == "__main__":
-    study = rnn_search.create_study(SETTINGS, name="small_loop", load_if_exists=True)
+    study = rnn_search.create_study(SETTINGS, name=Path(__file__).stem, load_if_exists=True)
     for trial in study.claim():
         with trial:
             trial.finish(train(trial))

@@ -218,6 +218,8 @@ def test_each_trial_of_a_loop_finishes_once_with_the_results_of_one_without_faul
 
     reference = f"sqlite:///{tmp_path}/reference.db"
     finish(start_script(reference)())
+    names = [each.name for each in rnn_search.list_studies(url)]
+    assert names == [Path(SCRIPT).stem], "the script's study has not the name of the script"
     ends, expected = query(url, FINISHED), query(reference, FINISHED)
     pruned = {number for number, *end in ends if end == ["PRUNED", 0]}
     assert bool(pruned) <= bool(overrides)

@@ -3,6 +3,7 @@
 import itertools
 import signal
 import sqlite3
+import time
 from contextlib import closing, contextmanager
 
 import psycopg
@@ -30,6 +31,7 @@ from small_searches import (
 from sqlalchemy.engine import Engine
 from test_killed_commands import SOURCE
 
+import rnn_search
 from reports import final_report
 from reports.final_report import write_final_report
 from rnn_search.commands.reports import report
@@ -131,6 +133,39 @@ def test_training_continues_during_an_outage_of_two_leases(
     finish(*workers)
     assert_all_trials_match(url, reference_curves, FOUR)
     assert not query(url, RETRIES), "the lease of a live worker expired"
+
+
+@pytest.mark.extended
+def test_loop_of_a_user_logs_saves_and_ends_trials_over_an_outage(
+    server, search_url, tmp_path, capsys
+):
+    settings = {"loop": {"metric": "loss", "steps": 4}, "space": {"width": [1, 2]}}
+    place = {"storage": search_url, "artifacts": tmp_path}
+    study = rnn_search.create_study(settings, name="mine", **place)
+
+    def log_until(trial, step, message):
+        output = ""
+        while message not in output:
+            trial.log(step, loss=1 / step, other=step)
+            trial.save(step, b"state")
+            time.sleep(0.01)
+            output += capsys.readouterr().out
+
+    for trial in study.claim(overrides={"outage.seconds": 3600}):
+        with trial:
+            trial.log(1, loss=1.0, other=1)
+            with stopped(server, search_url) as message:
+                log_until(trial, 2, message)
+                trial.log(3, loss=1 / 3, other=3)
+            if trial.params["width"] == 1:  # the other one ends before that is noticed
+                log_until(trial, 4, "available again")
+            trial.finish(0.25)
+    for trial in study.optuna.trials:
+        steps = [1, 2, 3, 4][: 3 + (trial.params["width"] == 1)]
+        assert trial.value == 0.25
+        assert trial.intermediate_values == {step: 1 / step for step in steps}
+        assert trial.system_attrs["curve:other"] == [[step, step] for step in steps]
+        assert "retries" not in trial.user_attrs
 
 
 @pytest.mark.extended
