@@ -618,11 +618,13 @@ def test_pruned_trial_ends_at_its_log(create, monkeypatch, word):
     for trial in study.claim():
         with trial:
             for step in range(1, 21):
-                if word == "report":
-                    trial.report(0.5, step)
-                else:
+                if word != "report":
                     trial.log(step, accuracy=0.5)
-                if trial.should_prune() or (word == "raise" and step == 7):
+                else:
+                    trial.report(0.5, step)
+                    if trial.should_prune():
+                        raise optuna.TrialPruned
+                if word == "raise" and step == 7:
                     raise optuna.TrialPruned
             pytest.fail("the trial was not pruned")
     if word != "raise":
@@ -631,7 +633,7 @@ def test_pruned_trial_ends_at_its_log(create, monkeypatch, word):
     assert stored.state is TrialState.PRUNED
     reason = "pruned by the loop" if word == "raise" else "far off"
     assert stored.user_attrs["reason"] == reason
-    assert stored.user_attrs["steps"] == (7 if word == "raise" else 5)
+    assert stored.user_attrs["steps"] == step == (7 if word == "raise" else 5)
 
 
 def test_trial_is_paused_at_its_next_save_and_resumed_there(create, monkeypatch, capsys):
