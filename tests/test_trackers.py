@@ -212,7 +212,13 @@ def break_after(monkeypatch, owner, name, calls, error):
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-@pytest.fixture(params=["tensorboard", "wandb", pytest.param("mlflow", marks=pytest.mark.extended)])
+@pytest.fixture(
+    params=[
+        "tensorboard",
+        pytest.param("wandb", marks=pytest.mark.extended),
+        pytest.param("mlflow", marks=pytest.mark.extended),
+    ]
+)
 def tracker(request, tmp_path, monkeypatch):
     yield TRACKERS[request.param](tmp_path, monkeypatch)
     if request.param == "wandb":

@@ -63,7 +63,7 @@ def summarize(replay, sign):
     return stages, predictions, replay.paused_at, replay.looks, replay.steps
 
 
-@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("runs", [1, pytest.param(3, marks=pytest.mark.extended)])
 def test_values_to_maximize_are_pruned_as_their_negatives_to_minimize(runs):
     """Those are losses of networks, whose parameters have other names."""
     recorded = simulate().select(runs)
@@ -76,6 +76,7 @@ def test_values_to_maximize_are_pruned_as_their_negatives_to_minimize(runs):
     assert {TrialStatus.COMPLETE, TrialStatus.PRUNED} == {state for state, _ in expected[0]}
 
 
+@pytest.mark.extended
 def test_trials_that_log_nothing_at_a_rung_train_on_and_are_pruned():
     recorded = rename(simulate())
     lacking = np.random.default_rng(1).random(recorded.losses.shape) < 0.3

@@ -246,6 +246,7 @@ def test_default_option_of_a_dataset_is_no_second_task(folder, unchecked):
         rnn_search.run(settings, name="twice", storage="sqlite:///studies.db", device="cpu")
 
 
+@pytest.mark.extended
 def test_check_measures_the_floors_of_a_dataset(folder):
     done = invoke_command("check", "data.py:items", cwd=folder)
     assert done.returncode == 0, done.stderr
