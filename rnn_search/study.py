@@ -120,7 +120,7 @@ class Study:
     def claim(
         self,
         *,
-        catch: Sequence[type[Exception]] = (),
+        catch: type[Exception] | Sequence[type[Exception]] = (),
         prune: bool = False,
         wait: bool = True,
         until: str | float | None = None,
@@ -157,7 +157,8 @@ class Study:
         options = check_worker_options(
             overrides=overrides, wait=wait, until=until, artifacts=self.artifacts
         )
-        return claim_trials(self.name, self.storage, options, catch, prune)
+        caught = (catch,) if isinstance(catch, type) else tuple(catch)
+        return claim_trials(self.name, self.storage, options, caught, prune)
 
     @property
     def config(self) -> StudyConfig:

@@ -354,11 +354,10 @@ def enable_pruning(opened: OpenStudy) -> None:
     Raises:
         UserError: if its trials have no log point before the last.
     """
-    settings = opened.record.config.model_dump(mode="json")
-    settings["pruning"]["enabled"] = True
+    raw = opened.study.user_attrs[CONFIG]
+    settings = {**raw, "pruning": {**raw.get("pruning", {}), "enabled": True}}
     try:
         StudyConfig.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"study {opened.name!r} {first_message(error)}") from error
-    raw = opened.study.user_attrs[CONFIG]
     extend_study(opened.storage, opened.study_id, {CONFIG: raw}, {CONFIG: settings})

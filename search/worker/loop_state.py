@@ -189,4 +189,5 @@ def _is_own(path: Path) -> bool:
     """Return whether a module is neither installed nor of this program."""
     project = Path(__file__).parents[2]
     packages = {project / name for name in ("rnn", "search", "studies", "reports", "rnn_search")}
-    return "site-packages" not in path.parts and packages.isdisjoint(path.parents)
+    is_installed = "site-packages" in path.parts or not packages.isdisjoint(path.parents)
+    return path.is_file() and not is_installed

@@ -944,7 +944,7 @@ def test_function_of_a_file_is_run_by_workers(runner, tmp_path, sqlite_url, work
 
 def test_study_is_extended_and_its_failed_trials_are_run_again(create):
     study = create(FOUR)
-    for trial in study.claim(catch=(ValueError,)):
+    for trial in study.claim(catch=ValueError):
         with trial:
             trial.log(5, accuracy=float(trial.params["act"] == "relu"))
             if trial.params["act"] == "tanh":

@@ -593,6 +593,14 @@ LOOP = StudyConfig.model_validate(
 )
 
 
+class LoopQueue(TrialQueue):
+    """Queue of a worker whose trials write nothing when they are collected as garbage."""
+
+    def _requeue_all(self, timeout):
+        if sys.exc_info()[0] is not GeneratorExit:
+            super()._requeue_all(timeout)
+
+
 class LoopMachine(TrialMachine):
     """The same with live trials, which log, save and end as those of a user's loop do.
 
@@ -613,7 +621,7 @@ class LoopMachine(TrialMachine):
         self.opened = SimpleNamespace(config=LOOP, trial_files=lambda kind: files)
 
     def begin(self, worker, claim, back):
-        queue = TrialQueue(self.opened, worker, ShutdownSignal())
+        queue = LoopQueue(self.opened, worker, ShutdownSignal())
         queue._active = [claim]
         versions = VersionRecord(code="", torch="")
         context = LoopContext(self.opened, queue, worker.name, versions, (ValueError,))
