@@ -706,7 +706,7 @@ def test_trials_live_as_expected_whatever_happens_to_workers(
     chosen = settings(
         TrialMachine.TestCase.settings,
         derandomize=True,
-        max_examples=examples,
+        max_examples=examples // 2 if is_loop else examples,
         stateful_step_count=steps,
         phases=[Phase.generate],
     )
