@@ -267,7 +267,7 @@ class Trial:
         process is to stop.
 
         Args:
-            step: number of steps that the state has done.
+            step: number of steps that the state has done; log what is to be kept of them before.
             state: bytes, the path of a file, or what ``torch.save`` writes and ``torch.load``
                 reads with ``weights_only``: tensors, numbers and texts in dicts and lists.
 
