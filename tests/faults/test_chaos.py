@@ -39,6 +39,7 @@ SIGNALS = int(os.environ.get("RNN_SEARCH_CHAOS_DISTURBANCES", "14"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
 STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "400"))
+PAUSE = float(os.environ.get("RNN_SEARCH_CHAOS_PAUSE", "0.5"))
 SCRIPT = os.environ.get("RNN_SEARCH_CHAOS_SCRIPT", str(Path(__file__).parent / "small_loop.py"))
 
 SPACE = {
@@ -78,7 +79,7 @@ class ChaosMonkey:
         if awake := [worker for worker in self.alive if worker not in self._frozen]:
             number = self._random.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
             self.send(self._random.choice(awake), number)
-        time.sleep(self._random.uniform(0.1, 0.5))
+        time.sleep(self._random.uniform(0.1, PAUSE))
         self.resume(time.monotonic())
 
     def resume(self, until=float("inf")):
