@@ -69,6 +69,14 @@ class SavedState(Protocol):
     def metrics(self) -> Mapping[str, Mapping[int, float]]:
         """Further curves by name."""
 
+    @property
+    def source_hashes(self) -> Sequence[str]:
+        """Hashes of the code that has trained the trial."""
+
+    @property
+    def torch_versions(self) -> Sequence[str]:
+        """Versions of PyTorch that have trained it."""
+
 
 _State = TypeVar("_State", bound=SavedState)
 

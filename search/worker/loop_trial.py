@@ -65,7 +65,6 @@ class LoopContext:
         versions: hash of the loop's code, and version of PyTorch, "" if it is not imported.
         catch: exceptions after which a trial is tried again and then recorded as failed.
         close: ends the worker when an exception leaves the loop.
-        has_waited: whether it was said that the worker waits for others.
         saves: whether the loop calls ``save``; None as long as that is not known.
         unfinished: numbers of the trials that ended without a call of ``finish``.
     """
@@ -76,7 +75,6 @@ class LoopContext:
     versions: VersionRecord
     catch: tuple[type[Exception], ...] = ()
     close: Callable[[], object] = lambda: None
-    has_waited: bool = False
     saves: bool | None = None
     unfinished: set[int] = field(default_factory=set)
 

@@ -63,7 +63,7 @@ class LoopWorker:
         """
         queue = self._context.queue
         self._context.close = close
-        for (claim,) in queue.batches(None, self._wait, self._log_wait):
+        for (claim,) in queue.batches(None, self._wait):
             trial = Trial(self._context, claim)
             try:
                 yield trial
@@ -76,11 +76,6 @@ class LoopWorker:
                     f"trial {trial.number} was claimed and not run: expected `with trial:` around "
                     "the loop"
                 )
-
-    def _log_wait(self) -> None:
-        if not self._context.has_waited:
-            _logger.info("the remaining trials are running in other workers; waiting for them")
-        self._context.has_waited = True
 
     def run(self, function: LoopFunction, prepare: Callable[[], object] = lambda: None) -> None:
         """Run a function for each trial, and ``prepare`` before it, until none is left."""

@@ -15,6 +15,7 @@ stop there, and settles each trial once::
 
 import contextlib
 import logging
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -127,6 +128,7 @@ class TrialQueue:
         self._batch_started_at = 0.0
         self._polled_at = 0.0
         self._idle_seconds = 0.0
+        self._has_waited = False
 
     # ------------------------------------------------------------------ claims
 
@@ -159,6 +161,7 @@ class TrialQueue:
                 yield claims
             elif is_left:
                 on_wait()
+                self._log_wait()
                 self._idle()
             else:
                 return
@@ -184,6 +187,12 @@ class TrialQueue:
         """Return whether other workers have trials that are not finished."""
         counts = self._manager.ask(partial(count_trials, self._study.storage, self._study.study_id))
         return counts.finished != counts.planned
+
+    def _log_wait(self) -> None:
+        """Say once that this worker waits; of several processes the parent waits for all."""
+        if not self._has_waited and multiprocessing.parent_process() is None:
+            _logger.info("the remaining trials are running in other workers; waiting for them")
+        self._has_waited = True
 
     def _idle(self) -> None:
         """Wait until the next attempt to claim, for longer each time."""

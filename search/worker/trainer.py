@@ -2,7 +2,6 @@
 
 import logging
 import math
-import multiprocessing
 import platform
 import socket
 import statistics
@@ -444,7 +443,6 @@ class Worker:
         self.queue = queue
         self.trainer = trainer
         self.wait = wait
-        self._has_waited = False
 
     def run(self) -> None:
         """Work until no trial is left or a shutdown is requested.
@@ -453,16 +451,9 @@ class Worker:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
         plan = self.trainer.lockstep_plan
-        for claims in self.queue.batches(plan, self.wait, self._on_wait):
+        for claims in self.queue.batches(plan, self.wait, self.trainer.budget.release):
             with self.queue.holding(self.trainer.save_checkpoints):
                 self._train(claims)
-
-    def _on_wait(self) -> None:
-        self.trainer.budget.release()  # until the next training
-        # One of several processes has a parent, which waits for all.
-        if not self._has_waited and multiprocessing.parent_process() is None:
-            _logger.info("the remaining trials are running in other workers; waiting for them")
-        self._has_waited = True
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; bisect after an error to find the trial that caused it."""

@@ -1,11 +1,11 @@
 """Versions of the code that trained the trials of a study."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from search.worker.checkpoints import SavedState
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, VersionRecord
 from studies.storage.counts import count_trials, distinct_versions
 from studies.storage.open import read_study_record
@@ -13,18 +13,6 @@ from studies.storage.storage import LeasedRDBStorage
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
-
-
-class VersionedState(Protocol):
-    """What a checkpoint says of the versions that have trained its trial."""
-
-    @property
-    def source_hashes(self) -> Sequence[str]:
-        """Hashes of the training code."""
-
-    @property
-    def torch_versions(self) -> Sequence[str]:
-        """Versions of PyTorch."""
 
 
 def describe_mixing(study: optuna.Study, storage: LeasedRDBStorage, versions: VersionRecord) -> str:
@@ -52,7 +40,7 @@ def describe_mixing(study: optuna.Study, storage: LeasedRDBStorage, versions: Ve
 
 
 def earlier_versions(
-    trial: FrozenTrial, state: VersionedState | None, current: VersionRecord
+    trial: FrozenTrial, state: SavedState | None, current: VersionRecord
 ) -> Mapping[str, list[str] | None]:
     """Return the attributes that record other versions that trained a claimed trial before."""
     hashes = state.source_hashes if state else ()
