@@ -22,7 +22,6 @@ from studies.attributes import CURVE
 from studies.config import StudyConfig
 from studies.measure import find_measure
 from studies.messages import shorten, to_line
-from studies.space import TASK
 from studies.storage.open import load_study, read_record, read_storage
 from studies.storage.reads import RECORDS, TrialReader
 from studies.storage.tables import INTERMEDIATE_VALUES
@@ -136,7 +135,7 @@ def _describe_trials(
     curve = find_measure(config).curve.replace(" ", "_")
     logs = []
     for trial in begun:
-        task = f"{trial.params[TASK]}: " if TASK in trial.params else ""
+        task = config.task_of(trial.params)
         row = rows[trial.number]
         is_failed = trial.status in (TrialStatus.FAIL, TrialStatus.DIVERGED)
         log = TrialLog(
