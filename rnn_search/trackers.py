@@ -135,7 +135,7 @@ def _describe_trials(
     curve = find_measure(config).curve.replace(" ", "_")
     logs = []
     for trial in begun:
-        task = config.task_of(trial.params)
+        task = f"{config.task_of(trial.params)}: " if config.task_names else ""
         row = rows[trial.number]
         is_failed = trial.status in (TrialStatus.FAIL, TrialStatus.DIVERGED)
         log = TrialLog(
