@@ -1,6 +1,5 @@
 """Run a search: the function :func:`run`, and what it shares with the command line."""
 
-import functools
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ from rnn_search.study import Study, load
 from search.create_or_join import create_or_join
 from search.display import Display
 from search.launch.jobs import prepare_launch
-from search.run import RunResult, find_device, run_workers
+from search.run import RunResult, run_workers
 from search.run_options import RunOptions, WorkerOptions
 from studies.locations import (
     ARTIFACTS_VARIABLE,
@@ -165,8 +164,7 @@ def create_study(
     del options["load_if_exists"]
     checked = _check_options(_name_study(options))
     with Display():
-        find = functools.partial(find_device, checked)
-        handle = create_or_join(checked, find, load_if_exists or extend)
+        handle = create_or_join(checked, load_if_exists or extend)
         handle.storage.close()
         for line in handle.notice.splitlines():
             _logger.info(line)

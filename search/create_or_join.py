@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.study import StudyDirection
 
+import search
 from rnn.errors import UserError
 from search.derive import check_count
 from search.extend import (
@@ -37,7 +38,7 @@ from search.pruning.audited_trials import draw_audited
 from search.run_options import LOOP_FUNCTION, TASK_SOURCE, RunOptions, WorkerOptions
 from search.worker.versions import describe_mixing
 from studies.artifacts import new_folder
-from studies.attributes import StudyRecord, VersionRecord
+from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import StorageNotFoundError, StudyFormatError
 from studies.loader import (
@@ -72,7 +73,6 @@ if TYPE_CHECKING:  # which import PyTorch
     from rnn.config import TaskSpec
     from rnn.tasks.task import Task
     from search.cells_tasks import StudyTask, TaskOptions
-    from search.planned_study import FindDevice
 
 _LOCAL = (TASK_SOURCE, LOOP_FUNCTION)
 """Settings by which a worker says where it has the task or the loop of a study."""
@@ -105,15 +105,11 @@ class StudyHandle(OpenStudy):
 
     def spec_of(self, options: "TaskOptions") -> "TaskSpec":
         """Return what a trial's network reads and predicts, given its options of the task."""
-        from search.cells_tasks import spec_of  # imports PyTorch
-
-        return spec_of(self.tasks, options)
+        return search.cells_tasks.spec_of(self.tasks, options)
 
     def task_of(self, options: "TaskOptions") -> "Task":
         """Return the task of a trial, given the options of the task in which it varies."""
-        from search.cells_tasks import build_task  # imports PyTorch
-
-        return build_task(self.tasks, options)
+        return search.cells_tasks.build_task(self.tasks, options)
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
         """Return the options of a worker that is given the name of the study.
@@ -133,9 +129,8 @@ class StudyHandle(OpenStudy):
         known = stored.task_record
         task = self.tasks[""].record if "" in self.tasks else None
         if task and known and (task.source, task.folder) != (known.source, known.folder):
-            from search.cells_tasks import locate_task  # imports PyTorch
-
-            local.append(f"{TASK_SOURCE}={json.dumps(locate_task(task))}")
+            place = search.cells_tasks.locate_task(task)
+            local.append(f"{TASK_SOURCE}={json.dumps(place)}")
         texts = [task.record.text for task in self.tasks.values() if task.record.text is not None]
         if texts and Path(texts[0].corpus).is_absolute():
             corpus = texts[0].corpus
@@ -144,13 +139,7 @@ class StudyHandle(OpenStudy):
         return WorkerOptions(**given)
 
 
-def open_study(
-    name: str,
-    url: str,
-    options: WorkerOptions,
-    find_device: "FindDevice | None" = None,
-    trains: bool = True,
-) -> StudyHandle:
+def open_study(name: str, url: str, options: WorkerOptions, trains: bool = True) -> StudyHandle:
     """Open a stored study by its name, to train its trials in this process, if it ``trains``.
 
     Raises:
@@ -169,7 +158,7 @@ def open_study(
     file = load_stored_config(name, url).with_overrides(local.settings)
     if options.corpus is not None:
         file = file.with_overrides({"task": {"corpus": options.corpus}})
-    wanted = resolve(name, url, file, options, find_device, trains)
+    wanted = resolve(name, url, file, options, trains)
     opened = open_stored(name, url, options.artifacts)
     with ExitStack() as on_error:
         on_error.enter_context(closing(opened.storage))
@@ -179,11 +168,7 @@ def open_study(
     return handle
 
 
-def create_or_join(
-    options: RunOptions,
-    find_device: "FindDevice | None" = None,
-    load_if_exists: bool = True,
-) -> StudyHandle:
+def create_or_join(options: RunOptions, load_if_exists: bool = True) -> StudyHandle:
     """Open the study that a user asks for; create it if it does not exist.
 
     Invalid input is rejected before anything is written.
@@ -201,7 +186,7 @@ def create_or_join(
     name = options.name or file.name
     check_study_name(name)
     url = options.storage
-    wanted = resolve(name, url, file, options, find_device, options.target.is_local)
+    wanted = resolve(name, url, file, options, options.target.is_local)
     check(wanted)
     is_stored = file.is_stored and file.name == name
     floors: dict[str, Floors] = {}
@@ -219,7 +204,7 @@ def create_or_join(
         handle = _join(storage, wanted, options, created)
         if handle is not None:
             on_error.pop_all()
-    return handle or create_or_join(options, find_device)
+    return handle or create_or_join(options)
 
 
 def _exists_error(name: str) -> UserError:
@@ -244,11 +229,9 @@ def _load(opened: OpenStudy, wanted: WantedStudy, notice: str = "") -> StudyHand
     tasks: Mapping[str, StudyTask] = {}
     warning = ""
     if config.has_networks:
-        from search import networks  # imports PyTorch
-        from search.worker.train_states import current_versions
-
-        tasks = networks.with_tokenizers(wanted, config)
-        warning = describe_mixing(opened.study, opened.storage, current_versions())
+        tasks = search.networks.with_tokenizers(wanted, config)
+        versions = search.networks.current_versions()
+        warning = describe_mixing(opened.study, opened.storage, versions)
     opened = replace(opened, config=config.model_copy(update=local))
     return StudyHandle(
         **vars(opened), tasks=tasks, device=wanted.device, notice=notice, warning=warning
@@ -267,16 +250,12 @@ def _check_new(wanted: WantedStudy, options: RunOptions) -> dict[str, Floors]:
         raise no_space_error(wanted.name)
     if not config.has_networks:
         return {}
-    from search import networks  # imports PyTorch
-
-    return networks.check_new(wanted, _read_checked(options.storage))
+    return search.networks.check_new(wanted, _read_checked(options.storage))
 
 
 def _read_checked(url: str) -> list[StudyRecord]:
     """Read the records of studies whose cells and tasks these versions of the code have checked."""
-    from search.worker.train_states import current_versions  # imports PyTorch
-
-    versions = current_versions()
+    versions = search.networks.current_versions()
     records = []
     with suppress(StorageNotFoundError), closing(read_storage(url)) as storage:
         for name in list_study_names(storage):
@@ -299,7 +278,7 @@ def _create(
         task_floors=floors,
         commands=[options.command],
         artifact_folder=new_folder(wanted.name),
-        created_with=_find_versions(config),
+        created_with=search.networks.current_versions() if config.has_networks else None,
         hypotheses=register([], config.hypothesis, 0),
         audit_nuisance=audit_nuisance,
     )
@@ -316,23 +295,12 @@ def _create(
     if not create_study(storage, study):
         return ""
     if config.has_networks:
-        from search import networks  # imports PyTorch
-
-        networks.copy_weights(wanted.folders, planned, record)
+        search.networks.copy_weights(wanted.folders, planned, record)
     created = describe_trials("created", planned.trained, config)
     if planned.copied:
         created += f"; {_describe_copied(planned)}"
     weakest = describe_weakest(plan_effects(planned.params, config), config)
     return "\n".join(filter(None, [created, weakest, *planned.notices]))
-
-
-def _find_versions(config: StudyConfig) -> VersionRecord | None:
-    """Return the versions that create a study of networks; a loop is known to its trials alone."""
-    if not config.has_networks:
-        return None
-    from search.worker.train_states import current_versions  # imports PyTorch
-
-    return current_versions()
 
 
 def _describe_copied(planned: PlannedStudy) -> str:
@@ -372,9 +340,7 @@ def _join(
         notices.append(_describe_kept(wanted, record))
     opened = attach(load_study(storage, wanted.name), storage, wanted.folders)
     if opened.config.has_networks:
-        from search import networks  # imports PyTorch
-
-        wanted = networks.add_tasks(wanted, opened.record)
+        wanted = search.networks.add_tasks(wanted, opened.record)
     return _load(opened, wanted, "\n".join(filter(None, notices)))
 
 

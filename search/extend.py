@@ -1,12 +1,13 @@
 """Extension of a study: further values or replicates, and other descriptions."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from pydantic import ValidationError
 
+import search
 from rnn.errors import UserError
 from search.derive import (
     add_replicates,
@@ -30,7 +31,7 @@ from studies.config import StudyConfig
 from studies.loader import list_descriptive_changes
 from studies.messages import shorten
 from studies.records import Floors, first_message
-from studies.space import TASK, distributions
+from studies.space import distributions
 from studies.stated_hypotheses import register
 from studies.storage.counts import count_trials
 from studies.storage.edits import extend_study
@@ -38,7 +39,6 @@ from studies.storage.open import read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
-from studies.study_settings import TrainingLength
 
 if TYPE_CHECKING:  # which imports PyTorch
     from search.cells_tasks import StudyTask
@@ -70,17 +70,10 @@ def extend(
     extension = _plan(study.study_name, record, config, read_trials(storage, study_id))
     check_count(len(extension.added), options.yes)
     extended = extension.config
-    new_tasks: Sequence[str] = ()
-    floors: dict[str, Floors] = {}
+    floors: dict[str, Floors] = {}  # of new tasks
     if extended.has_networks:
-        from search import networks  # imports PyTorch
-
         params = [trial.params for trial in extension.added]
-        fitted = networks.fit_extension(stored, extended, tasks, params)
-        extended = fitted.config
-        new_tasks = fitted.new_tasks
-        floors = fitted.floors
-        _require_same_length(stored, fitted.lengths, new_tasks)
+        extended, floors = search.networks.fit_extension(stored, extended, tasks, params)
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
@@ -98,7 +91,7 @@ def extend(
         written[COMMANDS] = [*record.commands, options.command]
     if extended.hypothesis != stored.hypothesis or extended.nuisance != stored.nuisance:
         written[HYPOTHESES] = _update_hypotheses(storage, study_id, record, extended)
-    if new_tasks:
+    if floors:
         all_floors = record.task_floors | floors
         written[TASK_FLOORS] = {name: found.model_dump() for name, found in all_floors.items()}
     raw = study.user_attrs[CONFIG]
@@ -184,20 +177,6 @@ def no_space_error(name: str) -> UserError:
 
 
 # ------------------------------------------------------------------ notices
-
-
-def _require_same_length(
-    stored: StudyConfig, lengths: Mapping[str, TrainingLength], new_tasks: Collection[str]
-) -> None:
-    """Require that added trials train as long as those of the same task that a study has."""
-    for task, length in lengths.items():
-        old = stored.length_of({TASK: task})
-        if task not in new_tasks and length != old:
-            raise UserError(
-                f"the new trials would train {length.steps} steps, logged every "
-                f"{length.log_every}, and those of the study train {old.steps}, logged every "
-                f"{old.log_every}: expected updates at the same steps; create another study"
-            )
 
 
 def format_setting(config: StudyConfig, setting: str) -> str:

@@ -4,16 +4,19 @@ The modules that plan, create, join and extend studies import this one for studi
 alone: it imports PyTorch, which a study with a loop does without.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from rnn.config import Precision
 from rnn.engines import find_engine
+from rnn.errors import DeviceError, UserError
 from rnn.export import deserialize_model, serialize_model
 from rnn.precision import EngineShape, choose_precision
-from rnn.training.devices import check_precision, find_bf16_hardware
+from rnn.training import checkpoint
+from rnn.training.devices import check_precision, find_bf16_hardware, resolve_device
 from search.cell_check import check_cells
 from search.cells_tasks import (
     CodeStore,
@@ -30,15 +33,27 @@ from search.planned_study import PlannedStudy, WantedStudy
 from search.task_check import check_length, check_tasks, check_trials
 from search.worker.checkpoints import warn_of_errors
 from studies.artifacts import ArtifactFolders
-from studies.attributes import StudyRecord
+from studies.attributes import StudyRecord, VersionRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import ConfigFile
 from studies.records import Floors
 from studies.space import TASK, Params
 from studies.study_settings import WINDOW_PARAMS, TrainingLength
 
-CPU = torch.device("cpu")
-"""Device of a process that names none."""
+
+def find_device(name: str, trains: bool) -> torch.device:
+    """Return the device of this process, which trains nothing if workers run on a cluster."""
+    try:
+        return resolve_device(name)
+    except DeviceError:
+        if trains or not re.fullmatch(r"cuda(:\d+)?", name):
+            raise
+        return torch.device("cpu")
+
+
+def current_versions() -> VersionRecord:
+    """Return the versions of the training code and PyTorch that this process trains with."""
+    return VersionRecord(code=checkpoint.source_hash(), torch=checkpoint.torch_version())
 
 
 def load(
@@ -136,7 +151,7 @@ def fit(
 
     The trials are given by their parameters.
     """
-    config = with_lengths(wanted.config, check_trials(wanted.config, wanted.tasks, trials))
+    config = _with_lengths(wanted.config, check_trials(wanted.config, wanted.tasks, trials))
     earlier = {} if wanted.origin is None else wanted.origin.config.list_tasks()
     tasks = {
         name: learn_tokenizer(task, config, earlier.get(name))
@@ -150,30 +165,13 @@ def fit(
     return config, tasks, [*_describe_lengths(config), *notice]
 
 
-@dataclass(frozen=True)
-class Extension:
-    """What further trials need.
-
-    Attributes:
-        config: config of the extended study.
-        lengths: how long the new trials of each task train.
-        new_tasks: names of the tasks that the study did not have.
-        floors: their floors.
-    """
-
-    config: StudyConfig
-    lengths: Mapping[str, TrainingLength]
-    new_tasks: Sequence[str]
-    floors: dict[str, Floors]
-
-
 def fit_extension(
     stored: StudyConfig,
     extended: StudyConfig,
     tasks: Mapping[str, StudyTask],
     trials: Sequence[Params],
-) -> Extension:
-    """Check the cells and tasks that an extension adds, and find the lengths of its trials."""
+) -> tuple[StudyConfig, dict[str, Floors]]:
+    """Check what an extension adds; return its config with lengths, the floors of new tasks."""
     check_cells(extended, [stored])
     new_tasks = {
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
@@ -183,7 +181,22 @@ def fit_extension(
     learned = {name: learn_tokenizer(task, extended, None).record for name, task in texts.items()}
     extended = with_records(extended, learned)
     lengths = check_trials(extended, tasks, trials)
-    return Extension(with_lengths(extended, lengths), lengths, list(new_tasks), floors)
+    _require_same_length(stored, lengths, new_tasks)
+    return _with_lengths(extended, lengths), floors
+
+
+def _require_same_length(
+    stored: StudyConfig, lengths: Mapping[str, TrainingLength], new_tasks: Collection[str]
+) -> None:
+    """Require that added trials train as long as those of the same task that a study has."""
+    for task, length in lengths.items():
+        old = stored.length_of({TASK: task})
+        if task not in new_tasks and length != old:
+            raise UserError(
+                f"the new trials would train {length.steps} steps, logged every "
+                f"{length.log_every}, and those of the study train {old.steps}, logged every "
+                f"{old.log_every}: expected updates at the same steps; create another study"
+            )
 
 
 def _choose_precision(
@@ -210,7 +223,7 @@ def _choose_precision(
     return precision, [f"precision {precision} on {device}: {reason}; fixed for this study"]
 
 
-def with_lengths(config: StudyConfig, lengths: Mapping[str, TrainingLength]) -> StudyConfig:
+def _with_lengths(config: StudyConfig, lengths: Mapping[str, TrainingLength]) -> StudyConfig:
     """Return a config with how long the trials of some tasks train, where it is not as stated."""
     changed = {name: found for name, found in lengths.items() if found != config.training.length}
     return config.model_copy(update={"lengths": {**config.lengths, **changed}})

@@ -22,7 +22,6 @@ from rnn.training.loop import TrainLoop
 from search.cells_tasks import build_task, spec_of
 from search.planned_effects import PlannedEffect, list_shortages, plan_effects, shows_shares
 from search.planned_study import PlannedStudy, plan_study
-from search.run import find_device
 from search.run_options import RunOptions
 from search.worker.cpu_budget import cores
 from search.worker.lockstep import LockstepPlan, to_train_config
@@ -220,7 +219,7 @@ def plan_search(options: RunOptions, is_timed: bool = True) -> StudyPlan:
     Raises:
         UserError: for invalid input.
     """
-    study = plan_study(options, partial(find_device, options))
+    study = plan_study(options)
     device = study.device
     if device is None:
         return _plan_loop(study, options)

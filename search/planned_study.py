@@ -1,10 +1,11 @@
 """A study that a user asks for, before it is stored: its settings, its data and its trials."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import search
 from rnn.errors import UserError
 from search.derive import (
     copy_results,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:  # which import PyTorch
     import torch
 
     from search.cells_tasks import StudyTask
-
-    FindDevice = Callable[[], torch.device]
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,9 @@ def resolve(
     url: str,
     file: ConfigFile,
     options: WorkerOptions,
-    find_device: "FindDevice | None",
     trains: bool,
 ) -> WantedStudy:
-    """Resolve settings with what they inherit; load the cells and the tasks of networks.
-
-    ``find_device`` is called for a study of networks, which train on the processor without it.
-    """
+    """Resolve settings with what they inherit; load the cells and the tasks of networks."""
     folders = ArtifactFolders(options.artifacts, url)
     record = file.record
     if record is None and file.source is not None:
@@ -89,10 +84,8 @@ def resolve(
     if has_loop(file, record):
         config = _locate_function(file.resolve_from(record), file)
         return WantedStudy(name, file, record, config, {}, folders, None, trains)
-    from search import networks  # imports PyTorch
-
-    device = networks.CPU if find_device is None else find_device()
-    file, config, tasks = networks.load(file, record, folders)
+    device = search.networks.find_device(options.device, trains)
+    file, config, tasks = search.networks.load(file, record, folders)
     return WantedStudy(name, file, record, config, tasks, folders, device, trains)
 
 
@@ -156,7 +149,7 @@ class PlannedStudy:
         return [trial for trial in self.trials if COPIED_FROM not in trial.attributes]
 
 
-def plan_study(options: RunOptions, find_device: "FindDevice | None" = None) -> PlannedStudy:
+def plan_study(options: RunOptions) -> PlannedStudy:
     """Return the study that a user asks for as it would be created; nothing is written.
 
     Raises:
@@ -165,7 +158,7 @@ def plan_study(options: RunOptions, find_device: "FindDevice | None" = None) -> 
     """
     file = load_file(options)
     name = options.name or file.name
-    wanted = resolve(name, options.storage, file, options, find_device, True)
+    wanted = resolve(name, options.storage, file, options, True)
     check(wanted)
     if wanted.config.refinement is None:
         return plan_trials(None, wanted, options)
@@ -179,16 +172,9 @@ def check(wanted: WantedStudy) -> None:
     Raises:
         DeviceError, TaskError, UserError: if that is not there.
     """
-    if not wanted.config.has_networks:
-        _check_names(wanted)
+    if wanted.config.has_networks:
+        search.networks.check(wanted)
         return
-    from search import networks  # imports PyTorch
-
-    networks.check(wanted)
-
-
-def _check_names(wanted: WantedStudy) -> None:
-    """Refuse parameters of a loop that have the name of a column of the results."""
     for name in wanted.config.list_params():
         if name in RESULT_NAMES:
             raise UserError(
@@ -215,9 +201,7 @@ def plan_trials(
         )
         space = find_space(trials, config)
     if config.has_networks:
-        from search import networks  # imports PyTorch
-
-        config, tasks, notices = networks.fit(wanted, [trial.params for trial in trials])
+        config, tasks, notices = search.networks.fit(wanted, [trial.params for trial in trials])
     else:
         config = config.model_copy(update={"loop_parameters": config.list_params()})
         tasks = {}

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import threading
@@ -19,9 +18,9 @@ from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from rnn.errors import DeviceError, UserError
+from rnn.errors import UserError
 from search.create_or_join import StudyHandle, create_or_join, open_study
 from search.display import Display
 from search.errors import ShutdownRequestedError
@@ -49,9 +48,6 @@ from studies.messages import shorten
 from studies.space import TASK
 from studies.storage.database import database_error, error_message, is_outage
 from studies.storage.reads import read_trials
-
-if TYPE_CHECKING:
-    import torch
 
 RETRY_SECONDS = 5.0
 """Longest time between two attempts to reach an unavailable storage."""
@@ -187,31 +183,12 @@ def _run(
     )
 
 
-def _resolve_device(options: WorkerOptions) -> "torch.device":
-    from rnn.training.devices import resolve_device  # imports PyTorch
-
-    return resolve_device(options.device)
-
-
-def find_device(options: RunOptions) -> "torch.device":
-    """Return the device of this process, which trains nothing if workers run on a cluster."""
-    import torch  # slow
-
-    try:
-        return _resolve_device(options)
-    except DeviceError:
-        if options.target.is_local or not re.fullmatch(r"cuda(:\d+)?", options.device):
-            raise
-        return torch.device("cpu")
-
-
 def _open(options: RunOptions) -> tuple[StudyHandle, StatusReader]:
-    device = partial(find_device, options)
     if options.by_name:
         is_local = options.target.is_local
-        handle = open_study(options.study, options.storage, options, device, is_local)
+        handle = open_study(options.study, options.storage, options, is_local)
     else:
-        handle = create_or_join(options, device)
+        handle = create_or_join(options)
     return _with_reader(handle, options.workers)
 
 
@@ -498,9 +475,7 @@ def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) 
     """Open a stored study and work on it."""
     outage_seconds = load_overrides(options.overrides).outage_seconds
     handle, reader = wait_for_storage(
-        lambda: _with_reader(open_study(name, url, options, partial(_resolve_device, options))),
-        lambda: outage_seconds,
-        stop,
+        lambda: _with_reader(open_study(name, url, options)), lambda: outage_seconds, stop
     )
     session = _start_session(handle, stop, reader)
     with closing(handle.storage), session as opened:

@@ -1,7 +1,9 @@
-"""Choice of the trials that a worker trains in lockstep."""
+"""Choice of the trials that a worker trains in lockstep, and what identifies their training."""
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +27,7 @@ from rnn.training.loop import TrainConfig
 from search.cells_tasks import TaskOptions
 from search.pruning.policy import ALWAYS_CONTINUE
 from studies.config import StudyConfig, to_trial_config, training_settings
-from studies.space import CELL, REPLICATE, SWITCHES
+from studies.space import CELL, REPLICATE, SWITCHES, TASK
 from studies.study_settings import OPTIMIZER_PARAMS
 
 _MAX_CPU_LAYER_STATE = 256 * 48
@@ -250,3 +252,28 @@ def to_train_config(
         average_fraction=config.evaluation.average,
         eval_every=None if training.eval_every == "auto" else training.eval_every,
     )
+
+
+def checkpoint_identity(params: Mapping[str, Any], config: StudyConfig) -> str:
+    """Return everything that determines a trial's training, as JSON with sorted keys.
+
+    A checkpoint is resumed only under the same identity.
+    """
+    trial_config = to_trial_config(params, config)
+    architecture = trial_config.architecture
+    record = config.of_trial(params).task_record
+    assert record is not None
+    # The identity of the record says which of several tasks it is.
+    options = {name: value for name, value in trial_config.task_options if name != TASK}
+    fields = {
+        "architecture": architecture.init_key,
+        "cell_sha256": architecture.sha256,
+        "replicate": trial_config.replicate,
+        "bptt_steps": trial_config.bptt_steps,
+        "update_every": trial_config.update_every,
+        "precision": config.precision,
+        "training": asdict(to_train_config(config, params)),
+        "optimizer": asdict(trial_config.optimizer),
+        "task": record.identity() | options,
+    }
+    return json.dumps(fields, sort_keys=True)

@@ -24,13 +24,13 @@ from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import CURVE_POINTS, TrainLoop
 from search.create_or_join import StudyHandle
 from search.errors import format_error, is_bug
+from search.networks import current_versions
 from search.pruning.scheduler import compute_rungs
 from search.worker.checkpoints import BestWeights, Checkpoints, StorageQuery, warn_of_errors
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.lockstep import LockstepPlan, to_train_config
+from search.worker.lockstep import LockstepPlan, checkpoint_identity, to_train_config
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
-from search.worker.train_states import checkpoint_identity, current_versions
 from search.worker.versions import earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config

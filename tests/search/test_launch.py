@@ -26,7 +26,7 @@ from search.launch.launcher import (
     parse_target,
 )
 from search.launch.slurm import write_script
-from search.run import find_device
+from search.networks import find_device
 from search.run_options import RunOptions, WorkerOptions
 from studies.option_models import build_options, to_words
 
@@ -63,12 +63,11 @@ def test_worker_of_a_job_gets_the_name_of_the_study_and_a_marker(sqlite_url, tex
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
 def test_study_is_created_for_gpus_that_only_the_workers_have(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    given = {"study": "quick", "storage": "sqlite:///x.db"}
-    assert find_device(RunOptions(**given, device=device, launch="slurm")) == torch.device("cpu")
+    assert find_device(device, trains=False) == torch.device("cpu")
     with pytest.raises(DeviceError, match="not found on this machine"):
-        find_device(RunOptions(**given, device=device))
+        find_device(device, trains=True)
     with pytest.raises(DeviceError, match="device 'cuda:x' not found"):
-        find_device(RunOptions(**given, device="cuda:x", launch="slurm"))
+        find_device("cuda:x", trains=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from invocation import refused
 
 from rnn.errors import UserError
 from search.stored_models import write_folder
-from search.worker.train_states import checkpoint_identity
+from search.worker.lockstep import checkpoint_identity
 from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.atomic_files import STALE_SECONDS, atomic_write
 from studies.config import StudyConfig
