@@ -145,7 +145,10 @@ def _describe_trials(
             group=shorten(f"{task}{row['architecture']}", _MAX_NAME),
             status=trial.status.value,
             exit_code=int(is_failed) if trial.state.is_finished() else None,
-            params={_clean(name): _to_plain(value) for name, value in trial.params.items()},
+            params={
+                _clean(name): value if isinstance(value, int | float) else str(value)
+                for name, value in trial.params.items()
+            },
             points=_list_points(trial, curve, row),
         )
         logs.append(log)
@@ -168,10 +171,6 @@ def _list_points(trial: StoredTrial, curve: str, row: Mapping[Hashable, Any]) ->
         for (name, step), value in ordered
         if type(value) in (int, float) and math.isfinite(value)
     }
-
-
-def _to_plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def _clean(name: str) -> str:

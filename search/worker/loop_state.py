@@ -173,10 +173,7 @@ def hash_code(source: Path | None) -> str:
     folder = source.parent
     paths = {source}
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file is None:
-            continue
-        path = Path(file)
+        path = Path(getattr(module, "__file__", None) or "")
         if path.suffix == ".py" and path.is_relative_to(folder) and _is_own(path):
             paths.add(path)
     digest = hashlib.sha256()

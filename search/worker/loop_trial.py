@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import platform
 import socket
 import tempfile
@@ -123,10 +124,9 @@ class Trial:
         self._is_stopping = False
         self._awaits_save = False
         self._decision: PruneDecision | None = None
-        self._rungs: set[int] = set()
-        if config.pruning.enabled:
-            rungs = compute_rungs(self._loop.steps, self._loop.log_every)
-            self._rungs = {rung.step for rung in rungs}
+        is_pruned = config.pruning.enabled
+        rungs = compute_rungs(self._loop.steps, self._loop.log_every) if is_pruned else ()
+        self._rungs = {rung.step for rung in rungs}
 
     # ------------------------------------------------------------------ the block
 
@@ -273,7 +273,7 @@ class Trial:
             TrialStoppedError: if the trial was paused or lost, or the process is to stop.
             UserError: if the state cannot be saved.
         """
-        self._begin(step)
+        step = self._begin(step)
         self._context.saves = True
         pause = None if self._decision is None or self._decision.is_final else self._decision
         now = time.monotonic()
@@ -305,13 +305,14 @@ class Trial:
             UserError: if the value is no number.
         """
         self._begin(self._step)
-        number = _to_number("finish", value)
-        if math.isfinite(number):
-            attributes = self._record_attributes()
-            result = TrialResult(TrialState.COMPLETE, number, attributes, "complete")
-        else:
+        number = _to_number(f"value of trial {self.number}", value)
+        attributes = self._record_attributes()
+        result = TrialResult(TrialState.COMPLETE, number, attributes, "complete")
+        if not math.isfinite(number):
             attributes = self._record_attributes(failure=Failure.DIVERGED)
             result = TrialResult(TrialState.FAIL, None, attributes, "diverged")
+        if self._rungs and not self._curve:
+            _logger.warning(f"trial {self.number} logged no {self._loop.metric}: it is not pruned")
         self._queue.settle(self._claim, result)
         if self._claim.is_lost:
             raise self._stop("lost: claimed by another worker after its lease expired")
@@ -395,17 +396,21 @@ class Trial:
 
     # ------------------------------------------------------------------ helpers
 
-    def _begin(self, step: int) -> None:
-        """Check what happened since the last call, and that steps go on.
+    def _begin(self, step: int) -> int:
+        """Check what happened since the last call, and that steps go on; return the step.
 
         Raises:
             TrialStoppedError: if the trial has ended, or was lost.
-            UserError: if the step is before the last one or after ``loop.steps``.
+            UserError: if the step is before the last one or after ``loop.steps``, or no integer.
         """
         self._require_held()
         if not self._has_begun:  # a loop that does not resume starts from step 0
             self._has_begun = True
             self._claim.replace_curve({})
+        try:
+            step = operator.index(step)  # databases do not store those of NumPy
+        except TypeError as error:
+            raise UserError(f"step {step!r} is no integer: expected the steps done") from error
         if not self._step <= step <= self._loop.steps:
             raise UserError(
                 f"step {step:,} of trial {self.number} after step {self._step:,}: expected "
@@ -419,10 +424,11 @@ class Trial:
         if self._claim.is_lost:
             self._queue.drop_lost()
             raise self._stop("lost: claimed by another worker after its lease expired")
+        return step
 
     def _record(self, step: int, values: Mapping[str, Any]) -> PruneDecision | None:
         """Store values if the step is a log point; return the pruner's decision at a rung."""
-        self._begin(step)
+        step = self._begin(step)
         if self._is_stopping:
             # A loop that saves gets the chance to, in the same step.
             if self._awaits_save or not self._saves:
@@ -440,9 +446,8 @@ class Trial:
             elif math.isfinite(number):
                 self._curve[step] = number
                 self._claim.report(step, number)
-        if step not in self._rungs or step not in self._curve or metric not in values:
-            return None
-        return self._decide(step)
+        has_value = metric in values and step in self._curve
+        return self._decide(step) if has_value and step in self._rungs else None
 
     def _decide(self, step: int) -> PruneDecision | None:
         """Ask whether the trial continues beyond a rung."""
@@ -539,7 +544,8 @@ def _locate(error: Exception) -> str:
 
 
 def _to_number(subject: str, value: Any) -> float:
+    detach = getattr(value, "detach", None)  # of a tensor, which else warns of its gradient
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        return float(value if detach is None else detach())
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{subject} is {shorten(repr(value))}: expected a number") from error

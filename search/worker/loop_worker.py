@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn.errors import UserError
+from search.errors import format_error
 from search.launch.launcher import name_worker
 from search.open_study import OpenStudy
 from search.worker.claims import ClaimManager
@@ -82,7 +83,10 @@ class LoopWorker:
         for trial in self.trials():
             prepare()
             with trial:
-                trial.finish(function(trial))
+                try:
+                    trial.finish(function(trial))
+                except SystemExit as error:  # as of a script's main
+                    raise UserError(f"the function called sys.exit({error.code!r})") from error
 
 
 def load_function(spec: str) -> tuple[LoopFunction, Path]:
@@ -108,9 +112,7 @@ def load_function(spec: str) -> tuple[LoopFunction, Path]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # of any kind: it is the user's code
-        raise UserError(
-            f"loop.function {spec}: the file raises {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"loop.function {spec}: the file raises {format_error(error)}") from error
     function: Any = getattr(module, name, None)
     if not callable(function):
         raise UserError(
