@@ -11,12 +11,13 @@ import optuna
 from optuna.trial import TrialState
 
 from search.pruning.audited_trials import describe_look
-from search.pruning.forecast import Forecaster, list_cost_params
+from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
 from studies.attributes import AUDIT, ERROR, AuditLook, Failure, select_looks
 from studies.best import Best, BestReader
 from studies.config import StudyConfig, top_count
 from studies.messages import format_duration, shorten, to_line
+from studies.space import COST_PARAMS
 from studies.storage.counts import (
     ActiveWorker,
     TimingStats,
@@ -178,8 +179,7 @@ class StatusReader:
         active = max(active, self._workers)
         if not (self._config.pruning.enabled and counts.waiting):
             grid = self._config.grid
-            names = list_cost_params(self._config)
-            params = [name for name in names if grid is None or name in grid.search_space]
+            params = [name for name in COST_PARAMS if grid is None or name in grid.search_space]
             timing = timing_by_shape(self._storage, self._study._study_id, params)
             return estimate_seconds_left(timing, counts, active)
         # Pruning decides how many trials are needed.

@@ -63,22 +63,12 @@ def forecast_training(
     return math.sqrt(math.prod(float(extreme[is_left].sum()) for extreme in extremes))
 
 
-def list_cost_params(config: StudyConfig) -> Sequence[str]:
-    """Return the parameters that determine the cost of a step; of a loop none are known."""
-    return COST_PARAMS if config.has_networks else ()
-
-
-def measure_pace(
-    trials: Sequence[Mapping[str, Any]],
-    rates: Sequence[float | None],
-    names: Sequence[str] = COST_PARAMS,
-) -> Floats:
+def measure_pace(trials: Sequence[Mapping[str, Any]], rates: Sequence[float | None]) -> Floats:
     """Return the seconds per step of each trial: the mean of those of its shape, (N,).
 
-    The named parameters are its shape. It is NaN where no trial of a shape has a rate in steps per
-    second.
+    It is NaN where no trial of a shape has a rate in steps per second.
     """
-    shapes = [tuple(params.get(name) for name in names) for params in trials]
+    shapes = [tuple(params.get(name) for name in COST_PARAMS) for params in trials]
     known: dict[tuple[Any, ...], list[float]] = {}
     for shape, rate in zip(shapes, rates, strict=True):
         if rate:
@@ -94,7 +84,6 @@ class Forecaster:
         self._storage = storage
         self._study_id = study_id
         self._schedulers = create_schedulers(storage, study_id, config)
-        self._names = list_cost_params(config)
         self._forecast: float | None = None
         self._due_at = -math.inf
 
@@ -111,22 +100,17 @@ class Forecaster:
 
     def _compute(self) -> float | None:
         rates = read_attribute_of_all(self._storage, self._study_id, STEPS_PER_SECOND)
-        found = [
-            _forecast_task(scheduler, rates, self._names) for scheduler in self._schedulers.values()
-        ]
+        found = [_forecast_task(scheduler, rates) for scheduler in self._schedulers.values()]
         known = [seconds for seconds in found if seconds is not None]
         return sum(known) if len(known) == len(found) else None
 
 
-def _forecast_task(
-    scheduler: PauseResumeScheduler, rates: Mapping[int, float], names: Sequence[str]
-) -> float | None:
+def _forecast_task(scheduler: PauseResumeScheduler, rates: Mapping[int, float]) -> float | None:
     """Forecast the rest of the search in one task, from the steps per second of trials."""
     progress = scheduler.read()
     pace = measure_pace(
         [trial.params for trial in progress.trials],
         [rates.get(trial.number) for trial in progress.trials],
-        names,
     )
     of_trials = dict(zip((trial.number for trial in progress.trials), pace, strict=True))
     of_candidates = [
