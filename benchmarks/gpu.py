@@ -22,11 +22,11 @@ from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import Shape, count_operations, matmul_shapes
 from rnn.config import STATE_SOURCES, GatedOptions, NetworkConfig, TrainingPrecision, TrialConfig
 from rnn.engines import Engine, build_network
-from rnn.errors import DeviceError
+from rnn.errors import DeviceError, is_out_of_memory
 from rnn.stacked.engine import NetworkStack
 from rnn.tasks.corpus import load_corpus
 from rnn.tasks.text import TextData
-from rnn.training.devices import check_precision, configure_matmul, is_out_of_memory, resolve_device
+from rnn.training.devices import check_precision, configure_matmul, resolve_device
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS, GraphRunner, find_recorder
 

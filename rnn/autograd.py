@@ -31,6 +31,7 @@ from rnn.config import (
     TaskSpec,
     TrialConfig,
 )
+from rnn.errors import is_out_of_memory
 from rnn.network import (
     NamedTensors,
     Network,
@@ -47,7 +48,7 @@ from rnn.network import (
 from rnn.own_code import describe_error, load_class, loaded_source
 from rnn.parameters import Parameters
 from rnn.precision import EngineName
-from rnn.training.devices import configure_matmul, is_out_of_memory, keep_freed_memory
+from rnn.training.devices import configure_matmul, keep_freed_memory
 
 
 class AutogradStack:

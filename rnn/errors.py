@@ -58,3 +58,22 @@ def find_user_line(error: BaseException) -> int:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return line
+
+
+_OUT_OF_MEMORY = re.compile(
+    "DefaultCPUAllocator|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that a device or this machine ran out of memory.
+
+    An error that hides another, as the end of a recording does on a GPU, is looked behind.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
+        return True
+    # PyTorch's other errors have no class: its CPU allocator's, those of cuBLAS and CUDA.
+    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return isinstance(error, RuntimeError) and earlier is not None and is_out_of_memory(earlier)

@@ -27,9 +27,8 @@ from rnn.config import (
     TaskSpec,
     TrialConfig,
 )
-from rnn.errors import CellError
+from rnn.errors import CellError, is_out_of_memory
 from rnn.own_code import describe_error, load_class, loaded_source
-from rnn.training.devices import is_out_of_memory
 
 NamedTensors = dict[str, Tensor]
 """A network's weights and biases, or one number for each of them, by their names in its state

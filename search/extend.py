@@ -327,8 +327,10 @@ def _find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
 # ------------------------------------------------------------------ pruning
 
 
-def enable_pruning(opened: OpenStudy) -> None:
-    """Have a study with a loop prune its trials from now on; another process may have done so.
+def enable_pruning(opened: OpenStudy) -> StudyConfig:
+    """Have a study with a loop prune its trials from now on; return its config.
+
+    Another process may have done so.
 
     Raises:
         UserError: if its trials have no log point before the last.
@@ -340,3 +342,5 @@ def enable_pruning(opened: OpenStudy) -> None:
     except ValidationError as error:
         raise UserError(f"study {opened.name!r} {first_message(error)}") from error
     extend_study(opened.storage, opened.study_id, {CONFIG: raw}, {CONFIG: settings})
+    pruning = opened.config.pruning.model_copy(update={"enabled": True})
+    return opened.config.model_copy(update={"pruning": pruning})

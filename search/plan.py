@@ -14,10 +14,9 @@ import torch
 from reports.stats.power import POWER
 from rnn.config import count_updates
 from rnn.engines import build_network
-from rnn.errors import CellError, UserError, find_user_line
+from rnn.errors import CellError, UserError, find_user_line, is_out_of_memory
 from rnn.network import count_parameters
 from rnn.own_code import describe_error
-from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.cells_tasks import build_task, spec_of
 from search.planned_effects import PlannedEffect, list_shortages, plan_effects, shows_shares

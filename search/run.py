@@ -372,52 +372,30 @@ def claim_trials(
     catch: Sequence[type[Exception]] = (),
     prune: bool = False,
 ) -> Iterator[Trial]:
-    """Open a study with a loop, and return an iterator over trials that this process claims.
+    """Claim the trials of a study with a loop; see :meth:`rnn_search.study.Study.claim`.
 
-    The iterator handles signals while it is used. At its end it sends the one that has stopped it
-    again.
-
-    Args:
-        name: name of the study.
-        url: URL of its storage.
-        options: what this worker chooses.
-        catch: exceptions after which a trial is tried again and then recorded as failed.
-        prune: whether to prune, from now on and in all workers if the study did not.
-
-    Raises:
-        UserError: if it has no loop, or an option is invalid.
-        StorageError, StudyNotFoundError, StudyFormatError: if the study cannot be opened.
+    Signals are handled meanwhile. At the end, the one that has stopped the loop is sent again.
     """
     require_one_process()
     stop = ShutdownSignal(options.until)
     outage_seconds = load_overrides(options.overrides).outage_seconds
     handle = wait_for_storage(lambda: open_study(name, url, options), lambda: outage_seconds, stop)
-    with ExitStack() as on_error:
-        on_error.enter_context(closing(handle.storage))
+    with ExitStack() as opened:
+        opened.enter_context(closing(handle.storage))
         if handle.config.loop is None:
             raise UserError(
                 f"study {name!r} trains networks: expected one with [loop]; train them with "
                 "study.run() or rnn-search run"
             )
         if prune and not handle.config.pruning.enabled:
-            enable_pruning(handle)
-            pruning = handle.config.pruning.model_copy(update={"enabled": True})
-            handle = replace(handle, config=handle.config.model_copy(update={"pruning": pruning}))
-        on_error.pop_all()
-    return _iterate_trials(handle, stop, catch, options.wait)
-
-
-def _iterate_trials(
-    handle: StudyHandle, stop: ShutdownSignal, catch: Sequence[type[Exception]], wait: bool
-) -> Iterator[Trial]:
-    with ExitStack() as opened:
-        opened.enter_context(closing(handle.storage))
+            handle = replace(handle, config=enable_pruning(handle))
         opened.enter_context(Display(stop))
         _, reader = _with_reader(handle)
         session = opened.enter_context(_start_session(handle, stop, reader))
         _log_study(handle)
-        worker = LoopWorker(handle, session.claims, stop, find_script(), catch, wait)
-        yield from worker.trials(opened.close)
+        worker = LoopWorker(handle, session.claims, stop, find_script(), catch, options.wait)
+        worker.close = opened.close
+        yield from worker.trials()
         status = reader.read_status()
         handle.storage.merge_log()
         if status.is_finished:

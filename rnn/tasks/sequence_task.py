@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from rnn.config import TaskSpec
 from rnn.engines import Engine
-from rnn.errors import TaskError
+from rnn.errors import TaskError, is_out_of_memory
 from rnn.network import Batch
 from rnn.own_code import describe_error
 from rnn.tasks.task import SPLITS, Array, Direction, FloatArray, SavedTask, Split, is_built_in
-from rnn.training.devices import is_out_of_memory
 from rnn.training.evaluation import (
     CurveData,
     HeldOutResult,

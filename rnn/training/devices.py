@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import re
 from functools import cache
 from typing import Any
 
@@ -18,10 +17,6 @@ _onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 """Options of glibc's ``mallopt``."""
-
-_OUT_OF_MEMORY = re.compile(
-    "DefaultCPUAllocator|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -76,20 +71,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that a device or this machine ran out of memory.
-
-    An error that hides another, as the end of a recording does on a GPU, is looked behind.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # PyTorch's other errors have no class: its CPU allocator's, those of cuBLAS and CUDA.
-    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
-        return True
-    earlier = error.__cause__ or error.__context__
-    return isinstance(error, RuntimeError) and earlier is not None and is_out_of_memory(earlier)
 
 
 # ------------------------------------------------------------------ precision

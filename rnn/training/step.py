@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rnn.engines import Engine
+from rnn.errors import is_out_of_memory
 from rnn.network import Window
-from rnn.training.devices import is_out_of_memory
 from rnn.training.optimizer import Optimizer
 
 WARMUP_STEPS = 3

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 from optuna.trial import FrozenTrial
@@ -15,11 +15,15 @@ from optuna.trial import FrozenTrial
 from rnn.errors import CheckpointError
 from search.open_study import OpenStudy
 from search.worker.claims import Claim
+from search.worker.loop_state import LoopState
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.best import BestReader
 from studies.messages import format_trials
 from studies.space import TASK
 from studies.storage.counts import top_trials
+
+if TYPE_CHECKING:
+    from rnn.training.checkpoint import TrainState
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -54,31 +58,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
-class SavedState(Protocol):
-    """What the queue knows of the state in a checkpoint."""
-
-    @property
-    def step(self) -> int:
-        """Step at which it was saved."""
-
-    @property
-    def curve(self) -> Mapping[int, float]:
-        """Intermediate values by step."""
-
-    @property
-    def metrics(self) -> Mapping[str, Mapping[int, float]]:
-        """Further curves by name."""
-
-    @property
-    def source_hashes(self) -> Sequence[str]:
-        """Hashes of the code that has trained the trial."""
-
-    @property
-    def torch_versions(self) -> Sequence[str]:
-        """Versions of PyTorch that have trained it."""
-
-
-_State = TypeVar("_State", bound=SavedState)
+_State = TypeVar("_State", "TrainState", LoopState)
 
 Decoder = Callable[[Claim, bytes], _State]
 """Returns the state in a trial's checkpoint; raises CheckpointError if it is damaged, or of another
@@ -169,7 +149,7 @@ class Checkpoints:
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
 
-def _report_resumed(states: Mapping[Claim, SavedState | None]) -> None:
+def _report_resumed(states: Mapping[Claim, _State | None]) -> None:
     numbers: dict[int, list[int]] = {}
     for claim, state in states.items():
         # One that resumes after a pause needs no message.

@@ -18,7 +18,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -33,6 +33,9 @@ from studies.storage.database import error_message, is_transient
 from studies.storage.leases import LeaseMonitor, PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 from studies.study_settings import DEFAULT_LEASE_SECONDS
+
+if TYPE_CHECKING:
+    from search.worker.lockstep import LockstepPlan
 
 HEARTBEATS_PER_LEASE = 4
 """Heartbeats in the duration of a lease: three may fail before it expires."""
@@ -61,19 +64,6 @@ _MAX_RETRY_SECONDS = 5.0
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
-
-
-class BatchPlan(Protocol):
-    """Decides how many trials, and which, a worker claims together."""
-
-    min_keep_probability: float
-    """Keep probability from which a paused trial resumes together with another."""
-
-    def size(self, params: Mapping[str, Any]) -> int:
-        """Return how many trials like one of these parameters, including it, to claim together."""
-
-    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
-        """Return the parameters that trials claimed together with one of these share."""
 
 
 class Claim:
@@ -358,7 +348,7 @@ class ClaimManager:
 
     def claim(
         self,
-        plan: BatchPlan | None = None,
+        plan: "LockstepPlan | None" = None,
         exclude: Collection[int] = (),
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:

@@ -11,33 +11,33 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
-from rnn.errors import UserError
+from rnn.errors import UserError, is_out_of_memory
 from search.errors import ShutdownRequestedError, format_error
-from search.open_study import OpenStudy
 from search.pruning.policy import PruneDecision
 from search.pruning.scheduler import compute_rungs
 from search.worker.claims import Claim
-from search.worker.loop_state import LoopState, check, find_torch_version, pack
-from search.worker.queue import STORAGE_ERRORS, TrialQueue, TrialResult
+from search.worker.loop_state import LoopState, check, pack
+from search.worker.queue import STORAGE_ERRORS, TrialResult
 from search.worker.versions import earlier_versions
 from studies.attributes import (
     RESULT_NAMES,
     Failure,
     TrialRecord,
-    VersionRecord,
     parse_trial_attribute,
 )
 from studies.messages import expect_one_of, shorten
 from studies.space import REPLICATE, replicate_of
+
+if TYPE_CHECKING:
+    from search.worker.loop_worker import LoopWorker
 
 _T = TypeVar("_T")
 
@@ -58,28 +58,6 @@ def derive_seed(seed: int, replicate: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-@dataclass
-class LoopContext:
-    """What the trials of a worker share.
-
-    Attributes:
-        versions: hash of the loop's code, and version of PyTorch, "" if it is not imported.
-        catch: exceptions after which a trial is tried again and then recorded as failed.
-        close: ends the worker when an exception leaves the loop.
-        saves: whether the loop calls ``save``; None as long as that is not known.
-        unfinished: numbers of the trials that ended without a call of ``finish``.
-    """
-
-    study: OpenStudy
-    queue: TrialQueue
-    worker: str
-    versions: VersionRecord
-    catch: tuple[type[Exception], ...] = ()
-    close: Callable[[], object] = lambda: None
-    saves: bool | None = None
-    unfinished: set[int] = field(default_factory=set)
-
-
 class Trial:
     """A claimed trial, as the training loop of a user sees it; a context manager.
 
@@ -95,8 +73,8 @@ class Trial:
             configurations of a replicate share it.
     """
 
-    def __init__(self, context: LoopContext, claim: Claim) -> None:
-        config = context.study.config
+    def __init__(self, worker: "LoopWorker", claim: Claim) -> None:
+        config = worker.config
         assert config.loop is not None
         self.number = claim.trial.number
         self.params = {
@@ -106,9 +84,9 @@ class Trial:
         self.seed = derive_seed(config.seed, self.replicate)
         self._config = config
         self._loop = config.loop
-        self._context = context
-        self._queue = context.queue
-        self._versions = context.versions
+        self._worker = worker
+        self._queue = worker.queue
+        self._versions = worker.versions
         self._claim = claim
         self._held = contextlib.ExitStack()
         self._outcome = ""  # why the trial has ended; "" while it is held
@@ -151,7 +129,7 @@ class Trial:
         finally:
             self._outcome = self._outcome or "requeued"
             if is_left:
-                self._context.close()
+                self._worker.close()
         return not is_left
 
     def _settle(
@@ -164,21 +142,21 @@ class Trial:
         if self._outcome:  # settled, or lost
             return isinstance(error, TrialPruned)
         if error is None:
-            if self.number in self._context.unfinished:
+            if self.number in self._worker.unfinished:
                 raise UserError(
                     f"trial {self.number} ended twice without trial.finish(value): expected it at "
                     "the end of the block, or optuna.TrialPruned"
                 )
-            self._context.unfinished.add(self.number)
+            self._worker.unfinished.add(self.number)
             _logger.warning(f"trial {self.number} ended without trial.finish(value): requeued")
             self._requeue()
             return False
         if isinstance(error, TrialPruned):
             self._prune()
             return True
-        if isinstance(error, self._context.catch) and not isinstance(error, STORAGE_ERRORS):
+        if isinstance(error, self._worker.catch) and not isinstance(error, STORAGE_ERRORS):
             _logger.warning(f"trial {self.number} raised {format_error(error)}{_locate(error)}")
-            cause = _find_cause(error)
+            cause = Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.EXCEPTION
             attributes = self._record_attributes(failure=cause, error=format_error(error))
             self._queue.fail(self._claim, error, cause, attributes)
             self._outcome = "failed"
@@ -274,7 +252,7 @@ class Trial:
             UserError: if the state cannot be saved.
         """
         step = self._begin(step)
-        self._context.saves = True
+        self._worker.saves = True
         pause = None if self._decision is None or self._decision.is_final else self._decision
         now = time.monotonic()
         is_due = now - self._saved_at >= self._config.checkpoint.seconds
@@ -451,16 +429,16 @@ class Trial:
 
     def _decide(self, step: int) -> PruneDecision | None:
         """Ask whether the trial continues beyond a rung."""
-        context = self._context
-        if self._decision is not None and context.saves is None:
-            context.saves = False
+        worker = self._worker
+        if self._decision is not None and worker.saves is None:
+            worker.saves = False
             _logger.info("trials cannot be paused, because the loop does not call trial.save")
         self._decision = None
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
         if step <= max(self._claim.trial.intermediate_values, default=0):
             return None
         try:
-            decisions = self._queue.decide([self._claim], can_pause=context.saves is not False)
+            decisions = self._queue.decide([self._claim], can_pause=worker.saves is not False)
         except ShutdownRequestedError:
             self._is_stopping = True
             return None
@@ -509,7 +487,7 @@ class Trial:
             steps_per_second=self._step / seconds,
             seconds=seconds,
             host=socket.gethostname(),
-            worker=self._context.worker,
+            worker=self._worker.name,
             seed=self._config.seed,
             replicate=self.replicate,
             python=platform.python_version(),
@@ -520,16 +498,6 @@ class Trial:
             **earlier_versions(self._claim.trial, self._state, self._versions),
         )
         return {**self._user_attrs, **record.attributes()}
-
-
-def _find_cause(error: Exception) -> Failure:
-    """Return the cause of an error, as the trainer of networks does."""
-    if find_torch_version():
-        from rnn.training.devices import is_out_of_memory  # imports PyTorch, as the loop has
-
-        if is_out_of_memory(error):
-            return Failure.OUT_OF_MEMORY
-    return Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.EXCEPTION
 
 
 def _locate(error: Exception) -> str:

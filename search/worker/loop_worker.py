@@ -14,7 +14,7 @@ from search.launch.launcher import name_worker
 from search.open_study import OpenStudy
 from search.worker.claims import ClaimManager
 from search.worker.loop_state import find_torch_version, hash_code
-from search.worker.loop_trial import LoopContext, Trial
+from search.worker.loop_trial import Trial
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import ShutdownSignal
 from search.worker.versions import describe_mixing
@@ -35,6 +35,12 @@ class LoopWorker:
         source: file of the loop; None if it has none, as in a notebook.
         catch: exceptions after which a trial is tried again and then recorded as failed.
         wait: whether to stay until the trials that others run are finished too.
+
+    Attributes:
+        versions: hash of the loop's code, and version of PyTorch, "" if it is not imported.
+        close: ends the worker when an exception leaves the loop.
+        saves: whether the loop calls ``save``; None as long as that is not known.
+        unfinished: numbers of the trials that ended without a call of ``finish``.
     """
 
     def __init__(
@@ -46,26 +52,27 @@ class LoopWorker:
         catch: Sequence[type[Exception]] = (),
         wait: bool = True,
     ) -> None:
-        queue = TrialQueue(study, claims, stop)
-        versions = VersionRecord(code=hash_code(source), torch=find_torch_version())
-        self._context = LoopContext(study, queue, name_worker(), versions, tuple(catch))
+        self.config = study.config
+        self.queue = TrialQueue(study, claims, stop)
+        self.name = name_worker()
+        self.versions = VersionRecord(code=hash_code(source), torch=find_torch_version())
+        self.catch = tuple(catch)
+        self.close: Callable[[], object] = lambda: None
+        self.saves: bool | None = None
+        self.unfinished: set[int] = set()
         self._wait = wait
-        if warning := describe_mixing(study.study, study.storage, versions):
+        if warning := describe_mixing(study.study, study.storage, self.versions):
             _logger.warning(warning)
 
-    def trials(self, close: Callable[[], object] = lambda: None) -> Iterator[Trial]:
+    def trials(self) -> Iterator[Trial]:
         """Yield claimed trials until none is left or a stop is requested.
-
-        ``close`` is called when an exception leaves the block of a trial.
 
         Raises:
             StorageUnavailableError: if the storage was unavailable for too long.
             UserError: if the loop has not used the last trial as a context manager.
         """
-        queue = self._context.queue
-        self._context.close = close
-        for (claim,) in queue.batches(None, self._wait):
-            trial = Trial(self._context, claim)
+        for (claim,) in self.queue.batches(None, self._wait):
+            trial = Trial(self, claim)
             try:
                 yield trial
             finally:  # also if the caller takes no further trial

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
@@ -35,7 +35,7 @@ from search.pruning.policy import ALWAYS_CONTINUE, Decisions, PruneDecision
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, create_schedulers
 from search.status import MAX_LINE
 from search.worker.checkpoints import Checkpoints
-from search.worker.claims import SHUTDOWN_GRACE, BatchPlan, Claim, ClaimManager
+from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.config import StudyConfig, label_trial
@@ -43,6 +43,9 @@ from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
 from studies.messages import format_trials, shorten
 from studies.storage.counts import count_trials
+
+if TYPE_CHECKING:
+    from search.worker.lockstep import LockstepPlan
 
 POLL_INTERVAL = 0.25
 """Seconds between two checks for lost claims, outages and shutdown during training."""
@@ -134,7 +137,7 @@ class TrialQueue:
 
     def batches(
         self,
-        plan: BatchPlan | None = None,
+        plan: "LockstepPlan | None" = None,
         wait: bool = True,
         on_wait: Callable[[], object] = lambda: None,
     ) -> Iterator[list[Claim]]:
@@ -166,14 +169,16 @@ class TrialQueue:
             else:
                 return
 
-    def _claim(self, plan: BatchPlan | None) -> list[Claim]:
+    def _claim(self, plan: "LockstepPlan | None") -> list[Claim]:
         """Claim waiting trials, else paused ones, else one that has failed in this process."""
         claims = self._manager.claim(plan, self._failed_ids)
         for scheduler in self._schedulers.values():
             claims = claims or self._claim_paused(scheduler, plan)
         return claims or (self._manager.claim() if self._failed_ids else [])
 
-    def _claim_paused(self, scheduler: PauseResumeScheduler, plan: BatchPlan | None) -> list[Claim]:
+    def _claim_paused(
+        self, scheduler: PauseResumeScheduler, plan: "LockstepPlan | None"
+    ) -> list[Claim]:
         least = ALWAYS_CONTINUE if plan is None else plan.min_keep_probability
         for _ in range(MAX_SELECT_ATTEMPTS):
             selected = self._select(scheduler, least)

@@ -15,12 +15,11 @@ from optuna.trial import TrialState
 
 from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
-from rnn.errors import CellError
+from rnn.errors import CellError, is_out_of_memory
 from rnn.export import SavedModel, generate, serialize_model
 from rnn.network import count_parameters
 from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
-from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import CURVE_POINTS, TrainLoop
 from search.create_or_join import StudyHandle
 from search.errors import format_error, is_bug

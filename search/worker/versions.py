@@ -1,15 +1,19 @@
 """Versions of the code that trained the trials of a study."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from search.worker.checkpoints import SavedState
+from search.worker.loop_state import LoopState
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, VersionRecord
 from studies.storage.counts import count_trials, distinct_versions
 from studies.storage.open import read_study_record
 from studies.storage.storage import LeasedRDBStorage
+
+if TYPE_CHECKING:
+    from rnn.training.checkpoint import TrainState
 
 _VERSION_LABELS = {"code": "training code", "torch": "PyTorch"}
 """Names of the fields of a :class:`VersionRecord` in messages."""
@@ -40,7 +44,7 @@ def describe_mixing(study: optuna.Study, storage: LeasedRDBStorage, versions: Ve
 
 
 def earlier_versions(
-    trial: FrozenTrial, state: SavedState | None, current: VersionRecord
+    trial: FrozenTrial, state: "TrainState | LoopState | None", current: VersionRecord
 ) -> Mapping[str, list[str] | None]:
     """Return the attributes that record other versions that trained a claimed trial before."""
     hashes = state.source_hashes if state else ()

@@ -6,14 +6,13 @@ import itertools
 import pytest
 import torch
 
-from rnn.errors import DeviceError
+from rnn.errors import DeviceError, is_out_of_memory
 from rnn.precision import EngineShape, choose_precision
 from rnn.training import devices
 from rnn.training.devices import (
     check_precision,
     configure_matmul,
     find_bf16_hardware,
-    is_out_of_memory,
     onednn_matmul_is_exact,
     resolve_device,
 )

@@ -145,7 +145,7 @@ def test_bad_settings_are_refused_and_write_nothing(create, tmp_path, settings, 
 def test_bad_options_of_a_claim_are_refused(create, tmp_path, options, message):
     study = create()
     with refused(UserError, message, tmp_path):
-        study.claim(**options)
+        next(study.claim(**options))
 
 
 @pytest.mark.extended
@@ -154,14 +154,14 @@ def test_study_of_networks_is_not_claimed(create):
     gates = {f"{name}_gate": [False] for name in ("input", "forget", "output", "state")}
     networks = create({"space": space | gates}, name="networks")
     with refused(UserError, "expected one with [loop]"):
-        networks.claim()
+        next(networks.claim())
 
 
 def test_processes_of_torchrun_do_not_claim(create, monkeypatch):
     study = create()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with refused(UserError, "torchrun started 2 processes"):
-        study.claim()
+        next(study.claim())
     monkeypatch.setenv("WORLD_SIZE", "1")
     run_all(study)
 

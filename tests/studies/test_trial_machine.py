@@ -30,8 +30,8 @@ from rnn.errors import UserError
 from search.errors import ShutdownRequestedError
 from search.pruning.policy import PruneDecision
 from search.worker.claims import ClaimManager
-from search.worker.loop_trial import LoopContext, TrialStoppedError
 from search.worker.loop_trial import Trial as LoopTrial
+from search.worker.loop_trial import TrialStoppedError
 from search.worker.queue import MAX_RETRIES, TrialQueue
 from search.worker.shutdown import ShutdownSignal
 from studies.artifacts import TrialFiles
@@ -624,8 +624,17 @@ class LoopMachine(TrialMachine):
         queue = LoopQueue(self.opened, worker, ShutdownSignal())
         queue._active = [claim]
         versions = VersionRecord(code="", torch="")
-        context = LoopContext(self.opened, queue, worker.name, versions, (ValueError,))
-        self.live[claim] = live = LoopTrial(context, claim).__enter__()
+        looping = SimpleNamespace(
+            config=LOOP,
+            queue=queue,
+            name=worker.name,
+            versions=versions,
+            catch=(ValueError,),
+            close=lambda: None,
+            saves=None,
+            unfinished=set(),
+        )
+        self.live[claim] = live = LoopTrial(looping, claim).__enter__()
         if back == 0:  # a loop that never resumes
             live.log(0)
             return {}
