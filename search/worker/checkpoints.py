@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial
 from rnn.errors import CheckpointError
 from search.open_study import OpenStudy
 from search.worker.claims import Claim
-from search.worker.loop_state import LoopState
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.best import BestReader
 from studies.messages import format_trials
@@ -24,6 +23,7 @@ from studies.storage.counts import top_trials
 
 if TYPE_CHECKING:
     from rnn.training.checkpoint import TrainState
+    from search.worker.loop_state import LoopState
 
 EVICTION_MARGIN = 32
 """Trials ranked after those that are kept whose files are evicted: as many as may end at once."""
@@ -58,7 +58,7 @@ def warn_of_errors(action: str, consequence: str = "") -> Iterator[None]:
         _logger.warning(f"cannot {action} ({error}){consequence}", exc_info=True)
 
 
-_State = TypeVar("_State", "TrainState", LoopState)
+_State = TypeVar("_State", "TrainState", "LoopState")
 
 Decoder = Callable[[Claim, bytes], _State]
 """Returns the state in a trial's checkpoint; raises CheckpointError if it is damaged, or of another
