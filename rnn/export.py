@@ -300,7 +300,6 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
 
 
 def _imported_modules(source: CellSource) -> set[str]:
-    """Return the packages that a source imports."""
     modules: set[str | None] = set()
     for node in ast.walk(ast.parse(source.text.encode())):
         if isinstance(node, ast.Import):

@@ -380,7 +380,6 @@ def _to_plain(key: str, value: Any) -> Any:
 
 
 def _to_toml(key: str, value: Any) -> str:
-    """Return a setting as a TOML value in one line."""
     separators = (", ", " = ")  # JSON with these is TOML, but for one character
     text = json.dumps(_to_plain(key, value), ensure_ascii=False, separators=separators)
     return text.replace("\x7f", "\\u007f")

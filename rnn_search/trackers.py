@@ -156,7 +156,6 @@ def _describe_trials(
 
 
 def _list_points(trial: StoredTrial, curve: str, row: Mapping[Hashable, Any]) -> Points:
-    """Return the points of a trial, given its row in the table of trials."""
     points = {(f"curve/{curve}", step): value for step, value in trial.curve.items()}
     for name, held_out in trial.system_attributes.items():
         if name.startswith(CURVE):

@@ -532,7 +532,6 @@ def _build(definition: Callable[..., Any], arguments: Mapping[str, Any], name: s
 
 
 def _hash_files(paths: Iterable[Path]) -> str:
-    """Return one SHA-256 of the contents of files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for path in paths:
         try:

@@ -123,7 +123,6 @@ class _Extension:
 def _plan(
     name: str, record: StudyRecord, config: StudyConfig, trials: Sequence[StoredTrial]
 ) -> _Extension:
-    """Plan the extension of a study to a config."""
     stored = record.config
     replicates = _find_more_replicates(name, record, config)
     _check_nuisance(name, stored, config)
@@ -188,7 +187,6 @@ def format_setting(config: StudyConfig, setting: str) -> str:
 def _describe_extension(
     study: optuna.Study, before: StudyRecord, extension: _Extension
 ) -> list[str]:
-    """Return a notice for each thing that an extension has changed."""
     notices = []
     if extension.added:
         notices.append(describe_trials("extended", extension.added, extension.config))
@@ -260,7 +258,6 @@ def _update_hypotheses(
 
 
 def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[StoredTrial]:
-    """Return the trials that an extended search space adds."""
     if conflict := _find_conflict(stored, extended):
         raise UserError(f"study {name!r} {conflict}")
     if stored.pruning.enabled:

@@ -251,7 +251,6 @@ def _plan_loop(study: PlannedStudy, options: RunOptions) -> StudyPlan:
 def _list_networks(
     study: PlannedStudy, options: RunOptions, device: torch.device, is_timed: bool
 ) -> "pd.DataFrame":
-    """Return :attr:`StudyPlan.networks`."""
     import pandas as pd
 
     config = study.config

@@ -146,7 +146,6 @@ def list_shortages(
 
 
 def _find_strongest(effects: Sequence[PlannedEffect]) -> dict[str, PlannedEffect]:
-    """Return the contrast of each parameter with the most pairs of runs."""
     strongest: dict[str, PlannedEffect] = {}
     for effect in effects:
         name = effect.contrast.parameter

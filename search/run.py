@@ -297,7 +297,6 @@ def _work(session: _Session, options: WorkerOptions) -> None:
 
 
 def _run_loop(session: _Session, options: WorkerOptions) -> None:
-    """Run the function of a study's loop for its trials."""
     handle = session.handle
     assert handle.config.loop is not None
     if handle.config.loop.function is None:
@@ -450,7 +449,6 @@ def _blocked_interrupts() -> Iterator[None]:
 
 
 def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) -> None:
-    """Open a stored study and work on it."""
     outage_seconds = load_overrides(options.overrides).outage_seconds
     handle, reader = wait_for_storage(
         lambda: _with_reader(open_study(name, url, options)), lambda: outage_seconds, stop
@@ -463,13 +461,18 @@ def _work_on(name: str, url: str, options: WorkerOptions, stop: ShutdownSignal) 
 def _run_processes(session: _Session, options: RunOptions, display: Display) -> int:
     """Start worker processes and wait for them; return the number of those that failed."""
     stop = session.stop
+    devices = [options.device] * options.workers
+    if session.handle.device is not None:  # a loop chooses its own
+        from rnn.training.devices import assign_devices  # imports PyTorch
+
+        devices = assign_devices(options.device, options.workers)
     worker = session.handle.for_worker(options).model_copy(update={"until": None})
     processes: list[BaseProcess] = []
     readers: list[threading.Thread] = []
     warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), _blocked_interrupts():
-            for device in _assign_devices(session.handle, options):
+            for device in devices:
                 on_device = worker.model_copy(update={"device": device})
                 arguments = (session.handle.name, options.storage, on_device)
                 processes.append(_start_process(arguments, display, readers))
@@ -492,15 +495,6 @@ def _run_processes(session: _Session, options: RunOptions, display: Display) -> 
         session.reader.read_status()  # raises the error for all of them if the study is gone
         _warn_of_failed(failed, warned)
     return len(failed)
-
-
-def _assign_devices(handle: StudyHandle, options: RunOptions) -> Sequence[str]:
-    """Return the device of each worker process."""
-    if handle.device is None:  # the loop chooses
-        return [options.device] * options.workers
-    from rnn.training.devices import assign_devices  # imports PyTorch
-
-    return assign_devices(options.device, options.workers)
 
 
 def _start_process(

@@ -347,5 +347,4 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
 
 
 def _format_seconds_left(status: Status) -> str:
-    """Format the time left; empty if it is unknown."""
     return f"about {format_duration(status.seconds_left)}" if status.seconds_left else ""

@@ -135,7 +135,6 @@ def check_tasks(
 
 
 def _digest(task: SequenceTask, count: int) -> str:
-    """Return a hash of batches of all splits."""
     drawn = [task.train_batch(0, index, 0, _STREAMS, 0) for index in (2, 0, 1)]
     for split in ("validation", "test"):
         drawn += [task.held_out(split, count, length) for length in (None, *task.eval_lengths)]

@@ -360,7 +360,6 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_loop(self) -> "StudyConfig":
-        """Refuse settings of networks in a study with a loop."""
         if self.loop is None:
             return self
         defaults = type(self).model_construct()
@@ -454,7 +453,6 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudyConfig":
-        """Check a grid and the updates of its trials, and the nuisance parameters."""
         grid = self.grid  # refuses tables that contradict each other or the other settings
         if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
             raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")

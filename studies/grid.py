@@ -160,7 +160,9 @@ class Grid:
         for parameter, values in self.search_space.items():
             seen: dict[tuple[object, ...], int] = {}
             for value in values:
-                is_unique = self._is_decisive(parameter, value) or (parameter, value) in named
+                # An optimizer and "sequence" decide which parameters there are.
+                is_unique = parameter == "optimizer" or value == SEQUENCE
+                is_unique |= (parameter, value) in named
                 where = (value in block.get(parameter, ()) for block in blocks)
                 kind = ((value,) if is_unique else None, *where)
                 seen[kind] = seen.get(kind, 0) + 1
@@ -183,7 +185,6 @@ class Grid:
     def _block_combinations(
         self, space: Table, values: Mapping[str, Sequence[ParamValue]]
     ) -> Iterator[Params]:
-        """Yield the combinations of values that a table does not exclude."""
         for combination in itertools.product(*values.values()):
             params = self._select_used(dict(zip(values, combination, strict=True)))
             if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
@@ -192,10 +193,6 @@ class Grid:
     def _select_used(self, params: Params) -> Params:
         """Return the parameters of a combination that apply to it."""
         return params
-
-    def _is_decisive(self, parameter: str, value: ParamValue) -> bool:
-        """Return whether a value decides which other parameters there are."""
-        return False
 
     def _sort(self, names: Iterable[str]) -> list[str]:
         """Return parameters in the order in which they are listed."""
@@ -290,14 +287,10 @@ class NetworkGrid(Grid):
     def _select_used(self, params: Params) -> Params:
         return used_params(params, self._training)
 
-    def _is_decisive(self, parameter: str, value: ParamValue) -> bool:
-        return parameter == "optimizer" or value == SEQUENCE
-
     def _sort(self, names: Iterable[str]) -> list[str]:
         return param_order(names)
 
     def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
-        """Return the values of the parameters that one cell of a table has."""
         values: dict[str, Sequence[ParamValue]] = {}
         if space.task_names:
             values[TASK] = space.task_names

@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution
 from pydantic import (
@@ -271,8 +271,6 @@ class LoopSpace(StrictModel):
 
     exclude: list[dict[str, ParamValue]] = []
     replicates: PositiveInt = 1
-
-    task_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def choices(self) -> dict[str, Sequence[ParamValue]]:

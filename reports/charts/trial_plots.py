@@ -258,7 +258,6 @@ def _list_curves(results: Results) -> list[tuple[Measure, pd.DataFrame]]:
 def _plot_curves(
     results: Results, listed: Sequence[tuple[Measure, pd.DataFrame]], drawn: list[int]
 ) -> go.Figure:
-    """Plot the curves of each number, of which a reader chooses one."""
     traces: list[dict[str, Any]] = []
     owners: list[int] = []  # which number each trace is of
     for place, (measure, points) in enumerate(listed):

@@ -403,7 +403,6 @@ def _check_each(origin: str, name: str, values: Array, is_valid: Array, expected
 
 
 def _count_symbols(origin: str, name: str, values: Array) -> int:
-    """Return the number of tokens or classes."""
     is_valid = (values >= 0) & (values < MAX_SYMBOLS)
     _check_each(origin, name, values, is_valid, f"0 to {MAX_SYMBOLS - 1}, or floats for numbers")
     return int(values.max()) + 1

@@ -89,7 +89,6 @@ def delete(name: str, yes: bool, force: bool, artifacts: str | None, storage: st
 
 
 def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
-    """Ask whether to delete a study."""
     with closing(read_storage(storage)) as opened:
         load_study(opened, name)
         derived = list_derived(opened, name)

@@ -111,7 +111,6 @@ class ThreadBudget:
         return count
 
     def _acquire(self) -> FileLock | None:
-        """Lock this worker's file, or warn."""
         try:
             folder = self._folder or lock_dir()
             with contextlib.suppress(FileExistsError):

@@ -144,7 +144,6 @@ class Trainer:
         poll: Callable[[], bool],
         decide: PrunerCallback,
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Train networks that are at the same step together."""
         self._loop = None
         self._lockstep = len(states)
         params = next(iter(states)).trial.params
@@ -224,7 +223,6 @@ class Trainer:
     def _evaluate(
         self, loop: TrainLoop, on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Evaluate the trained networks on held-out data."""
         claims = self._claims
         started_at = time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
