@@ -180,7 +180,7 @@ class Reader:
 
     def _save(self, block: Block, text: str) -> None:
         path = self._folder / block.name
-        if path.suffix == ".toml" and "[evaluation]" not in text:
+        if path.suffix == ".toml" and "[evaluation]" not in text and "[loop]" not in text:
             text += FEW_WINDOWS
         if not (block.is_new and path.exists()):
             path.write_text(text, encoding="utf-8")
