@@ -114,7 +114,7 @@ def test_example_study_is_valid(path):
     assert config.grid.count() == counts.get(path.stem, 4)
 
 
-FENCES = {"", "bash", "python", "sh", "text", "toml", "yaml"}
+FENCES = {"", "bash", "py", "python", "sh", "text", "toml", "yaml"}
 """Languages of blocks; tests run those of ``sh`` and ``python`` and validate those of ``toml``."""
 
 

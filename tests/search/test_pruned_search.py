@@ -20,7 +20,6 @@ from search.pruning.policy import PruningPolicy
 from search.pruning.scheduler import PauseResumeScheduler, compute_rungs
 from search.worker.queue import TrialQueue
 from search.worker.shutdown import ShutdownSignal
-from search.worker.trainer import Worker
 from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
 from studies.config import top_count
@@ -181,7 +180,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     waits = []
     monkeypatch.setattr("search.worker.queue.PRUNER_WAIT_TIMEOUT", 0.0)
     monkeypatch.setattr("search.worker.queue.CLAIM_INTERVALS", (0.01, 0.01))
-    monkeypatch.setattr(Worker, "_on_wait", lambda self: waits.append(self.queue._batch_started_at))
+    monkeypatch.setattr(TrialQueue, "_log_wait", lambda self: waits.append(self._batch_started_at))
     # Two waits with no training between them: nothing is left to do.
     ends = property(lambda self: len(waits) > 1 and waits[-1] == waits[-2])
     monkeypatch.setattr(ShutdownSignal, "requested", ends)
