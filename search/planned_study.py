@@ -15,6 +15,7 @@ from search.derive import (
     list_combinations,
 )
 from search.run_options import LOOP_FUNCTION, RunOptions, WorkerOptions
+from search.worker.loop_worker import locate_function
 from studies.artifacts import ArtifactFolders
 from studies.attributes import COPIED_FROM, RESULT_NAMES, StudyRecord
 from studies.config import StudyConfig
@@ -175,6 +176,8 @@ def check(wanted: WantedStudy) -> None:
     if wanted.config.has_networks:
         search.networks.check(wanted)
         return
+    if wanted.config.loop is not None and wanted.config.loop.function is not None:
+        locate_function(wanted.config.loop.function)
     for name in wanted.config.list_params():
         if name in RESULT_NAMES:
             raise UserError(

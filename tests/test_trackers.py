@@ -102,7 +102,11 @@ class WandB:
         return runs
 
     def read_run(self, path):
-        points, summary, params, step, ended = {}, {}, {}, None, "running"
+        points = {}
+        summary = {}
+        params = {}
+        step = None
+        ended = "running"
         for record in read_wandb_file(path):
             if record.HasField("run"):
                 assert (record.run.entity, record.run.project) == ("team", "project")
@@ -138,12 +142,14 @@ def read_wandb_file(path):
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()
-    place, parts = 7, b""
+    place = 7
+    parts = b""
     while place + 7 <= len(content):
         if (left := 32768 - place % 32768) < 7:
             place += left
             continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        length = int.from_bytes(content[place + 4 : place + 6], "little")
+        kind = content[place + 6]
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a full record, or the last part of one
@@ -198,7 +204,8 @@ class MLflow:
 
 def break_after(monkeypatch, owner, name, calls, error):
     """Let a method raise an error from a call on."""
-    method, made = getattr(owner, name), []
+    method = getattr(owner, name)
+    made = []
 
     def call(*arguments, **options):
         made.append(name)

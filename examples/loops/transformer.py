@@ -16,7 +16,9 @@ from torch.nn import functional
 import rnn_search
 from rnn.tasks.built_in import AssociativeRecall
 
-PAIRS, LENGTH, VOCABULARY = 4, 32, 32
+PAIRS = 4
+LENGTH = 32
+VOCABULARY = 32
 BATCH_SIZE = 64
 STEPS = 300
 

@@ -96,6 +96,19 @@ class LoopWorker:
                     raise UserError(f"the function called sys.exit({error.code!r})") from error
 
 
+def locate_function(spec: str) -> tuple[Path, str]:
+    """Return the file and the name of the function of a loop.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    source, _, name = spec.rpartition(":")
+    path = Path(source).absolute()
+    if not path.is_file():
+        raise UserError(f"loop.function {spec}: {path} not found: check the path")
+    return path, name
+
+
 def load_function(spec: str) -> tuple[LoopFunction, Path]:
     """Load the function of a loop, and return it with its file.
 
@@ -104,10 +117,7 @@ def load_function(spec: str) -> tuple[LoopFunction, Path]:
     Raises:
         UserError: if there is no such file or function, or the file raises an exception.
     """
-    source, _, name = spec.rpartition(":")
-    path = Path(source).absolute()
-    if not path.is_file():
-        raise UserError(f"loop.function {spec}: {path} not found: check the path")
+    path, name = locate_function(spec)
     # Not the name of a module that is imported, such as a package of this program.
     module_name = f"loop_{path.stem}" if path.stem in sys.modules else path.stem
     module_spec = importlib.util.spec_from_file_location(module_name, path)

@@ -101,7 +101,7 @@ class ChaosMonkey:
         self.alive.append(self.started[-1])
 
     def describe(self):
-        resumed = [bool(re.search("resumes? from step", each.output)) for each in self.started]
+        resumed = [bool(re.search("resumes? from step", worker.output)) for worker in self.started]
         signals = ", ".join(f"{name} {count}" for name, count in self.sent.items())
         return f"{len(self.started)} workers, {signals}; {sum(resumed)} resumed a trial"
 
@@ -219,9 +219,10 @@ def test_each_trial_of_a_loop_finishes_once_with_the_results_of_one_without_faul
 
     reference = f"sqlite:///{tmp_path}/reference.db"
     finish(start_script(reference)())
-    names = [each.name for each in rnn_search.list_studies(url)]
+    names = [study.name for study in rnn_search.list_studies(url)]
     assert names == [Path(SCRIPT).stem], "the script's study has not the name of the script"
-    ends, expected = query(url, FINISHED), query(reference, FINISHED)
+    ends = query(url, FINISHED)
+    expected = query(reference, FINISHED)
     pruned = {number for number, *end in ends if end == ["PRUNED", 0]}
     assert bool(pruned) <= bool(overrides)
     assert [end for end in ends if end[0] not in pruned] == [

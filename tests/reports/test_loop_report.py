@@ -149,7 +149,8 @@ def test_higher_values_are_better_in_verdicts_fronts_and_variants(sqlite_url):
         assert "Against of" in page.words
         found.append((sign, page, study.verdicts(), study.pareto()))
     (_, up, verdicts, front), (_, down, mirrored, other_front) = found
-    frame, other = verdicts.to_frame(), mirrored.to_frame()
+    frame = verdicts.to_frame()
+    other = mirrored.to_frame()
     assert frame["verdict"].tolist() == ["best mean", "as good", "worse", "worse"]
     assert frame["value"].is_monotonic_decreasing
     same = ["architecture", "verdict", "at_most", "parameters"]
@@ -179,7 +180,8 @@ def test_pruned_loop_that_is_maximized_is_audited_as_its_negative(sqlite_url):
             trial.attributes |= {"rung": 100, "keep_probability": 0.02, "predicted_scale": 0.5}
             trial.attributes |= {"predicted_value": trial.value * 1.001, "reason": "at step 100"}
             if trial.number % 3:
-                trial.state, trial.value = TrialState.PRUNED, None
+                trial.state = TrialState.PRUNED
+                trial.value = None
         if not trial.number % 3:
             trial.audit = AuditState()
 
@@ -190,8 +192,12 @@ def test_pruned_loop_that_is_maximized_is_audited_as_its_negative(sqlite_url):
     assert found.lost == 0, "SGD is worse"
     assert found.bias == pytest.approx(-same.bias)
     effects, mirrored = (page.findings.effects for page in (up, down))
-    assert [effect.mean for effect in effects] == pytest.approx([-e.mean for e in mirrored])
-    assert [e.is_improvement for e in effects] == [e.is_improvement for e in mirrored]
+    assert [effect.mean for effect in effects] == pytest.approx(
+        [-effect.mean for effect in mirrored]
+    )
+    assert [effect.is_improvement for effect in effects] == [
+        effect.is_improvement for effect in mirrored
+    ]
 
 
 def test_file_keeps_what_the_loop_has_set_and_logged(sqlite_url, tmp_path):

@@ -177,7 +177,7 @@ def test_search_in_a_database_is_the_same_in_both_directions(sqlite_url):
         for search in searches:
             search.run()
         losses, rewards = (search.study.trials for search in searches)
-        statuses = [read_status(each.study, storage, each.config) for each in searches]
+        statuses = [read_status(search.study, storage, search.config) for search in searches]
         texts = [
             format_status(status, search.config)
             for status, search in zip(statuses, searches, strict=True)

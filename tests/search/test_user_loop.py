@@ -91,7 +91,8 @@ def states(study):
 def lose(study):
     """Have the leases of a study's running trials expire, as another worker observes it."""
     with closing(open_storage(study.storage)) as storage:
-        monitor, clock = LeaseMonitor(), itertools.count(0, 10**6)
+        monitor = LeaseMonitor()
+        clock = itertools.count(0, 10**6)
         study_id = study.optuna._study_id
         assert any(storage.expire_leases(study_id, monitor, lambda: next(clock)) for _ in range(4))
 
@@ -124,6 +125,7 @@ def test_study_is_created_once_and_joined_if_that_is_wanted(create, tmp_path):
         ({"loop": LOOP | {"log_every": 30}}, "log_every is 30"),
         ({"loop": LOOP | {"step": 30}}, "step"),
         ({"loop": LOOP | {"direction": "up"}}, "direction"),
+        ({"loop": LOOP | {"function": "missing.py:train"}}, "missing.py not found"),
         ({"training": {"steps": 5}}, "training"),
         ({"space": {"width": []}}, "width"),
         ({"space": {"width": [float("nan")]}}, "width"),
@@ -1002,4 +1004,4 @@ def test_best_configurations_are_refined_with_replicates_and_the_study_moves(cre
     rnn_search.rename_study("refined", "best", storage=study.storage)
     assert states(rnn_search.load("best", storage=study.storage)) == {"COMPLETE": 4}
     rnn_search.delete_study("best", storage=study.storage)
-    assert [each.name for each in rnn_search.list_studies(study.storage)] == ["mine"]
+    assert [study.name for study in rnn_search.list_studies(study.storage)] == ["mine"]

@@ -329,7 +329,8 @@ class TrialMachine(RuleBasedStateMachine):
     def leave(self, place=0, end="COMPLETE", fault=None):
         """Finish or pause a trial, which must be refused if the claim is lost."""
         worker, claim = self.pick(place)
-        trial, is_held = self.trial_of(claim), self.is_held(claim)
+        trial = self.trial_of(claim)
+        is_held = self.is_held(claim)
         is_finish = end not in self.requeuing
         value = next(self.losses) if end == "COMPLETE" else None
         refused = permit(is_held, LeaseLostError)
@@ -644,7 +645,8 @@ class LoopMachine(TrialMachine):
         return dict(curve)
 
     def report(self, claim, curve, is_saved):
-        live, step = self.live[claim], max(curve)
+        live = self.live[claim]
+        step = max(curve)
         with suppress(UserError):  # it has ended, or its worker knows that it is lost
             live.log(step, loss=curve[step])
             if is_saved:
@@ -659,7 +661,8 @@ class LoopMachine(TrialMachine):
                 self.saved[claim.trial.number] = dict(curve)
 
     def end(self, worker, claim, end, value):
-        live, error = self.live[claim], None
+        live = self.live[claim]
+        error = None
         if not live.is_held:
             raise LeaseLostError
         try:
