@@ -109,12 +109,16 @@ class Measure:
         return self
 
     def with_decimals(self, values: Iterable[float]) -> "Measure":
-        """Return the measure with the number of decimals that distinguishes some values."""
+        """Return the measure with the number of decimals that distinguishes some values.
+
+        If they would show one as zero that is not, all have as many significant digits instead.
+        """
         known = [value for value in values if math.isfinite(value)]
         spread = max(known) - min(known) if known else 0.0
         place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
-        spec = f".{digits}f"
+        shows_all = all(abs(value) >= 10.0**-digits for value in known if value)
+        spec = f".{digits}f" if shows_all else f".{_SIGNIFICANT}g"
         return replace(self, spec=spec, difference_spec=spec, held_out_spec=spec)
 
     def to_loss(self, values: Any) -> Any:

@@ -49,6 +49,18 @@ def test_page_shows_the_loop_and_its_parameters_and_says_nothing_about_networks(
         assert shown in page.words
 
 
+@pytest.mark.parametrize(
+    ("scale", "shown"), [(1, "accuracy {:.2f} %"), (1e-12, "accuracy {:.2e} %")]
+)
+def test_value_of_any_size_is_shown_with_three_digits(sqlite_url, scale, shown):
+    make_loop(sqlite_url, value=lambda params: scale * loop_value(params))
+    page = build(sqlite_url, "loop")
+    best = page.findings.summary.best.value
+    expected = shown.format(best).replace("-", "−")
+    assert expected in read_answer(page.findings)[-1]
+    assert page.read_column("leaderboard", "accuracy")[0].startswith(expected.split()[1])
+
+
 def test_logged_values_have_their_own_names_in_tables_and_curves(sqlite_url, tmp_path):
     make_loop(sqlite_url)
     page = build(sqlite_url, "loop")
