@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import rnn_search
 
 STEPS = 400
+DELAY = float(os.environ.get("LOOP_DELAY", "0.003"))
+"""Seconds that each step waits for what disturbs it."""
 
 SETTINGS = {
     "loop": {"metric": "loss", "steps": STEPS, "log_every": 10},
@@ -21,7 +24,7 @@ def train(trial: rnn_search.Trial) -> float:
     step, state = trial.resume(default=(0, json.dumps(start)))
     state = json.loads(state)
     while step < STEPS:
-        time.sleep(0.003)
+        time.sleep(DELAY)
         step += 1
         state["x"] *= 3.9 * (1 - state["x"])
         state["total"] += state["x"]

@@ -181,7 +181,12 @@ def start_script(runner, tmp_path):
         name = Path(SCRIPT).stem
         rnn_search.create_study(settings, name=name, storage=url, overrides=often | overrides)
         place = {"RNN_SEARCH_STORAGE": url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
-        return lambda: runner.start(SCRIPT, cwd=tmp_path, hooks=Hooks(report=False), **place)
+
+        def start(**environment):
+            hooks = Hooks(report=False)
+            return runner.start(SCRIPT, cwd=tmp_path, hooks=hooks, **place, **environment)
+
+        return start
 
     return create
 
@@ -218,7 +223,7 @@ def test_each_trial_of_a_loop_finishes_once_with_the_results_of_one_without_faul
     assert codes.keys() <= {0, -signal.SIGTERM, -signal.SIGKILL}, codes
 
     reference = f"sqlite:///{tmp_path}/reference.db"
-    finish(start_script(reference)())
+    finish(start_script(reference)(LOOP_DELAY="0"))
     names = [study.name for study in rnn_search.list_studies(url)]
     assert names == [Path(SCRIPT).stem], "the script's study has not the name of the script"
     ends = query(url, FINISHED)
