@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 from benchmarks.simulated_curves import FAMILIES, repeat_curves, simulate_curves
 from search.pruning.audited_trials import DIVISOR, number_architectures
 from search.worker.cpu_budget import cores
-from studies.config import top_count
+from studies.best import top_count
 from studies.space import replicate_of
 from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 

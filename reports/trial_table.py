@@ -24,7 +24,7 @@ from studies.attributes import (
     TrialColumns,
     TrialRecord,
 )
-from studies.config import StudyConfig, resolve_params, to_trial_config
+from studies.config import StudyConfig
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.measure import find_measure
 from studies.messages import format_count, format_param, format_value, is_missing
@@ -34,6 +34,7 @@ from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial, TrialStatus
 from studies.study_settings import TRAINING_PARAMS
+from studies.trial_params import resolve_params, to_trial_config
 
 _TEXT_RESULTS = (
     "validation_bits_per_byte",

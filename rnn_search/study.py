@@ -13,7 +13,7 @@ from rnn.errors import TaskError, UserError
 from rnn_search.errors import require_text, to_path
 from search.derive import find_trial
 from studies.best import BestReader
-from studies.config import StudyConfig, label_trial
+from studies.config import StudyConfig
 from studies.locations import artifacts_or_default, storage_or_default
 from studies.messages import shorten
 from studies.option_models import build_options
@@ -24,6 +24,7 @@ from studies.storage.open import load_study, read_record, read_storage
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
+from studies.trial_params import label_trial
 
 if TYPE_CHECKING:  # slow to import
     import numpy.typing as npt

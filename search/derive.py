@@ -12,8 +12,8 @@ from rnn.config import GATED_CELL
 from rnn.errors import UserError
 from search.run_options import MAX_UNCONFIRMED
 from studies.attributes import COPIED_FROM, CURVE, LONG_RESULTS, SOURCE_TRIALS
-from studies.best import rank_trials, split_by_task
-from studies.config import StudyConfig, resolve_params, top_count
+from studies.best import rank_trials, split_by_task, top_count
+from studies.config import StudyConfig
 from studies.grid import MAX_COMBINATIONS
 from studies.loader import diff_configs
 from studies.space import (
@@ -33,6 +33,7 @@ from studies.space import (
 from studies.storage.counts import count_statuses
 from studies.storage.trials import StoredTrial
 from studies.study_settings import TRAINING_PARAMS, used_params
+from studies.trial_params import resolve_params
 
 
 def list_combinations(config: StudyConfig) -> list[Params]:

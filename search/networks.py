@@ -34,11 +34,12 @@ from search.task_check import check_length, check_tasks, check_trials
 from search.worker.checkpoints import warn_of_errors
 from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord, VersionRecord
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.loader import ConfigFile
 from studies.records import Floors
 from studies.space import TASK, Params
 from studies.study_settings import WINDOW_PARAMS, TrainingLength
+from studies.trial_params import to_trial_config
 
 
 def find_device(name: str, trains: bool) -> torch.device:

@@ -24,10 +24,11 @@ from search.planned_study import PlannedStudy, plan_study
 from search.run_options import RunOptions
 from search.worker.cpu_budget import cores
 from search.worker.lockstep import LockstepPlan, to_train_config
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.messages import format_bytes, format_count, format_duration, format_value
 from studies.space import COST_PARAMS, REPLICATE, TASK, Params, SearchSpace
 from studies.study_settings import OPTIMIZER_PARAMS
+from studies.trial_params import to_trial_config
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ from search.pruning.audited_trials import describe_look
 from search.pruning.forecast import Forecaster
 from search.worker.claims import ClaimManager
 from studies.attributes import AUDIT, ERROR, AuditLook, Failure, select_looks
-from studies.best import Best, BestReader
-from studies.config import StudyConfig, top_count
+from studies.best import Best, BestReader, top_count
+from studies.config import StudyConfig
 from studies.messages import format_duration, shorten, to_line
 from studies.space import COST_PARAMS
 from studies.storage.counts import (

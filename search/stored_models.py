@@ -21,7 +21,7 @@ from search.derive import find_trial
 from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.atomic_files import remove_temporary_files_of, temporary_path
 from studies.best import rank_trials, split_by_task
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.measure import find_measure
 from studies.messages import format_trials, to_printable
 from studies.option_models import Options, option
@@ -29,6 +29,7 @@ from studies.space import TASK
 from studies.storage.open import load_study, read_storage, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.trials import StoredTrial
+from studies.trial_params import to_trial_config
 
 
 class SampleOptions(Options):

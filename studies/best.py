@@ -11,6 +11,7 @@ which is independent of the test text.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
-from studies.config import StudyConfig, label_trial
+from studies.config import StudyConfig
 from studies.measure import Measure, find_measure
 from studies.records import TaskRecord
 from studies.space import REPLICATE, architecture_key, replicate_of
@@ -26,6 +27,7 @@ from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trials import StoredTrial
+from studies.trial_params import label_trial
 
 
 def split_by_task(
@@ -193,3 +195,14 @@ class BestReader:
         """Read the grid trials, by number, and the ranking of their architectures, of a task."""
         trials = split_by_task(self._trials.read(), self._config)[task]
         return trials, rank_trials(trials, self._config.at_task(task))
+
+
+def top_count(top: float | int, total: int) -> int:
+    """Return the number of trials that ``top`` stands for.
+
+    Args:
+        top: a fraction below 1, rounded down but at least one trial, or a number of trials.
+        total: number of the study's grid trials.
+    """
+    # Exact in decimal: 0.29 of 100 is 29, but the nearest binary fraction gives 28.9999….
+    return max(1, int(Fraction(str(top)) * total)) if top < 1 else int(top)

@@ -1,7 +1,6 @@
 """The config of a study: the validated form of a ``*.toml`` file."""
 
-from collections.abc import Collection, Iterable, Mapping
-from fractions import Fraction
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -10,15 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from rnn.config import (
-    BASELINE_CELLS,
-    BLOCKS,
     BUILT_IN_CELLS,
     GATED_CELL,
-    GATED_OPTIONS,
     GateInputs,
-    NetworkConfig,
     ParamValue,
-    TrialConfig,
 )
 from rnn.errors import UserError
 from studies.errors import StudyFormatError
@@ -43,7 +37,6 @@ from studies.space import (
     BLOCK,
     CELL,
     GATED_PARAMS,
-    REPLICATE,
     TASK,
     LoopSpace,
     LoopTable,
@@ -51,8 +44,6 @@ from studies.space import (
     Space,
     SpaceTable,
     explain_value,
-    param_order,
-    replicate_of,
 )
 from studies.stated_hypotheses import Hypothesis, check_hypotheses
 from studies.study_settings import (
@@ -71,7 +62,6 @@ from studies.study_settings import (
     TrainingSettings,
     check_window,
     round_up_length,
-    used_params,
 )
 
 # The held-out loss of averaged weights ranks one in seven pairs of single runs wrong, that of the
@@ -569,113 +559,16 @@ def _find_scale(name: str, task: TaskRecord) -> str:
     return "nat" if task.loss_unit.startswith("nat/") else task.loss_unit or name
 
 
-def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
-    """Resolve a trial's parameters over its study's config.
-
-    Raises:
-        StudyFormatError: if one is missing, or its cell or task unknown.
-    """
-    if config.task_records:
-        resolved = to_trial_config(params, config.of_trial(params))
-        return resolved._replace(task_options=_select(params, (TASK,)))
-    try:
-        architecture = _to_network_config(params, config)
-    except KeyError as error:
-        raise StudyFormatError(
-            f"a trial has no parameter {error}, only {shorten(repr(dict(params)), 300)}: restore "
-            "the storage from a backup, or choose another study"
-        ) from error
-    training = training_settings(params, config)
-    window, update_every = training.gradient_window
-    varied = [name for name in TRAINING_PARAMS if name in params and config.varies(name)]
-    return TrialConfig(
-        architecture,
-        replicate_of(params),
-        window,
-        training.optimizer_config,
-        _select(params, varied),
-        update_every,
-        _select(params, config.task_record.options if config.task_record else ()),
-    )
-
-
-def _select(params: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, ParamValue], ...]:
+def select_params(
+    params: Mapping[str, Any], names: Iterable[str]
+) -> tuple[tuple[str, ParamValue], ...]:
+    """Return the names and values of some parameters, of those that a trial has."""
     return tuple((name, params[name]) for name in names if name in params)
-
-
-def label_trial(params: Mapping[str, Any], config: StudyConfig) -> str:
-    """Describe a trial by its network, or, if it is none of this program, by its parameters."""
-    if config.has_networks:
-        return to_trial_config(params, config).label
-    replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
-    named = (f"{name} {params[name]}" for name in config.list_params() if name in params)
-    return ", ".join(named) + replicate
 
 
 def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:
     """Return the training settings of a trial: its study's, with its own parameters over them."""
-    varied: dict[str, Any] = dict(_select(params, TRAINING_PARAMS))
+    varied: dict[str, Any] = dict(select_params(params, TRAINING_PARAMS))
     if config.lengths:
         varied |= config.length_of(params)
     return config.training.model_copy(update=varied) if varied else config.training
-
-
-def resolve_params(
-    params: Mapping[str, Any], config: StudyConfig, names: Collection[str]
-) -> dict[str, Any]:
-    """Return a trial's parameters, and of other names those that its study's config fixes.
-
-    A trial that has no number of its replicate is replicate 0. What a trial lacks that is no
-    network of this program, no config fixes.
-    """
-    if not config.has_networks:
-        known = (*config.list_params(), REPLICATE)
-        return {name: params[name] for name in known if name in params}
-    config = config.of_trial(params)
-    cell = config.cells.get(params.get(CELL, GATED_CELL))
-    task = config.task_record
-    resolved = dict(params)
-    if REPLICATE in names:
-        resolved.setdefault(REPLICATE, 0)
-    if BLOCK in names:
-        resolved.setdefault(BLOCK, BLOCKS[0])
-    settings = {name: getattr(config.training, name) for name in names if name in TRAINING_PARAMS}
-    used = used_params(settings | resolved, config.training)
-    for name in names:
-        if name in used:
-            resolved.setdefault(name, used[name])
-        elif cell is not None and name in cell.options:
-            resolved.setdefault(name, cell.options[name].default)
-        elif task is not None and name in task.options:
-            resolved.setdefault(name, task.value(name))
-    return {name: resolved[name] for name in param_order(resolved)}
-
-
-def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:
-    cell = params.get(CELL, GATED_CELL)
-    options: tuple[tuple[str, ParamValue], ...] = ()
-    sha256 = None
-    if cell == GATED_CELL:
-        values = {**params, "gate_inputs": config.gate_inputs}
-        options = tuple((name, values[name]) for name in GATED_OPTIONS)
-    elif cell in config.cells:
-        options = _select(params, config.cells[cell].options)
-        sha256 = config.cells[cell].sha256
-    elif cell not in BASELINE_CELLS:
-        raise StudyFormatError(
-            f"a trial has the cell {shorten(repr(cell))}, which its study does not know: restore "
-            "the storage from a backup, or choose another study"
-        )
-    block = params.get(BLOCK, BLOCKS[0])
-    return NetworkConfig(cell, params["layers"], params["state_size"], options, sha256, block)
-
-
-def top_count(top: float | int, total: int) -> int:
-    """Return the number of trials that ``top`` stands for.
-
-    Args:
-        top: a fraction below 1, rounded down but at least one trial, or a number of trials.
-        total: number of the study's grid trials.
-    """
-    # Exact in decimal: 0.29 of 100 is 29, but the nearest binary fraction gives 28.9999….
-    return max(1, int(Fraction(str(top)) * total)) if top < 1 else int(top)

@@ -22,7 +22,7 @@ from reports.stats.audit import (
 )
 from reports.stats.estimate import CONFIDENCE
 from studies.attributes import AuditLook
-from studies.config import top_count
+from studies.best import top_count
 from studies.storage.trials import TrialStatus
 
 ALARM_LEVEL = 0.05

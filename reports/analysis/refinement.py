@@ -16,9 +16,9 @@ from reports.stats.run_means import average_runs
 from reports.stats.shares import ShareChange
 from reports.trial_table import list_params
 from studies.attributes import SOURCE_TRIALS
-from studies.config import resolve_params
 from studies.messages import format_param, format_value
 from studies.space import REPLICATE, architecture_key, replicate_of
+from studies.trial_params import resolve_params
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""

@@ -29,7 +29,7 @@ from search.pruning.predictions import (
 )
 from search.pruning.regression import DesignMatrix, Floats, Indices, Mask
 from studies.attributes import FIRST_LOOK, LAST_LOOK, AuditLook, AuditState
-from studies.config import top_count
+from studies.best import top_count
 from studies.storage.storage import AuditDecision
 from studies.storage.trials import TrialStatus
 

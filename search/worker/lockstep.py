@@ -26,9 +26,10 @@ from rnn.training.devices import available_memory
 from rnn.training.loop import TrainConfig
 from search.cells_tasks import TaskOptions
 from search.pruning.policy import ALWAYS_CONTINUE
-from studies.config import StudyConfig, to_trial_config, training_settings
+from studies.config import StudyConfig, training_settings
 from studies.space import CELL, REPLICATE, SWITCHES, TASK
 from studies.study_settings import OPTIMIZER_PARAMS
+from studies.trial_params import to_trial_config
 
 _MAX_CPU_LAYER_STATE = 256 * 48
 """Layer state of all streams, in numbers, up to which lockstep pays on a CPU: overhead other than

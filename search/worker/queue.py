@@ -38,11 +38,12 @@ from search.worker.checkpoints import Checkpoints
 from search.worker.claims import SHUTDOWN_GRACE, Claim, ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import RETRY_COUNTS, Failure
-from studies.config import StudyConfig, label_trial
+from studies.config import StudyConfig
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.measure import find_measure
 from studies.messages import format_trials, shorten
 from studies.storage.counts import count_trials
+from studies.trial_params import label_trial
 
 if TYPE_CHECKING:
     from search.worker.lockstep import LockstepPlan

@@ -32,8 +32,9 @@ from search.worker.lockstep import LockstepPlan, checkpoint_identity, to_train_c
 from search.worker.queue import STORAGE_ERRORS, PrunerCallback, TrialQueue, TrialResult
 from search.worker.versions import earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.messages import to_printable
+from studies.trial_params import to_trial_config
 
 SAMPLE_LENGTH = 300
 """Tokens of the text sample that a network generates for the report."""

@@ -22,7 +22,7 @@ from search.worker.queue import TrialQueue
 from search.worker.shutdown import ShutdownSignal
 from studies.artifacts import TrialFiles
 from studies.attributes import Failure, TrialRecord
-from studies.config import top_count
+from studies.best import top_count
 from studies.storage.counts import count_trials
 from studies.storage.leases import PendingWrite
 

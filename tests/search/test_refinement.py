@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 
 from rnn.errors import UserError
 from search.derive import derive_trials, find_repeats
-from studies.config import StudyConfig, top_count
+from studies.best import top_count
+from studies.config import StudyConfig
 from studies.storage.trials import StoredTrial
 
 SOURCE = StudyConfig(space={"layers": [1, 2, 3], "state_size": [32, 256]})

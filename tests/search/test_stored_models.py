@@ -21,8 +21,9 @@ from rnn_search.commands.models import sample
 from search.cells_tasks import StudyTask, load_task_of
 from search.stored_models import load_trial_model, write_folder
 from studies.artifacts import ArtifactFolders
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.errors import StudyNotFoundError
+from studies.trial_params import to_trial_config
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
 SPACE = NO_GATES | {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}

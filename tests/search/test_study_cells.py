@@ -17,9 +17,9 @@ from rnn.errors import CellError, CorpusError, UserError
 from rnn.network import count_parameters, network_shapes
 from rnn_search.commands.models import check
 from search.cells_tasks import load_cells
-from studies.config import to_trial_config
 from studies.loader import ConfigFile, load_config_file
 from studies.study_settings import TrainingSettings
+from studies.trial_params import to_trial_config
 
 SETTINGS = (*TINY_OVERRIDES, "precision='fp32'")
 

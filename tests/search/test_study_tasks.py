@@ -15,8 +15,8 @@ from rnn.errors import TaskError, UserError
 from search.cells_tasks import load_task_of
 from search.create_or_join import StudyHandle
 from search.run_options import RunOptions
-from studies.config import to_trial_config
 from studies.records import Floors, TaskSettings
+from studies.trial_params import to_trial_config
 
 TASK = """
 import numpy as np

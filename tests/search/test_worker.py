@@ -32,11 +32,11 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from studies.artifacts import ArtifactFolders, TrialFiles
 from studies.attributes import Failure, TrialRecord
-from studies.config import to_trial_config
 from studies.errors import StorageUnavailableError
 from studies.storage.counts import TimingStats, TrialCounts, count_retries, count_trials
 from studies.storage.leases import PendingWrite
 from studies.storage.open import open_storage
+from studies.trial_params import to_trial_config
 
 SETTINGS = [
     "seed=5",

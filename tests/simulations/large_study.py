@@ -30,12 +30,13 @@ from studies.attributes import (
     Failure,
     TrialRecord,
 )
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.space import distributions
 from studies.storage.leases import Lease
 from studies.storage.reads import Rung, read_trials
 from studies.storage.tables import TRIAL_TABLES, TRIALS, insert_trials, select_trial_ids
 from studies.storage.trials import StoredTrial
+from studies.trial_params import to_trial_config
 
 NAME = "large"
 """Name of the study."""

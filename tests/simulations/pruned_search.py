@@ -17,7 +17,8 @@ from search.pruning.policy import Decisions
 from search.pruning.regression import Floats, Mask
 from search.pruning.scheduler import PauseResumeScheduler, StudyProgress, compute_rungs
 from studies.attributes import KEEP_PROBABILITY, RUNG, AuditLook, AuditState
-from studies.config import StudyConfig, top_count
+from studies.best import top_count
+from studies.config import StudyConfig
 from studies.space import REPLICATE
 from studies.storage.reads import Rung, fill_gaps
 from studies.storage.trials import StoredTrial, TrialStatus

@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from rnn.config import WHOLE_SEQUENCE
 from rnn.errors import UserError
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.loader import diff_configs, load_config_file
 from studies.space import observed_search_space
 from studies.study_settings import TrainingSettings, round_up_length
+from studies.trial_params import to_trial_config
 
 SHIPPED = ("quick", "quick-refined", "stage-one-rates", "cells", "stage-one", "stage-two")
 SHIPPED += ("replicates", "baselines", "bptt-steps")

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from rnn.config import GATED_OPTIONS, NetworkConfig
-from studies.config import StudyConfig, to_trial_config, training_settings
+from studies.config import StudyConfig, training_settings
 from studies.records import read_options
 from studies.space import SWITCHES, distributions
+from studies.trial_params import to_trial_config
 
 
 def values_of(choices):
