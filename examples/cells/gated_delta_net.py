@@ -19,12 +19,23 @@ class GatedDeltaNet(nn.Module):
         α, β = exp(−softplus(x·W_α)), σ(x·W_β)
         S ← α·S + k (β·(v − k·α·S))
         y = (RMSNorm(q·S) ⊙ silu(x·W_g))·W_y
+
+    With ``negative``, β is 2·σ(x·W_β): the transition has eigenvalues down to −1, as in Grazzi et
+    al., *Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues*, 2024,
+    https://arxiv.org/abs/2411.12537.
     """
 
     def __init__(
-        self, input_size: int, state_size: int, *, decay: bool = True, convolution: bool = True
+        self,
+        input_size: int,
+        state_size: int,
+        *,
+        decay: bool = True,
+        convolution: bool = True,
+        negative: bool = False,
     ) -> None:
         super().__init__()
+        self.largest_beta = 2 if negative else 1
         self.sizes = [3 * state_size, state_size] + [1] * (1 + decay)
         self.inputs = nn.Linear(input_size, sum(self.sizes))
         self.kernel = nn.Parameter(torch.rand(4, 3 * state_size) - 0.5) if convolution else None
@@ -77,4 +88,5 @@ class GatedDeltaNet(nn.Module):
             qkv = sum(terms[1:], terms[0])  # (T, B, 3n)
         q, k, v = silu(qkv).chunk(3, 2)  # (T, B, n) each
         log = -softplus(decay[0]) if decay else torch.zeros_like(beta)  # (T, B, 1)
-        return (normalize(q, dim=2), normalize(k, dim=2), v, beta.sigmoid(), log), silu(gate), last
+        beta = self.largest_beta * beta.sigmoid()  # (T, B, 1)
+        return (normalize(q, dim=2), normalize(k, dim=2), v, beta, log), silu(gate), last
