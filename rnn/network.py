@@ -383,6 +383,11 @@ class NetworkShapes(NamedTuple):
     states: int
 
     @property
+    def parameter_count(self) -> int:
+        """Number of weights and biases."""
+        return sum(map(math.prod, self.parameters.values()))
+
+    @property
     def linear_maps(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each linear map of a built-in network, such as ``embedding``."""
         weights = {
@@ -418,7 +423,7 @@ def network_shapes(config: NetworkConfig, spec: TaskSpec = BYTES) -> NetworkShap
 
 def count_parameters(config: NetworkConfig, spec: TaskSpec = BYTES) -> int:
     """Count all weights and biases, embedding and head included."""
-    return sum(map(math.prod, network_shapes(config, spec).parameters.values()))
+    return network_shapes(config, spec).parameter_count
 
 
 def estimate_memory(

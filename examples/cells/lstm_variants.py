@@ -1,7 +1,7 @@
-"""An LSTM whose parts are switches, to search the variants of Greff et al. and their combinations.
+"""An LSTM whose parts are switches: the variants of Greff et al. and their combinations.
 
-Greff et al., *LSTM: A Search Space Odyssey*, 2017, https://arxiv.org/abs/1503.04069. B is the number
-of sequences read in parallel.
+Greff et al., *LSTM: A Search Space Odyssey*, 2017, https://arxiv.org/abs/1503.04069. B is the
+number of sequences read in parallel.
 """
 
 import torch

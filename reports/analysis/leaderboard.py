@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from reports.analysis.solved import count_by_architecture
 from reports.results import Results
 from reports.stats import Floats, Integers
-from reports.stats.estimate import CONFIDENCE
+from reports.stats.estimate import CONFIDENCE, mean_half_width
 from reports.stats.replicates import (
     Comparison,
     Difference,
@@ -140,8 +139,7 @@ class LeaderboardEntry:
 
     @property
     def _half_width(self) -> float:
-        quantile = float(special.stdtrit(self.runs - 1, (1 + CONFIDENCE) / 2))
-        return quantile * self.std / math.sqrt(self.runs)
+        return mean_half_width(self.losses)
 
     @property
     def is_adjusted(self) -> bool:

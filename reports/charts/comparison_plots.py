@@ -1,31 +1,19 @@
-"""Figures of comparisons: of changes, by their effects; of architectures; and of studies."""
+"""Figures of comparisons: of changes, by their effects; of replicates; and of studies."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from reports.analysis.judged_effects import build_judged_table
-from reports.analysis.leaderboard import (
-    COSTS,
-    Cost,
-    LeaderboardEntry,
-    StudySummary,
-    find_front,
-    list_costs,
-)
 from reports.analysis.refinement import SourceComparison
 from reports.charts.chart import (
     COLUMN_WIDTH,
-    DASHES,
     HOVER_TEXTS,
     IMPROVES,
-    LEGEND_WIDTH,
     MARGIN,
     NEUTRAL,
     PALETTE,
@@ -34,11 +22,8 @@ from reports.charts.chart import (
     ZERO_COLOR,
     Cells,
     Chart,
-    category_colors,
-    find_range,
     find_row_height,
     interval_bars,
-    place_legend_below,
     plot_matrix,
     wrap_label,
 )
@@ -57,8 +42,6 @@ from reports.stats.design import Contrast
 from reports.stats.differences import Method, PairedDifference
 from reports.stats.effects import Effect
 from reports.stats.replicates import Comparison
-from reports.study_reader import select_evenly
-from rnn.config import BASELINE_CELLS
 from studies.measure import Measure
 from studies.messages import (
     add_unit,
@@ -83,18 +66,6 @@ MAX_NUMBERED = 20
 
 MAX_IN_CHART = 20
 """Architectures in the charts of replicates."""
-
-_COSTS: dict[Cost, tuple[str, str, str]] = {
-    "parameters": ("parameters", "parameters", "%{x:,.0f} parameters"),
-    "seconds": ("training time", "computing time of a run (s)", "%{x:,.2f} s"),
-}
-"""Name of each cost, title of its axis, and its text in a template of hover texts."""
-
-_SHOWN_QUANTILE = 0.75
-"""Share of the architectures within the range of the losses at first: bad ones hide the front."""
-
-BEST_PROFILES = 3
-"""Number of best architectures that are drawn; the best of each baseline cell is drawn as well."""
 
 
 # ---------------------------------------------------------------- changes
@@ -393,155 +364,6 @@ def chart_differences(comparison: Comparison, metric: Measure) -> Chart | None:
         width=200 + 62 * len(names),
         max_width=max(COLUMN_WIDTH, 200 + 80 * len(names)),
     )
-
-
-def chart_costs(results: Results, summary: StudySummary) -> list[Chart]:
-    """Chart the held-out losses of architectures against each cost of which two are known."""
-    costs = list_costs(results, summary.entries)
-    return [
-        _chart_cost(costs[costs[cost].notna()], cost, results)
-        for cost in COSTS
-        if costs[cost].nunique() > 1
-    ]
-
-
-def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
-    """Chart losses against one cost, with what nothing of the same cost or less beats as a line."""
-    measure = results.measure
-    noun, *_ = _COSTS[cost]
-    losses = measure.to_loss(known["loss"].to_numpy(dtype=float))
-    front = find_front(known[cost].to_numpy(dtype=float), losses)
-    others = known.drop(known.index[front])
-    drawn = others.iloc[select_evenly(list(range(len(others))))]
-    better = "higher" if measure.higher_is_better else "lower"
-    caption = f"On the line: no other of the same cost or less has a {better} {measure.loss}."
-    if len(drawn) < len(others):
-        caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
-    if cost == "seconds" and results.cells:
-        caption += " In lockstep, networks share the time."
-    figure = _plot_costs(known.iloc[front], drawn, cost, measure)
-    return Chart(f"{measure.loss.capitalize()} against {noun}", figure, caption=caption)
-
-
-def _plot_costs(
-    front: pd.DataFrame, others: pd.DataFrame, cost: Cost, measure: Measure
-) -> go.Figure:
-    _, cost_title, cost_text = _COSTS[cost]
-    costs = [*front[cost], *others[cost]]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[*front[cost], max(costs)],
-        y=[*front["loss"], front["loss"].iloc[-1]],
-        mode="lines",
-        line={"shape": "hv", "color": IMPROVES, "width": 2},
-        hoverinfo="skip",
-    )
-    dots = {"color": NEUTRAL, "size": 5, "opacity": 0.55}
-    diamonds = {"symbol": "diamond", "color": IMPROVES, "size": 11}
-    for rows, marker in ((others, dots), (front, diamonds)):
-        texts = [
-            escape_html(f"{label} (trial {trial})")
-            for label, trial in zip(rows["architecture"], rows["trial"], strict=True)
-        ]
-        figure.add_scatter(
-            x=rows[cost].tolist(),
-            y=rows["loss"].tolist(),
-            mode="markers",
-            marker=marker,
-            text=texts,
-            hovertemplate=f"%{{text}}<br>{cost_text}<br>%{{y:{measure.spec}}}<extra></extra>",
-        )
-    losses = [*front["loss"], *others["loss"]]
-    share = 1 - _SHOWN_QUANTILE if measure.higher_is_better else _SHOWN_QUANTILE
-    shown = [*front["loss"], float(np.quantile(losses, share))]
-    title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
-    return figure.update_layout(
-        xaxis={"title": cost_title} | _scale_costs(min(costs), max(costs)),
-        yaxis={"title": title, "range": find_range(shown)},
-        showlegend=False,
-        height=290,
-    )
-
-
-def _scale_costs(low: float, high: float) -> dict[str, Any]:
-    """Return the settings of an axis of costs: linear within a factor of five, else logarithmic."""
-    if low <= 0 or high < 5 * low:
-        return {"range": find_range([low, high]), "nticks": 5, "tickformat": ",~r"}
-    first, last = math.log10(low), math.log10(high)
-    factors = (1, 3) if last - first > 1.5 else (1, 2, 5)
-    ticks = [f * 10**e for e in range(math.floor(first), math.ceil(last) + 1) for f in factors]
-    return {
-        "type": "log",
-        "range": find_range([first, last]),
-        "tickvals": ticks,
-        "ticktext": [f"{tick:,}" if tick >= 1 else f"{tick:.6g}" for tick in ticks],
-    }
-
-
-def chart_context(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
-    """Chart the loss by the length of the context; the legend has the effective context.
-
-    The loss with a context is that with the long context plus the excess, so that all points of a
-    line refer to the same text.
-
-    Returns:
-        The chart of the best architectures and of the best of each baseline cell; None if no trial
-        recorded the losses.
-    """
-    token = results.config.token_name
-    drawn = _select_profiles(entries)
-    if not drawn:
-        return None
-    figure = go.Figure()
-    names = [_name_baseline(entry) or entry.full_label for entry in drawn]
-    labels = shorten_labels([entry.label for entry in entries])
-    for place, (entry, color) in enumerate(zip(drawn, category_colors(names), strict=True)):
-        profile = entry.context
-        assert profile is not None
-        figure.add_scatter(
-            x=profile.centers,
-            y=profile.loss + profile.excess,
-            error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
-            customdata=profile.format_ranges(token),
-            name=wrap_label(f"{profile.estimate()}: {labels[entry.label]}", LEGEND_WIDTH),
-            mode="lines+markers",
-            line={"color": color, "dash": DASHES[place % len(DASHES)]},
-            hovertemplate="%{customdata}: %{y:.4f} bits per byte<extra>%{fullData.name}</extra>",
-            hoverlabel={"namelength": -1},
-        )
-    title = {"text": f"effective context ({token}s)", "side": "top"}
-    place_legend_below(figure, 260, title=title, font={"size": 11}).update_layout(
-        xaxis={"type": "log", "title": f"context ({token}s)", "dtick": math.log10(2)},
-        yaxis_title="bits per byte",
-        margin={"l": 55, "r": 10},
-    )
-    caption = (
-        f"Effective context: number of {token}s from which on more context lowers the loss by less "
-        "than 1% of perplexity (Khandelwal et al. 2018), with its 95% interval over the windows."
-    )
-    best = drawn[0]
-    used = best.context.estimate() if best.context else ""
-    return Chart(
-        "Loss by length of the context",
-        figure,
-        finding=f"{labels[best.label]} uses {used} {token}s.",
-        caption=caption,
-        width=340,
-    )
-
-
-def _name_baseline(entry: LeaderboardEntry) -> str:
-    architecture = entry.architecture
-    if architecture is None or architecture.cell not in BASELINE_CELLS:
-        return ""
-    return architecture.cell
-
-
-def _select_profiles(entries: Sequence[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    known = [entry for entry in entries if entry.context is not None]
-    cells = [_name_baseline(entry) for entry in known]
-    best = {cells.index(cell) for cell in BASELINE_CELLS if cell in cells}
-    return [entry for place, entry in enumerate(known) if place < BEST_PROFILES or place in best]
 
 
 def chart_variants(comparison: SourceComparison, results: Results) -> Chart:

@@ -10,7 +10,7 @@ import shlex
 from reports import sentences, study_tables
 from reports.analysis.leaderboard import LEADERBOARD_SIZE
 from reports.blocks import Block, Code, Folded, Pair, Section, Text
-from reports.charts import comparison_plots, trial_plots
+from reports.charts import comparison_plots, network_plots, trial_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
 from reports.formatting import join_params, to_sentence
@@ -35,6 +35,7 @@ def list_sections(findings: StudyFindings, shown: Chart | None) -> list[Section]
         _show_importances(findings),
         _show_refinement(findings, shown),
         _show_replicates(findings, shown),
+        _show_windows(findings),
         _show_curves(findings),
         _show_leaderboard(findings),
         _show_costs(findings),
@@ -162,6 +163,11 @@ def _list_verdict_rules(findings: StudyFindings) -> list[str]:
 # ------------------------------------------------------------------ trials
 
 
+def _show_windows(findings: StudyFindings) -> Section | None:
+    chart = network_plots.chart_windows(findings.results, findings.summary.entries)
+    return None if chart is None else Section("windows", chart.title, [chart])
+
+
 def _show_curves(findings: StudyFindings) -> Section | None:
     chart = trial_plots.chart_curves(findings.results)
     return None if chart is None else Section("curves", chart.title, [chart])
@@ -200,18 +206,20 @@ def _list_ranking_rules(findings: StudyFindings) -> list[str]:
 
 
 def _show_costs(findings: StudyFindings) -> Section | None:
-    charts = comparison_plots.chart_costs(findings.results, findings.summary)
-    if not charts:
-        return None
+    charts = network_plots.chart_costs(findings.results, findings.summary)
+    blocks: list[Block] = [Pair(charts)] if charts else []
+    states = network_plots.chart_states(findings.results, findings.summary.entries)
+    if states is not None:
+        blocks.append(states)
     title = f"{findings.results.measure.loss.capitalize()} against cost"
-    return Section("cost", title, [Pair(charts)])
+    return Section("cost", title, blocks) if blocks else None
 
 
 def _show_memory(findings: StudyFindings) -> Section | None:
     results = findings.results
     entries = findings.summary.entries
     blocks: list[Block] = []
-    chart = comparison_plots.chart_context(results, entries)
+    chart = network_plots.chart_context(results, entries)
     if chart is not None:
         blocks.append(chart)
     table = study_tables.tabulate_memory(results, entries, f"{results.title} by length and slice")

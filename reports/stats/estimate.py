@@ -1,11 +1,13 @@
 """An estimate of a difference: mean, interval, p-value, corrections."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from scipy import special
 
 from reports.stats import Floats
 
@@ -69,3 +71,11 @@ def adjust_by_holm(p: Floats) -> Floats:
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(1, steps), axis=-1)
     return adjusted
+
+
+def mean_half_width(values: Sequence[float]) -> float:
+    """Return half the width of Student's 95% interval of a mean; NaN for a single value."""
+    if len(values) < 2:
+        return math.nan
+    quantile = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))

@@ -17,7 +17,7 @@ from rnn.config import Precision, TrialConfig
 from rnn.engines import build_network
 from rnn.errors import CellError, is_out_of_memory
 from rnn.export import SavedModel, generate, serialize_model
-from rnn.network import count_parameters
+from rnn.network import network_shapes
 from rnn.tasks.task import Task
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import CURVE_POINTS, TrainLoop
@@ -345,7 +345,7 @@ class Trainer:
     ) -> Mapping[str, Any]:
         """Return a trial's user attributes; see :class:`studies.attributes.TrialRecord`."""
         return TrialRecord(
-            parameter_count=self._count_parameters(trial_config),
+            **self._count_numbers(trial_config),
             steps_per_second=steps_per_second,
             seconds=seconds,
             host=socket.gethostname(),
@@ -361,12 +361,14 @@ class Trainer:
             **{**self._earlier_versions.get(trial_config, {}), **results},
         ).attributes()
 
-    def _count_parameters(self, trial_config: TrialConfig) -> int:
+    def _count_numbers(self, trial_config: TrialConfig) -> dict[str, int]:
+        """Count a network's parameters and the numbers of its state."""
         try:
             spec = self._handle.spec_of(trial_config.task_options)
-            return count_parameters(trial_config.architecture, spec)
+            shapes = network_shapes(trial_config.architecture, spec)
         except CellError:  # of a trial that fails because its cell cannot be built
-            return 0
+            return {"parameter_count": 0, "state_count": 0}
+        return {"parameter_count": shapes.parameter_count, "state_count": shapes.states}
 
 
 def _step(state: TrainState | None) -> int:

@@ -18,7 +18,7 @@ from factories import (
 from pages import build_from
 
 from reports.analysis.leaderboard import find_front, rank_architectures
-from reports.charts.comparison_plots import chart_costs
+from reports.charts.network_plots import chart_costs
 from reports.findings import StudyFindings
 from rnn.errors import UserError
 from rnn_search import list_studies, load
