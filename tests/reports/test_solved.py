@@ -8,10 +8,12 @@ from factories import created_once, gated_params, make_pruned, make_runs, make_s
 from pages import build_from, read_answer
 
 from reports.analysis.solved import compare_by_threshold
+from reports.charts.network_plots import chart_states, chart_windows
 from reports.findings import StudyFindings
 from reports.sentences import list_warnings
 from rnn_search import load
 from studies.best import BestReader
+from studies.config import StudyConfig
 from studies.storage.open import load_study, read_storage
 
 TASK = {"source": "copy:10", "steps": 30, "inputs": 10, "outputs": 8, "reads_tokens": True,
@@ -320,3 +322,61 @@ def test_losses_that_are_a_mixture_are_warned_of(sqlite_url):
     other = sqlite_url.replace("studies", "declared")
     make_solved(other, losses, replicates=3, space={"layers": depths})
     assert list_warnings(StudyFindings(results_of(other))) == []
+
+
+# ------------------------------------------------------------------ figures by rate and state
+
+
+def make_rates(url, **recorded):
+    """Store GRU and LSTM in two sizes at three rates, three runs each; large rates fail."""
+    space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8], "replicates": 3}
+    space["training"] = {"learning_rate": [0.001, 0.01, 0.1]}
+    config = {"space": space, "task": {"source": "copy:10"}, "task_record": TASK}
+    config["nuisance"] = ["learning_rate"]
+    runs = []
+    for params in StudyConfig.model_validate(config).grid.combinations():
+        is_solved = params["learning_rate"] < 0.05 and params["cell"] == "lstm"
+        metrics = {"accuracy": 0.9 + 0.02 * params["replicate"] if is_solved else 0.25}
+        loss = SOLVES if is_solved else FAILS
+        states = params["state_size"] * (2 if params["cell"] == "lstm" else 1)
+        found = {"validation_loss": loss, "metrics": metrics, "state_count": states} | recorded
+        runs.append((params, loss, found))
+    make_runs(url, "made", config, runs)
+
+
+def lines_of(chart):
+    return {trace.name: trace for trace in chart.figure.data}
+
+
+def test_figure_shows_at_which_rates_the_runs_of_a_cell_are_solved(sqlite_url):
+    make_rates(sqlite_url)
+    findings = StudyFindings(results_of(sqlite_url, "made"))
+    chart = chart_windows(findings.results, findings.summary.entries)
+    assert chart.title == "Runs solved by learning rate"
+    lines = lines_of(chart)
+    assert list(lines["LSTM"].x) == [0.001, 0.01, 0.1]
+    assert list(lines["LSTM"].y) == [1, 1, 0]
+    assert list(lines["GRU"].y) == [0, 0, 0]
+    assert list(lines["LSTM"].customdata) == ["6 of 6 runs", "6 of 6 runs", "0 of 6 runs"]
+    # Wilson's interval of 6 of 6 begins at 1 / (1 + 1.96² / 6).
+    lows = lines["LSTM"].error_y.arrayminus
+    assert lows[0] == pytest.approx(1 - 1 / (1 + 1.95996**2 / 6), abs=1e-4)
+
+
+def test_figure_shows_the_accuracy_by_the_numbers_of_state(sqlite_url):
+    make_rates(sqlite_url)
+    findings = StudyFindings(results_of(sqlite_url, "made"))
+    chart = chart_states(findings.results, findings.summary.entries)
+    assert chart.title == "Accuracy against numbers of state"
+    lines = lines_of(chart)
+    assert list(lines["GRU"].x) == [4, 8]
+    assert list(lines["LSTM"].x) == [8, 16]
+    assert list(lines["LSTM"].y) == pytest.approx([0.92, 0.92])
+    # Student's interval of 0.90, 0.92 and 0.94.
+    assert list(lines["LSTM"].error_y.array) == pytest.approx([4.3027 * 0.02 / 3**0.5] * 2, rel=1e-4)
+
+
+def test_studies_whose_trials_do_not_tell_the_state_have_no_figure_of_it(sqlite_url):
+    make_rates(sqlite_url, state_count=None)
+    findings = StudyFindings(results_of(sqlite_url, "made"))
+    assert chart_states(findings.results, findings.summary.entries) is None
