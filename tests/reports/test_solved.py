@@ -373,7 +373,9 @@ def test_figure_shows_the_accuracy_by_the_numbers_of_state(sqlite_url):
     assert list(lines["LSTM"].x) == [8, 16]
     assert list(lines["LSTM"].y) == pytest.approx([0.92, 0.92])
     # Student's interval of 0.90, 0.92 and 0.94.
-    assert list(lines["LSTM"].error_y.array) == pytest.approx([4.3027 * 0.02 / 3**0.5] * 2, rel=1e-4)
+    assert list(lines["LSTM"].error_y.array) == pytest.approx(
+        [4.3027 * 0.02 / 3**0.5] * 2, rel=1e-4
+    )
 
 
 def test_studies_whose_trials_do_not_tell_the_state_have_no_figure_of_it(sqlite_url):

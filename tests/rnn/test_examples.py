@@ -1,12 +1,15 @@
-"""Cells that ship as examples, against equations written down anew or PyTorch's own."""
+"""Cells and tasks that ship as examples, against equations written down anew or PyTorch's own."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 from torch import nn
 
-from rnn.own_code import CellSource, load_class, read_source
+from rnn.own_code import CellSource, TaskSource, load_class, read_source
 from tests.user_cells import ROOT
 
 SWITCHES = [
@@ -130,3 +133,61 @@ def test_forget_bias_moves_the_gate_that_forgets(variant):
 def test_switches_that_exclude_each_other_are_refused(variant, options):
     with pytest.raises(ValueError, match="need"):
         variant(N, N, **options)
+
+
+# ------------------------------------------------------------------ chorales
+
+LENGTHS = {"traindata": [5, 9, 40], "validdata": [4, 7], "testdata": [6]}
+
+
+@pytest.fixture
+def chorales(tmp_path):
+    """Piano rolls of a few steps, in the form of the published file."""
+    rng = np.random.default_rng(0)
+    rolls = {}
+    for name, lengths in LENGTHS.items():
+        rolls[name] = np.empty((1, len(lengths)), object)
+        for place, length in enumerate(lengths):
+            rolls[name][0, place] = rng.integers(2, size=(length, 88), dtype=np.uint8)
+    savemat(tmp_path / "JSB_Chorales.mat", rolls)
+    source = read_source("examples/tasks/chorales.py:Chorales", ROOT, TaskSource)
+    return load_class(source)(tmp_path, length=8), rolls
+
+
+def test_chorales_ask_for_the_next_chord(chorales):
+    task, rolls = chorales
+    found = task.sample("train", np.random.default_rng(1), 50)
+    assert found["inputs"].shape == found["targets"].shape == (50, 8, 88)
+    whole = [roll.tobytes() for roll in rolls["traindata"][0]]
+    lengths = set()
+    for inputs, targets, mask in zip(*map(found.get, ("inputs", "targets", "mask")), strict=True):
+        steps = int(mask.sum())
+        assert mask[:steps].all()
+        assert (inputs[1:steps] == targets[: steps - 1]).all()
+        assert not inputs[steps:].any()
+        played = np.concatenate((inputs[:1], targets[:steps])).astype(np.uint8).tobytes()
+        assert any(played in chorale for chorale in whole)
+        lengths.add(steps)
+    assert lengths == {4, 8}  # a whole chorale of 5 chords, and pieces
+
+
+def test_held_out_chorales_are_whole_and_the_same_each_time(chorales):
+    task, rolls = chorales
+    for split, name in (("validation", "validdata"), ("test", "testdata")):
+        found = task.sample(split, np.random.default_rng(1), 3)
+        assert found["mask"].sum(1).tolist() == [length - 1 for length in LENGTHS[name]]
+        for place, roll in enumerate(rolls[name][0]):
+            assert (found["targets"][place, : len(roll) - 1] == roll[1:]).all()
+
+
+def test_loss_of_a_chord_is_summed_over_its_keys(chorales):
+    task, _ = chorales
+    targets = torch.zeros(2, 88)
+    targets[0, :4] = 1
+    outputs = torch.full((2, 88), -3.0)
+    outputs[0, 2:6] = 2.0
+    of_key = [math.log1p(math.exp(x)) for x in (3.0, -2.0, 2.0, -3.0)]
+    expected = 2 * of_key[0] + 2 * of_key[1] + 2 * of_key[2] + 82 * of_key[3]
+    losses = task.loss(outputs, targets)
+    assert losses.tolist() == pytest.approx([expected, 88 * of_key[3]], rel=1e-5)
+    assert task.accuracy(outputs, targets).tolist() == pytest.approx([2 / 6, 0])
