@@ -82,11 +82,11 @@ class LSTMVariant(nn.Module):
         if full_gate_recurrence:
             of_gates = len(self.gates) * state_size
             self.gate_recurrence = nn.Linear(of_gates, of_gates, bias=False)
-        biases = dict(zip(["u", *self.gates], self.input.bias.data.split(state_size), strict=True))
-        if "f" in biases:
-            biases["f"].add_(forget_bias)
+        bias = self.input.bias.detach().view(1 + len(self.gates), state_size)
+        if "f" in self.gates:
+            bias[1 + self.gates.index("f")] += forget_bias
         elif coupled_gates:
-            biases["i"].sub_(forget_bias)
+            bias[1] -= forget_bias  # of the input gate
 
     def initial_state(self, batch_size: int) -> State:
         """Return zeros: y and m (B, n) and, with full gate recurrence, the gates."""
@@ -128,10 +128,11 @@ class LSTMVariant(nn.Module):
         opened = {"i": i, "f": f, "o": o}
         return y, (y, m, torch.cat([opened[name] for name in self.gates], 1))
 
-    def open_gate(self, name: str, given: dict[str, Tensor], m: Tensor) -> Tensor | float:
-        """Return a gate (B, n), or 1 if there is none."""
+    def open_gate(self, name: str, given: dict[str, Tensor], m: Tensor) -> Tensor:
+        """Return a gate (B, n), or ones if there is none."""
         if name not in given:
-            return 1.0
+            return torch.ones_like(m)
+        total = given[name]
         if name in self.peepholes:
-            return (given[name] + self.peepholes[name] * m).sigmoid()
-        return given[name].sigmoid()
+            total = total + self.peepholes[name] * m
+        return total.sigmoid()
