@@ -11,6 +11,7 @@ from enum import StrEnum
 from reports.analysis.judged_effects import build_judged_table
 from reports.formatting import label_change
 from reports.results import Results
+from reports.stats.design import Contrast
 from reports.stats.differences import PairedDifference
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
@@ -100,9 +101,9 @@ def _estimate_effect(results: Results, hypothesis: Hypothesis) -> PairedDifferen
     """Estimate the change, each architecture at its best values of the nuisance parameters."""
     varied = results.judged_parameters
     fixed = {name: [value] for name, value in hypothesis.where.items() if name in varied}
-    name = hypothesis.parameter
+    contrast = Contrast(hypothesis.parameter, hypothesis.before, hypothesis.after)
     table = build_judged_table(results).subset(fixed)
-    return table.compute_difference({name: hypothesis.before}, {name: hypothesis.after})
+    return table.estimate(PairedDifference, table.match_contrast(contrast), (-1, 1))
 
 
 def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:

@@ -236,15 +236,6 @@ class FactorialTable:
         means = RunMeans.fit(architectures[known], replicates[known], int(architectures.max()) + 1)
         return means.compute(losses[known])[architectures]
 
-    def compute_difference(
-        self, before: Mapping[str, Any], after: Mapping[str, Any]
-    ) -> PairedDifference:
-        """Estimate the difference between two settings of the same parameters.
-
-        It has no pairs if the table lacks one of the values.
-        """
-        return self.estimate(PairedDifference, self.match(before, after), (-1, 1))
-
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
 
