@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import alembic.util
+import numpy as np
 import sqlalchemy as sa
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
+from scipy.io import savemat
 
 from search.create_or_join import StudyHandle, create_or_join
 from search.run_options import RunOptions
@@ -217,3 +219,15 @@ def _call(function: Any, arguments: Any, barrier: Any, outcomes: Any) -> None:
 def open_and_count(url: str) -> int:
     """Open a storage that may not exist yet; return the number of its studies."""
     return len(open_storage(url).get_all_studies())
+
+
+def write_chorales(path: Path) -> dict[str, Any]:
+    """Write piano rolls of a few steps in the form of the published file; return them by split."""
+    rng = np.random.default_rng(0)
+    rolls = {}
+    for name, lengths in {"traindata": [5, 9, 40], "validdata": [4, 7], "testdata": [6]}.items():
+        rolls[name] = np.empty((1, len(lengths)), object)
+        for place, length in enumerate(lengths):
+            rolls[name][0, place] = rng.integers(2, size=(length, 88), dtype=np.uint8)
+    savemat(path, rolls)
+    return rolls

@@ -28,7 +28,10 @@ class Chorales:
     files = ["JSB_Chorales.mat"]
 
     def __init__(self, folder: Path, *, length: int = 64) -> None:
-        rolls = loadmat(folder / self.files[0])
+        path = folder / self.files[0]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: docs/how-to/chorales.md says where it is")
+        rolls = loadmat(path)
         self.length = length
         self.rolls = {}
         for split, name in PARTS.items():

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy import special
 
 from reports.stats import Floats
 
@@ -77,5 +76,7 @@ def mean_half_width(values: Sequence[float]) -> float:
     """Return half the width of Student's 95% interval of a mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
+    from scipy import special
+
     quantile = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))

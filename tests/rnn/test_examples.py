@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
+from helpers import ROOT, write_chorales
 from torch import nn
 
 from rnn.own_code import CellSource, TaskSource, load_class, read_source
-from tests.user_cells import ROOT
 
 SWITCHES = [
     "input_gating",
@@ -137,19 +136,10 @@ def test_switches_that_exclude_each_other_are_refused(variant, options):
 
 # ------------------------------------------------------------------ chorales
 
-LENGTHS = {"traindata": [5, 9, 40], "validdata": [4, 7], "testdata": [6]}
-
 
 @pytest.fixture
 def chorales(tmp_path):
-    """Piano rolls of a few steps, in the form of the published file."""
-    rng = np.random.default_rng(0)
-    rolls = {}
-    for name, lengths in LENGTHS.items():
-        rolls[name] = np.empty((1, len(lengths)), object)
-        for place, length in enumerate(lengths):
-            rolls[name][0, place] = rng.integers(2, size=(length, 88), dtype=np.uint8)
-    savemat(tmp_path / "JSB_Chorales.mat", rolls)
+    rolls = write_chorales(tmp_path / "JSB_Chorales.mat")
     source = read_source("examples/tasks/chorales.py:Chorales", ROOT, TaskSource)
     return load_class(source)(tmp_path, length=8), rolls
 
@@ -175,7 +165,7 @@ def test_held_out_chorales_are_whole_and_the_same_each_time(chorales):
     task, rolls = chorales
     for split, name in (("validation", "validdata"), ("test", "testdata")):
         found = task.sample(split, np.random.default_rng(1), 3)
-        assert found["mask"].sum(1).tolist() == [length - 1 for length in LENGTHS[name]]
+        assert found["mask"].sum(1).tolist() == [len(roll) - 1 for roll in rolls[name][0]]
         for place, roll in enumerate(rolls[name][0]):
             assert (found["targets"][place, : len(roll) - 1] == roll[1:]).all()
 
@@ -191,3 +181,9 @@ def test_loss_of_a_chord_is_summed_over_its_keys(chorales):
     losses = task.loss(outputs, targets)
     assert losses.tolist() == pytest.approx([expected, 88 * of_key[3]], rel=1e-5)
     assert task.accuracy(outputs, targets).tolist() == pytest.approx([2 / 6, 0])
+
+
+def test_chorales_say_where_their_file_is(tmp_path):
+    source = read_source("examples/tasks/chorales.py:Chorales", ROOT, TaskSource)
+    with pytest.raises(FileNotFoundError, match=r"JSB_Chorales.mat not found: .*chorales.md says"):
+        load_class(source)(tmp_path)
