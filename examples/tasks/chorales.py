@@ -64,7 +64,8 @@ class Chorales:
 
     def accuracy(self, outputs, targets):
         """Return the right keys of each chord (N,), as a share of those played or predicted."""
-        is_predicted, is_played = outputs > 0, targets > 0
+        is_predicted = outputs > 0
+        is_played = targets > 0
         either = (is_predicted | is_played).sum(1)
         return (is_predicted & is_played).sum(1) / either.clamp(min=1)
 

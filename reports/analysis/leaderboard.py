@@ -129,17 +129,15 @@ class LeaderboardEntry:
         """
         if self.solved is not None:
             return min(self.losses)
-        low = self.loss - self._half_width
+        low = self.loss - mean_half_width(self.losses)
         return low if math.isnan(low) else max(low, self.least_loss)
 
     @property
     def high(self) -> float:
         """Upper end of the interval; the largest loss."""
-        return self.loss + self._half_width if self.solved is None else max(self.losses)
-
-    @property
-    def _half_width(self) -> float:
-        return mean_half_width(self.losses)
+        if self.solved is not None:
+            return max(self.losses)
+        return self.loss + mean_half_width(self.losses)
 
     @property
     def is_adjusted(self) -> bool:

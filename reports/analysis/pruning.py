@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import special
 
 from reports.results import Results
 from reports.stats import Floats
@@ -20,7 +19,7 @@ from reports.stats.audit import (
     measure_recall,
     merge_runs,
 )
-from reports.stats.estimate import CONFIDENCE
+from reports.stats.estimate import mean_half_width
 from studies.attributes import AuditLook
 from studies.best import top_count
 from studies.storage.trials import TrialStatus
@@ -108,8 +107,7 @@ def _mean_interval(sample: Floats) -> tuple[float, float, float]:
     mean = float(sample.mean()) if count else math.nan
     if count < 2:
         return mean, math.nan, math.nan
-    reach = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2) * sample.std(ddof=1))
-    reach /= math.sqrt(count)
+    reach = mean_half_width(sample.tolist())
     return mean, mean - reach, mean + reach
 
 

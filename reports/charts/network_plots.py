@@ -210,16 +210,17 @@ def chart_states(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart
         The chart, with a line for each form of a network; None if states are alike, or forms too
         many.
     """
-    rows = results.judge(results.complete)
+    measure = results.measure
+    name = measure.loss
+    column = measure.held_out_column("validation")
+    title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
+    if results.metric_columns:
+        name, column = next(iter(results.metric_columns.items()))
+        title = name
+    rows = results.judge(results.complete).dropna(subset=[column])
     forms = _list_forms(entries)
     if not forms or rows["state_count"].nunique() < 2:
         return None
-    measure = results.measure
-    column = measure.held_out_column("validation")
-    name, spec, title = measure.loss, measure.spec, measure.axis_title
-    if results.metric_columns:
-        name, column = next(iter(results.metric_columns.items()))
-        spec, title = ".4g", name
     figure = go.Figure()
     for (form, labels), style in zip(forms.items(), _line_styles(forms), strict=True):
         groups = rows[rows["architecture"].isin(labels)].groupby("state_count")[column]
@@ -230,14 +231,13 @@ def chart_states(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart
             y=means.tolist(),
             error_y={"array": widths, "thickness": 1, "width": 3},
             name=wrap_label(form, LEGEND_WIDTH),
-            hovertemplate=f"%{{x:,}} numbers: %{{y:{spec}}}<extra>%{{fullData.name}}</extra>",
+            hovertemplate="%{x:,} numbers: %{y:.4g}<extra>%{fullData.name}</extra>",
             **style,
         )
     counts = rows["state_count"].to_numpy(dtype=float)
     axis = {"title": "numbers of state"} | _scale_costs(counts.min(), counts.max())
-    values = rows[column].to_numpy(dtype=float)
     place_legend_below(figure, 290).update_layout(
-        xaxis=axis, yaxis={"title": title, "range": find_range(values[np.isfinite(values)])}
+        xaxis=axis, yaxis={"title": title, "range": find_range(rows[column].tolist())}
     )
     caption = (
         "Numbers in the states of all layers, for one sequence. A point is the mean over the runs "
@@ -247,18 +247,20 @@ def chart_states(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart
 
 
 def chart_windows(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart | None:
-    """Chart the share of solved runs by the values of the first nuisance parameter, a number.
+    """Chart the share of solved runs by the values of the first numeric nuisance parameter.
 
     Returns:
         The chart, with a line for each form of a network; None if the task does not say when it is
         solved, without such a parameter of three values or more, or with too many forms.
     """
-    forms = _list_forms(entries)
-    names = [name for name in results.nuisance if results.table[name].nunique() > 2]
-    if not forms or not names or results.outcomes is None:
+    table = results.table
+    names = [name for name in results.nuisance if pd.api.types.is_numeric_dtype(table[name])]
+    names = [name for name in names if table[name].nunique() > 2]
+    if not names or results.outcomes is None:
         return None
-    rows = results.table.assign(outcome=results.outcomes).dropna(subset=["outcome", names[0]])
-    if not pd.api.types.is_numeric_dtype(rows[names[0]]):
+    rows = table.assign(outcome=results.outcomes).dropna(subset=["outcome", names[0]])
+    forms = _list_forms([entry for entry in entries if entry.label in set(rows["architecture"])])
+    if not forms:
         return None
     figure = go.Figure()
     for (form, labels), style in zip(forms.items(), _line_styles(forms), strict=True):
@@ -288,7 +290,7 @@ def chart_windows(results: Results, entries: Sequence[LeaderboardEntry]) -> Char
 def _list_forms(entries: Sequence[LeaderboardEntry]) -> dict[str, list[str]]:
     """Group the names of architectures by their cell, and its options if colors suffice.
 
-    None if there are fewer than two groups, or more than colors.
+    Empty if there are fewer than two groups, or more than colors.
     """
     networks = {entry.label: entry.architecture for entry in entries if entry.architecture}
     several_layers = len({network.layers for network in networks.values()}) > 1
