@@ -308,7 +308,7 @@ def _list_forms(entries: Sequence[LeaderboardEntry]) -> dict[str, list[str]]:
 
 def _line_styles(forms: Mapping[str, list[str]]) -> list[dict[str, Any]]:
     """Return the style of the line of each form."""
-    colors = category_colors([form.lower() for form in forms])
+    colors = category_colors([form.lower().partition(",")[0] for form in forms])
     return [
         {"mode": "lines+markers", "line": {"color": color, "dash": DASHES[place % len(DASHES)]}}
         for place, color in enumerate(colors)
