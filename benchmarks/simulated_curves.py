@@ -236,6 +236,125 @@ def _solved_by_some(random: np.random.Generator, times: Floats) -> Family:
     return params, 0.05 + np.exp(logarithm + jitter)
 
 
+def _two_kinds(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate two kinds of networks: power laws and exponential falls, with effects of their own.
+
+    The second kind is ahead for most of the training and ends alike.
+    """
+    params, values = _simulate_switches(random)
+    _, others = _simulate_switches(random)
+    is_second = np.array([switches["switch_6"] for switches in params])
+    power_law = values[:, None] + 0.3 * ((times + 0.01) ** -0.5 - 1)
+    speed = 8 * random.lognormal(0, 0.15, (_COUNT, 1))
+    return params, np.where(
+        is_second[:, None], others[:, None] + 1.2 * np.exp(-speed * times), power_law
+    )
+
+
+def _restarts(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate a learning rate that falls to 0 and restarts, four times: losses rise each time."""
+    params, values = _simulate_switches(random)
+    rate = 0.5 + 0.5 * np.cos(math.pi * np.mod(4 * times, 1))
+    rate[-1] = 0  # of the end, which is no restart
+    height = 0.12 * random.lognormal(0, 0.4, (_COUNT, 1))
+    speed = 7 * random.lognormal(0, 0.2, (_COUNT, 1))
+    return params, values[:, None] + height * rate + np.exp(-speed * times)
+
+
+def _unequal_noise(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate networks of which a quarter, by two switches, end anywhere and the others do not."""
+    params, values = _simulate_switches(random)
+    is_noisy = np.array([switches["switch_0"] and switches["switch_5"] for switches in params])
+    private = np.where(is_noisy, 0.15, 0.015) * random.normal(0, 1, _COUNT)
+    lead = values[:, None] + private[:, None] * np.minimum(1, 1.5 * times)
+    return params, lead + 1.0 * np.exp(-9 * times)
+
+
+def _late_divergence(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate losses of which every third rises for good at a time of its own."""
+    params, values = _simulate_switches(random)
+    rises = random.random((_COUNT, 1)) < 1 / 3
+    moment = random.uniform(0.1, 1.2, (_COUNT, 1))
+    rise = 2.0 * rises * np.clip(times - moment, 0, None)
+    return params, values[:, None] + rise + 1.2 * np.exp(-8 * times)
+
+
+def _best_rates(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate 16 architectures at eight learning rates; each has a best rate, and a greatest."""
+    rates = np.tile(np.arange(8), 16)
+    architectures = np.repeat(np.arange(16), 8)
+    params = [
+        {
+            "learning_rate": 0.001 * 2.0 ** int(rate),
+            **{f"switch_{i}": bool(a >> i & 1) for i in range(4)},
+        }
+        for a, rate in zip(architectures.tolist(), rates.tolist(), strict=True)
+    ]
+    quality = random.normal(0, 0.1, 16)[architectures]
+    best = random.uniform(2, 6, 16)[architectures]
+    distance = rates - best
+    values = 2 + quality + np.where(distance < 0, 0.03, 0.015) * distance**2
+    values += random.normal(0, 0.02, len(rates))
+    speed = (3 * 1.5 ** (rates - 2.0))[:, None]
+    unstable = 0.6 * (distance > 2)[:, None] * np.minimum(1, 6 * times)
+    return params, values[:, None] + unstable + 1.2 * np.exp(-speed * times)
+
+
+def _deep_plateaus(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate deep networks, which start with a plateau, a longer one without a residual."""
+    grid = list(itertools.product((1, 2, 3, 4), (False, True), range(16)))
+    names = ("layers", "residual", "gates")
+    params = [dict(zip(names, row, strict=True)) for row in grid]
+    layers = np.array([row[0] for row in grid])
+    residual = np.array([row[1] for row in grid])
+    gates = random.normal(0, 0.06, 16)[[row[2] for row in grid]]
+    values = 2 - 0.06 * layers + gates + random.normal(0, 0.03, len(grid))
+    start = 0.1 * (layers - 1) * np.where(residual, 0.4, 1) * random.lognormal(0, 0.3, len(grid))
+    since = np.clip(times - start[:, None], 0, None)
+    return params, values[:, None] + 1.2 * np.exp(-9 * since)
+
+
+def _cells_in_turn(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate four cells of which each leaves the plateau of its own time, the last by the half.
+
+    Which of them ends best is left to chance.
+    """
+    grid = list(itertools.product(("a", "b", "c", "d"), (64, 128), range(16)))
+    params = [dict(zip(("cell", "state_size", "gates"), row, strict=True)) for row in grid]
+    cells = np.array(["abcd".index(row[0]) for row in grid])
+    wide = np.array([row[1] == 128 for row in grid])
+    values = 1.5 + random.normal(0, 0.08, 4)[cells] - 0.05 * wide
+    values += random.normal(0, 0.05, 16)[[row[2] for row in grid]]
+    values += random.normal(0, 0.02, len(grid))
+    moment = np.array([0.02, 0.1, 0.25, 0.5])[cells] * random.lognormal(0, 0.15, len(grid))
+    plateau = 1 / (1 + np.exp((times - moment[:, None]) / 0.03))
+    return params, values[:, None] + plateau + 0.3 * np.exp(-6 * times)
+
+
+def _second_falls(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate curves that fall at once and a second time, the earlier the better a network is."""
+    params, values = _simulate_switches(random)
+    place = (values - values.mean()) / values.std()
+    moment = 0.35 * np.exp(0.4 * place + random.normal(0, 0.3, _COUNT))
+    second = 0.4 / (1 + np.exp((times - moment[:, None]) / 0.05))
+    return params, values[:, None] + second + 1.2 * np.exp(-12 * times)
+
+
+def _late_gains(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate falls to a level of one set of switches, then steady gains by another set."""
+    params, values = _simulate_switches(random)
+    _, gains = _simulate_switches(random)
+    curves = values[:, None] + (gains - 2)[:, None] * times
+    return params, curves + 1.2 * np.exp(-15 * times)
+
+
+def _shrinking_noise(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate noise of single points that is ten times as large at the start as at the end."""
+    params, values = _simulate_switches(random)
+    noise = random.normal(0, 0.15, (_COUNT, len(times))) * np.exp(-2.3 * times)
+    return params, values[:, None] + noise + 1.2 * np.exp(-7 * times)
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "power laws": _power_laws,
     "fast and slow": _fast_and_slow,
@@ -253,4 +372,14 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "three-way speed": _three_way_speed,
     "spikes": _spikes,
     "solved by some": _solved_by_some,
+    "two kinds": _two_kinds,
+    "restarts": _restarts,
+    "unequal noise": _unequal_noise,
+    "late divergence": _late_divergence,
+    "best rates": _best_rates,
+    "deep plateaus": _deep_plateaus,
+    "cells in turn": _cells_in_turn,
+    "second falls": _second_falls,
+    "late gains": _late_gains,
+    "shrinking noise": _shrinking_noise,
 }

@@ -111,28 +111,30 @@ class LSTMVariant(nn.Module):
     def step(self, wx: Tensor, state: State) -> tuple[Tensor, State]:
         """Return y (B, n) and the next state, given x·W + b (B, size)."""
         y, m, *last_gates = state
-        u, *parts = (wx + self.recurrent(y)).to(y.dtype).split(self.state_size, 1)  # (B, n) each
+        total = torch.addmm(wx, y, self.recurrent.weight.T).to(y.dtype)
+        u, *parts = total.split(self.state_size, 1)  # (B, n) each
         if self.gate_recurrence is not None:
             added = self.gate_recurrence(last_gates[0]).to(y.dtype).split(self.state_size, 1)
             parts = [part + other for part, other in zip(parts, added, strict=True)]
         given = dict(zip(self.gates, parts, strict=True))
         if self.input_activation:
             u = u.tanh()
-        i = self.open_gate("i", given, m)
-        f = 1 - i if self.coupled_gates else self.open_gate("f", given, m)
-        m = f * m + i * u  # (B, n)
-        o = self.open_gate("o", given, m)
-        y = o * (m.tanh() if self.output_activation else m)  # (B, n)
+        opened = {name: self.open_gate(name, given[name], m) for name in self.gates if name != "o"}
+        if self.coupled_gates:
+            m = torch.lerp(m, u, opened["i"])
+        else:
+            kept = opened["f"] * m if "f" in opened else m
+            m = torch.addcmul(kept, opened["i"], u) if "i" in opened else kept + u
+        y = m.tanh() if self.output_activation else m
+        if "o" in given:
+            opened["o"] = self.open_gate("o", given["o"], m)
+            y = opened["o"] * y
         if self.gate_recurrence is None:
             return y, (y, m)
-        opened = {"i": i, "f": f, "o": o}
-        return y, (y, m, torch.cat([opened[name] for name in self.gates], 1))
+        return y, (y, m, torch.cat(list(opened.values()), 1))
 
-    def open_gate(self, name: str, given: dict[str, Tensor], m: Tensor) -> Tensor:
-        """Return a gate (B, n), or ones if there is none."""
-        if name not in given:
-            return torch.ones_like(m)
-        total = given[name]
+    def open_gate(self, name: str, total: Tensor, m: Tensor) -> Tensor:
+        """Return a gate (B, n), given all that it reads but the memory m (B, n)."""
         if name in self.peepholes:
-            total = total + self.peepholes[name] * m
+            total = torch.addcmul(total, self.peepholes[name], m)
         return total.sigmoid()

@@ -136,6 +136,14 @@ def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
     assert np.abs(prediction.mean - values)[20:40].mean() < 0.04
 
 
+def test_network_on_a_plateau_that_the_others_have_left_is_not_given_up():
+    params, losses, values = simulate_grid(0)
+    losses[-1] = 3.6  # at each rung
+    complete = np.arange(len(values) - 1)
+    prediction = predict(params, *hide_unobserved(losses, values, complete, 3))
+    assert prediction.cdf(np.quantile(values[complete], 0.1))[-1] > 0.01
+
+
 def simulate_rows(count, noise, seed=0):
     """Return features, their kinds, a target and variances of a regression."""
     random = np.random.default_rng(seed)
