@@ -119,7 +119,7 @@ def test_example_study_is_valid(path, tmp_path):
         "linear-recurrences": 12,
         "state-tracking": 176,
         "learning-rate-windows": 288,
-        "lstm-variants": 1152,
+        "lstm-variants": 768,
     }
     assert config.grid.count() == counts.get(path.stem, 4)
 
