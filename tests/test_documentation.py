@@ -120,6 +120,7 @@ def test_example_study_is_valid(path, tmp_path):
         "state-tracking": 176,
         "learning-rate-windows": 288,
         "lstm-variants": 768,
+        "chorales": 18,
     }
     assert config.grid.count() == counts.get(path.stem, 4)
 

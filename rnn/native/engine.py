@@ -25,7 +25,8 @@ _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 
 _MAX_AMX_STATE_SIZE = 1024
 """The same in bfloat16 on CPUs with AMX instructions, which both use. There memory limits a step:
-Adam in the library, prefetched weights and smaller chunks of streams gained nothing."""
+Adam in the library, prefetched weights and smaller chunks of streams gained nothing, and without
+AMX neither did an update of each weight once its gradient is known, 0.84 to 1.03 times as fast."""
 
 # ------------------------------------------------------------------ structs of the library
 
