@@ -45,6 +45,11 @@ CURVE_INPUTS = 20 * CURVE_POINTS
 """Inputs that the training reads for each that a point of the held-out curves reads: all points
 together read a twentieth, without gradients."""
 
+EXPLOSION = 1000.0
+"""How many times its greatest training loss the validation loss of a network has to be for the
+network to have diverged: states that grow from step to step explode on sequences that are longer
+than those of training. The mean of an effect would be that one loss."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -229,8 +234,12 @@ class Trainer:
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs = loop.configs
         train_seconds = list(loop.seconds)
+        curves = loop.curves
         measured = _evaluate_networks(loop, self._task, self.config, on_step)
-        values = [_find_value(attributes, self.config) for attributes in measured]
+        values = [
+            _find_value(attributes, curve, self.config)
+            for attributes, curve in zip(measured, curves, strict=True)
+        ]
         selected = self.best_weights.select(
             {
                 claims[trial_config].trial.number: value
@@ -247,7 +256,7 @@ class Trainer:
             rate = settings.steps / seconds
             if claim.is_lost:
                 continue
-            if value is None:  # after the last log point, or on held-out data
+            if value is None:
                 yield claim, self._diverged_result(trial_config, rate, seconds)
                 continue
             results |= {
@@ -410,10 +419,18 @@ def _evaluate_networks(
     return measured
 
 
-def _find_value(attributes: Mapping[str, Any], config: StudyConfig) -> float | None:
-    """Return the objective value of an evaluated trial; None if a result is not finite."""
+def _find_value(
+    attributes: Mapping[str, Any], curve: Mapping[int, float], config: StudyConfig
+) -> float | None:
+    """Return the objective value of an evaluated trial; None if it has diverged.
+
+    It may have done so after its last log point, or on held-out data.
+    """
     numbers = (number for number in attributes.values() if isinstance(number, float))
     if not all(map(math.isfinite, numbers)):
+        return None
+    greatest = max(map(abs, curve.values()))
+    if 0 < EXPLOSION * greatest < attributes[OBJECTIVE_ATTRIBUTES["validation"]]:
         return None
     value: float = attributes[OBJECTIVE_ATTRIBUTES[config.objective]]
     return value

@@ -6,7 +6,7 @@ import math
 import optuna
 import pytest
 import torch
-from helpers import QUICK, TEXT, join_study
+from helpers import QUICK, TEXT, TINY_OVERRIDES, join_study
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
@@ -228,6 +228,31 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
     joined, messages = work(sqlite_url, text, overrides)
     assert set(messages) == {"diverged"}
     assert {trial.user_attrs["failure"] for trial in joined.study.trials} == {"diverged"}
+
+
+GROWING = """
+from torch import nn
+
+class Growing(nn.Module):
+    def __init__(self, input_size, state_size):
+        super().__init__()
+        self.read = nn.Linear(input_size, state_size)
+
+    def forward(self, x, state):
+        state = 2 * state + self.read(x)
+        return state, state
+"""
+
+
+def test_network_that_explodes_on_longer_sequences_has_diverged(sqlite_url, text, tmp_path):
+    (tmp_path / "cell.py").write_text(GROWING)
+    space = 'cell = ["cell.py:Growing"]\nlayers = [1]\nstate_size = [4]\n'
+    (tmp_path / "growing.toml").write_text(f"[space]\n{space}")
+    for length, end in ((8, "complete"), (64, "diverged")):
+        overrides = [*TINY_OVERRIDES, "precision='fp32'", f"evaluation.window_length={length}"]
+        study = str(tmp_path / "growing.toml")
+        _, messages = work(sqlite_url, text, overrides, study, name=f"length-{length}")
+        assert messages[-1] == end
 
 
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
