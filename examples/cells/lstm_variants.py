@@ -112,7 +112,7 @@ class LSTMVariant(nn.Module):
         """Return y (B, n) and the next state, given x·W + b (B, size)."""
         y, m, *last_gates = state
         total = torch.addmm(wx, y, self.recurrent.weight.T).to(y.dtype)
-        u, *parts = total.split(self.state_size, 1)  # (B, n) each
+        u, *parts = total.chunk(1 + len(self.gates), 1)  # (B, n) each
         if self.gate_recurrence is not None:
             added = self.gate_recurrence(last_gates[0]).to(y.dtype).split(self.state_size, 1)
             parts = [part + other for part, other in zip(parts, added, strict=True)]
