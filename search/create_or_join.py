@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import StudyDirection
@@ -110,6 +110,10 @@ class StudyHandle(OpenStudy):
     def task_of(self, options: "TaskOptions") -> "Task":
         """Return the task of a trial, given the options of the task in which it varies."""
         return search.cells_tasks.build_task(self.tasks, options)
+
+    def floors_of(self, params: Mapping[str, Any]) -> Floors | None:
+        """Return the floors of a trial's task; None for text."""
+        return self.record.task_floors.get(self.config.task_of(params), self.record.floors)
 
     def for_worker(self, options: RunOptions) -> WorkerOptions:
         """Return the options of a worker that is given the name of the study.

@@ -34,6 +34,7 @@ from search.worker.versions import earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig
 from studies.messages import to_printable
+from studies.records import Floors
 from studies.trial_params import to_trial_config
 
 SAMPLE_LENGTH = 300
@@ -46,9 +47,9 @@ CURVE_INPUTS = 20 * CURVE_POINTS
 together read a twentieth, without gradients."""
 
 EXPLOSION = 1000.0
-"""How many times its greatest training loss the validation loss of a network has to be for the
-network to have diverged: states that grow from step to step explode on sequences that are longer
-than those of training. The mean of an effect would be that one loss."""
+"""A network has diverged if its validation loss is more than so many times those of the task's
+floors: without bounded activations states explode, on long sequences most. The mean of an effect
+would be that one loss."""
 
 _logger = logging.getLogger(__name__)
 
@@ -234,12 +235,9 @@ class Trainer:
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs = loop.configs
         train_seconds = list(loop.seconds)
-        curves = loop.curves
         measured = _evaluate_networks(loop, self._task, self.config, on_step)
-        values = [
-            _find_value(attributes, curve, self.config)
-            for attributes, curve in zip(measured, curves, strict=True)
-        ]
+        limit = _limit_loss(self._handle.floors_of(next(iter(claims.values())).trial.params))
+        values = [_find_value(attributes, limit, self.config) for attributes in measured]
         selected = self.best_weights.select(
             {
                 claims[trial_config].trial.number: value
@@ -419,18 +417,19 @@ def _evaluate_networks(
     return measured
 
 
-def _find_value(
-    attributes: Mapping[str, Any], curve: Mapping[int, float], config: StudyConfig
-) -> float | None:
-    """Return the objective value of an evaluated trial; None if it has diverged.
+def _limit_loss(floors: Floors | None) -> float:
+    """Return the validation loss above which a network has diverged; infinite without floors."""
+    if floors is None:
+        return math.inf
+    return EXPLOSION * max(abs(floors.constant["loss"]), abs(floors.memoryless["loss"]))
 
-    It may have done so after its last log point, or on held-out data.
-    """
+
+def _find_value(attributes: Mapping[str, Any], limit: float, config: StudyConfig) -> float | None:
+    """Return the objective value of an evaluated trial; None if it has diverged."""
     numbers = (number for number in attributes.values() if isinstance(number, float))
     if not all(map(math.isfinite, numbers)):
         return None
-    greatest = max(map(abs, curve.values()))
-    if 0 < EXPLOSION * greatest < attributes[OBJECTIVE_ATTRIBUTES["validation"]]:
+    if attributes[OBJECTIVE_ATTRIBUTES["validation"]] > limit:
         return None
     value: float = attributes[OBJECTIVE_ATTRIBUTES[config.objective]]
     return value
