@@ -285,10 +285,10 @@ def _best_rates(random: np.random.Generator, times: Floats) -> Family:
     architectures = np.repeat(np.arange(16), 8)
     params = [
         {
-            "learning_rate": 0.001 * 2.0 ** int(rate),
-            **{f"switch_{i}": bool(a >> i & 1) for i in range(4)},
+            "learning_rate": 0.001 * 2.0**rate,
+            **{f"switch_{i}": bool(architecture >> i & 1) for i in range(4)},
         }
-        for a, rate in zip(architectures.tolist(), rates.tolist(), strict=True)
+        for architecture, rate in zip(architectures.tolist(), rates.tolist(), strict=True)
     ]
     quality = random.normal(0, 0.1, 16)[architectures]
     best = random.uniform(2, 6, 16)[architectures]

@@ -121,7 +121,7 @@ class LSTMVariant(nn.Module):
             u = u.tanh()
         opened = {name: self.open_gate(name, given[name], m) for name in self.gates if name != "o"}
         if self.coupled_gates:
-            m = torch.lerp(m, u, opened["i"])
+            m = torch.lerp(m, u, opened["i"])  # (1 − i) ⊙ m + i ⊙ u
         else:
             kept = opened["f"] * m if "f" in opened else m
             m = torch.addcmul(kept, opened["i"], u) if "i" in opened else kept + u

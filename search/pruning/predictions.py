@@ -56,7 +56,7 @@ EXTRAPOLATION = 1.0
 """Standard deviation of a prediction for each unit that a loss has fallen less than all those of
 which the end is known. A network on a plateau that these have left may fall as they did, which the
 regression has not seen: without it, a simulated grid lost a third of its best tenth, deep networks
-that fall late. With twice as much, searches cost more and kept as many."""
+that fall late."""
 
 _MAX_LOGARITHM = 20.0
 """Greatest logarithm of an excess, in widths, that is expanded; greater predictions are equal."""
