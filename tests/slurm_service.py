@@ -94,8 +94,13 @@ class Slurm:
         return dict(line.split() for line in listed if line)
 
     def wait_for_restart(self, job: str, number: int) -> None:
-        """Wait until a job was requeued so many times."""
-        wait_until(lambda: f"Restarts={number} " in self.run("scontrol", "show", "job", job))
+        """Wait until a job that was requeued so many times runs; before, it may be finished."""
+
+        def runs_again() -> bool:
+            shown = self.run("scontrol", "show", "job", job)
+            return f"Restarts={number} " in shown and "JobState=RUNNING" in shown
+
+        wait_until(runs_again)
 
     def wait_for_no_job(self) -> None:
         wait_until(lambda: not self.jobs())
