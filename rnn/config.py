@@ -4,7 +4,7 @@ This module needs no PyTorch. It holds the only lists of cells, of the values of
 precisions and of optimizers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
@@ -211,15 +211,15 @@ class NetworkConfig:
         """Short name, unique within a study.
 
         For example ``"2×256 forget+state gates, new state, residual"``,
-        ``"2×256 GRU, residual blocks"`` or ``"2×256 MinGRU, norm true"``.
+        ``"2×256 GRU, residual blocks"`` or ``"2×256 MinGRU, norm, expansion 1.5"``. Of the
+        switches of a cell it names those that are on.
         """
         if self.is_gated:
             cell = self.gated.label
         elif self.is_built_in:
             cell = _CELL_LABELS[self.cell]
         else:
-            options = (f", {name} {format_value(value)}" for name, value in self.options)
-            cell = "".join([self.cell, *options])
+            cell = ", ".join([self.cell, *_label_options(self.options)])
         blocks = ", residual blocks" if self.is_residual else ""
         return f"{self.layers}×{self.state_size} {cell}{blocks}"
 
@@ -234,6 +234,12 @@ class NetworkConfig:
         gates = (gated.input_gate, gated.forget_gate, gated.output_gate, gated.state_gate)
         switches = "".join(str(int(switch)) for switch in (*gates, gated.residual))
         return f"{switches}-{gated.state_source}-{sizes}-{gated.gate_inputs}"
+
+
+def _label_options(options: Iterable[tuple[str, ParamValue]]) -> list[str]:
+    """Name the switches that are on, and the values of other options."""
+    named = ((name.replace("_", " "), value) for name, value in options if value is not False)
+    return [name if value is True else f"{name} {value}" for name, value in named]
 
 
 @cache

@@ -227,4 +227,4 @@ def wrap_label(label: str, width: int = 26) -> str:
 
 def find_row_height(labels: Sequence[str]) -> int:
     """Return the height in pixels of a row of a category axis with such labels."""
-    return 8 + 16 * (1 + max((label.count("<br>") for label in labels), default=0))
+    return 8 + 17 * (1 + max((label.count("<br>") for label in labels), default=0))

@@ -264,7 +264,7 @@ def _plot_curves(
         bundle = _trace_curves(results, measure, points, drawn)
         traces += [trace | {"visible": place == 0} for trace in bundle]
         owners += [place] * len(bundle)
-    axes = [_describe_axis(*found, clips=bool(results.cells)) for found in listed]
+    axes = [_describe_axis(results, *found) for found in listed]
     title, shown = axes[0].values()
     figure = go.Figure(traces).update_layout(
         xaxis_title="step",
@@ -288,11 +288,13 @@ def _plot_curves(
     return figure
 
 
-def _describe_axis(measure: Measure, points: pd.DataFrame, clips: bool) -> dict[str, Any]:
+def _describe_axis(results: Results, measure: Measure, points: pd.DataFrame) -> dict[str, Any]:
     quantiles = [0.0, 1.0]
-    if clips:  # the steep descent of the first steps of training, common to all networks
+    if results.cells:  # the steep descent of the first steps of training, common to all networks
         quantiles = [0.02, 1] if measure.higher_is_better else [0, 0.98]
-    ends = find_range(points["loss"].quantile(quantiles).tolist())
+    ranked = points[points["number"].isin(results.complete.index)]
+    losses = points["loss"] if ranked.empty else ranked["loss"]  # others may have diverged
+    ends = find_range(losses.quantile(quantiles).tolist())
     title = escape_html(add_unit(measure.curve, measure.unit))
     return {"yaxis.title.text": title, "yaxis.range": ends}
 

@@ -249,10 +249,10 @@ def _list_accounts(results: Results) -> list[tuple[str, str]]:
     if table["completed"].notna().any():
         span = (table["completed"].max() - table["started"].min()).total_seconds()
         time += f", {format_duration(span)} from the first start to the last end"
-    workers = format_count(table["worker"].nunique(), "worker")
-    facts.append(
-        ("Time", f"{time}, {workers} on {format_count(table['host'].nunique(), 'machine')}")
-    )
+    if table["worker"].notna().any():  # exports lack it
+        machines = format_count(table["host"].nunique(), "machine")
+        time += f", {format_count(table['worker'].nunique(), 'worker')} on {machines}"
+    facts.append(("Time", time))
     for name, column in (("PyTorch", "torch"), ("Devices", "device"), ("Threads", "threads")):
         values = sorted({str(value) for value in table[column].dropna()})
         if values:

@@ -119,6 +119,17 @@ def test_curves_are_grouped_by_rank_with_the_best_on_top(results):
     assert (steps, losses) == ([50, 100], [2.5, 1.5])
 
 
+def test_curves_without_a_value_do_not_set_the_axis(results):
+    low, high = chart_curves(results).figure.layout.yaxis.range
+    exploded = results.curves["number"] == 3
+    curves = results.curves.assign(loss=results.curves["loss"].mask(exploded, 1e30))
+    figure = chart_curves(replace(results, curves=curves)).figure
+    assert max(np.nanmax(trace.y) for trace in figure.data) == np.float32(1e30)
+    ends = figure.layout.yaxis.range
+    assert ends[1] <= high
+    assert ends[0] == pytest.approx(low, abs=high - low)
+
+
 def test_reader_chooses_the_curve_of_training_or_held_out_data(results):
     assert not chart_curves(results).figure.layout.updatemenus, "there is nothing to choose"
     metrics = results.curves[results.curves["number"] < 3].drop(columns="loss")

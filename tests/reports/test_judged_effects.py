@@ -74,8 +74,11 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url):
     assert set(own["norm"]) == {False, True}
     assert others["norm"].isna().all()
     row = results.complete.iloc[0]
-    assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
-    assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning rate 0.001"
+    assert row["architecture"] == "2×8 MinGRU, norm, expansion 1.0"
+    assert row["label"] == "2×8 MinGRU, norm, expansion 1.0, learning rate 0.001"
+    plain = own["architecture"][own["norm"].eq(False)]
+    assert "2×8 MinGRU, expansion 1.0" in set(plain)
+    assert not plain.str.contains("norm").any()
 
 
 def test_effects_of_a_union_compare_like_with_like(sqlite_url):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from test_imported_report import FOREIGN_WORDS
 
 from reports.analysis.pruning import audit_pruning
 from reports.final_report import write_csv
-from rnn_search import load
+from rnn_search import import_study, load
 from studies.attributes import AuditState
 from studies.errors import StudyFileError
 from studies.exchange import change_objective, export_study, import_studies, open_study_file
@@ -47,6 +48,16 @@ def test_page_shows_the_loop_and_its_parameters_and_says_nothing_about_networks(
         "1 worker on 1 machine",
     ):
         assert shown in page.words
+
+
+def test_accounts_of_an_imported_export_leave_out_workers_and_machines(sqlite_url, tmp_path):
+    make_loop(sqlite_url)
+    path = tmp_path / "loop.jsonl"
+    export_study(sqlite_url, "loop", path)
+    import_study(path, name="imported", storage=sqlite_url)
+    page = build(sqlite_url, "imported")
+    assert re.search(r"Time [\d.]+ \w+ of computing", page.words)
+    assert " workers on " not in page.words
 
 
 @pytest.mark.parametrize(
