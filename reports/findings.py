@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
@@ -40,7 +39,7 @@ from reports.stats.differences import Method
 from reports.stats.effects import Effect
 from reports.stats.estimate import adjust_estimates
 from reports.stats.judged import Edge
-from reports.stats.shares import Mixture, SolvedRuns, find_mixture
+from reports.stats.shares import SolvedRuns
 from reports.trial_table import is_continuous, to_python
 from studies.measure import SOLVED, Measure
 from studies.messages import format_value, is_missing
@@ -49,13 +48,6 @@ from studies.storage.trials import TrialStatus
 
 N_LARGEST = 3
 """Largest significant effects that are named."""
-
-MAX_DISTANCE = 1000.0
-"""Distance of a value from the median, in median distances, from which a warning names it: of
-normally distributed values 670 standard deviations."""
-
-MIN_VALUES = 5
-"""Values from which their median distance is used."""
 
 QUANTILE = 1.96
 """Half-width of a 95% interval, in standard deviations."""
@@ -246,13 +238,18 @@ class StudyFindings:
         rows = results.judge(results.complete)
         if results.outcomes is not None:
             rows = results.judge().assign(value=results.outcomes).dropna(subset="value")
+        excludes = results.config.untrained == "exclude"
+        if excludes:
+            rows = rows[~results.find_misled(rows)]
         settings = results.number_settings(rows)
         means = rows["value"].groupby(settings).mean()  # in the order of the rows
         firsts = rows[~settings.duplicated()]
         columns: dict[str, list[Any]] = {}
         for name in names:
             if is_continuous(results.table[name]) or name not in results.uncontrasted:
-                column = firsts[name]
+                column = firsts[name].astype(object)
+                if excludes:  # they say as little of it as networks that lack it
+                    column = column.mask(results.find_untrained(firsts, name))
                 columns[name] = [None if is_missing(v) else to_python(v) for v in column]
         effects = estimate_additive_effects(columns, means.tolist(), self.measure.higher_is_better)
         return [effect for effect in effects if effect.contrast.parameter not in decided]
@@ -308,20 +305,6 @@ class StudyFindings:
         return compare_by_threshold(self.results)
 
     @cached_property
-    def mixture(self) -> Mixture | None:
-        """The gap of losses that are a mixture, although the task does not say when it is solved.
-
-        None without one, and for values of which a higher one is better.
-        """
-        results = self.results
-        is_compared = results.has_replicates and not results.is_pruned
-        if not is_compared or results.outcomes is not None or results.measure.higher_is_better:
-            return None
-        rows = results.judge(results.complete)
-        architectures = np.array(results.number_architectures(rows), dtype=np.int64)
-        return find_mixture(np.array(rows["value"], dtype=float), architectures)
-
-    @cached_property
     def pruning(self) -> PruningSummary | None:
         """What pruning saved; None if it was not enabled."""
         return summarize_pruning(self.results)
@@ -365,22 +348,6 @@ class StudyFindings:
         by_cell = _count_divergences(rows, cells)
         is_left = ~cells.isin([found.name for found in by_cell])
         return by_cell + _count_divergences(rows[is_left], rows["architecture"][is_left])
-
-    @cached_property
-    def outliers(self) -> "pd.Series[float]":
-        """Values of complete trials that went astray without diverging, the farthest first.
-
-        They are further than :data:`MAX_DISTANCE` times the median distance from the median, which
-        half of all values do not move (Hampel, *The Influence Curve and its Role in Robust
-        Estimation*, 1974). Where half of the values are equal, none is, and none of a task that is
-        solved or not, whose values have no mean.
-        """
-        values = self.results.complete["value"].astype(float)
-        distances = (values - values.median()).abs().sort_values(ascending=False)
-        typical = float(distances.median())
-        if len(values) < MIN_VALUES or not typical or self.results.outcomes is not None:
-            return values[:0]
-        return values[distances.index[distances > MAX_DISTANCE * typical]]
 
     @cached_property
     def budgets(self) -> list[UnequalBudget]:

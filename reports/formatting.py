@@ -14,7 +14,7 @@ from reports.stats.differences import PairedDifference
 from reports.stats.effects import Effect
 from reports.stats.shares import SolvedRuns
 from studies.measure import Measure
-from studies.messages import format_param, format_value
+from studies.messages import format_param, format_value, join
 
 _OPEN = "\ufdd0"
 _CLOSE = "\ufdd1"
@@ -42,13 +42,6 @@ def to_sentence(clause: str) -> str:
     """Return a clause with an upper-case first letter and a full stop."""
     start = len(_OPEN) if clause.startswith(_OPEN) else 0
     return f"{clause[:start]}{clause[start : start + 1].upper()}{clause[start + 1 :]}."
-
-
-def join(parts: Sequence[str]) -> str:
-    """Join phrases: ``a``, ``a and b``, ``a, b and c``."""
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def join_params(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reports.stats.design import ParameterTraits, has_levels, number_groups, order_values
+from reports.stats.effects import Kinds
 from reports.stats.run_means import average_runs
 from reports.stats.shares import place_groups
 from reports.trial_table import (
@@ -25,6 +26,7 @@ from studies.attributes import AuditLook, select_looks
 from studies.config import StudyConfig
 from studies.measure import Measure, find_measure
 from studies.messages import format_param, format_value
+from studies.network_facts import find_facts, find_kinds, is_misled
 from studies.records import Floors
 from studies.space import BPTT_STEPS, CELL, REPLICATE, TASK, param_order
 from studies.stated_hypotheses import HypothesisRecord
@@ -358,6 +360,47 @@ class Results:
         is_complete = states == TrialStatus.COMPLETE
         outcomes = is_solved.astype(float).where(is_complete)
         return outcomes.mask(states == TrialStatus.DIVERGED, 0.0)
+
+    @cached_property
+    def facts(self) -> "pd.Series[Any]":
+        """What the network of each trial can learn, as :class:`rnn.config.NetworkFacts`.
+
+        None where that is not known.
+        """
+        if not self.cells:
+            return pd.Series(None, self.table.index, dtype=object)
+        names = [CELL, *self.config.list_params()]
+        keys = ["architecture", BPTT_STEPS, *([TASK] if TASK in self.table else [])]
+        groups = number_groups(self.table, keys)
+        rows = self.table[~groups.duplicated()].to_dict("records")
+        found = [find_facts(list_params(row, names), self.config) for row in rows]
+        return pd.Series([found[group] for group in groups], self.table.index, dtype=object)
+
+    def find_kinds(self, rows: pd.DataFrame) -> Kinds | None:
+        """Return which pairs of some rows cannot show a change; None if all can."""
+        return find_kinds(list(self.facts[rows.index]), self.config)
+
+    def find_misled(self, rows: pd.DataFrame) -> "pd.Series[bool]":
+        """Return which of some rows are networks that do not see the input that they may need."""
+        found = [is_misled(facts, self.config) for facts in self.facts[rows.index]]
+        return pd.Series(found, rows.index, dtype=bool)
+
+    def find_untrained(self, rows: pd.DataFrame, name: str) -> "pd.Series[bool]":
+        """Return in which of some rows the parts that a parameter adds are never trained.
+
+        A parameter adds the parts that networks have or lack by its value alone.
+        """
+        parts = pd.DataFrame(
+            [facts.cell_parts if facts else {} for facts in self.facts[rows.index]], rows.index
+        )
+        values = rows[name].map(repr)
+        is_untrained = pd.Series(False, rows.index)
+        for part in parts:
+            has_part = parts[part].notna()
+            shares = has_part.groupby(values).mean()
+            if shares.isin([0, 1]).all() and shares.nunique() == 2:
+                is_untrained |= has_part & (parts[part] == False)  # noqa: E712  # NaN is neither
+        return is_untrained
 
     @cached_property
     def losses(self) -> "pd.Series[float]":

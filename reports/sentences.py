@@ -8,15 +8,12 @@ note, so that they agree. The findings are data (:mod:`reports.findings`). Texts
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.pruning import PruningAudit
-from reports.findings import MAX_DISTANCE, Divergence, StudyFindings, TaskComparison, UnequalBudget
+from reports.findings import Divergence, StudyFindings, TaskComparison, UnequalBudget
 from reports.formatting import (
     format_shares,
     format_solved,
-    join,
     join_params,
     label_change,
     strong,
@@ -27,17 +24,14 @@ from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.differences import Method
 from reports.stats.effects import Effect
-from reports.stats.estimate import CONFIDENCE, adjust_by_holm
+from reports.stats.estimate import CONFIDENCE
 from reports.stats.judged import Edge
 from reports.stats.power import MIN_DIFFERENCES
 from studies.measure import Measure
-from studies.messages import format_count, format_param, format_value
+from studies.messages import format_count, format_param, format_value, join
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
-
-MAX_RANK_P = 0.2
-"""P-value of the signed-rank test above which a significant mean is said to rest on few pairs."""
 
 TELLING_RECALL = 0.5
 """Lower bound of the recall below which an audit says little about it."""
@@ -372,12 +366,7 @@ def list_warnings(findings: StudyFindings) -> list[str]:
     if more := findings.divergences[MAX_NAMED:]:
         count = format_count(len(more), f"other {results.noun}")
         warnings.append(f"{count} diverged in most trials")
-    if len(findings.outliers):
-        warnings.append(_describe_outliers(findings))
-    if findings.mixture is not None:
-        warnings.append(_describe_mixture(findings))
     warnings += [_describe_budget(budget) for budget in findings.budgets]
-    warnings += _list_doubts(findings.effects)
     for name, column in (("the training code", "code"), ("PyTorch", "torch")):
         versions = results.count_versions(column)
         if versions > 1:
@@ -406,48 +395,6 @@ def describe_divergence(divergence: Divergence) -> str:
     """Say how often a cell or an architecture diverged."""
     trials = format_count(divergence.ended, "trial")
     return f"{strong(divergence.name)} diverged in {divergence.diverged:,} of {trials}"
-
-
-def _describe_outliers(findings: StudyFindings) -> str:
-    """Say how many values lie far from all others, and name the farthest."""
-    outliers = findings.outliers
-    count = format_count(len(findings.results.complete), "complete trial")
-    value = f"{outliers.iloc[0]:.3g} {findings.results.measure.unit}".rstrip()
-    return (
-        f"{len(outliers):,} of {count} over {MAX_DISTANCE:,.0f} times as far from the median as "
-        f"half of the values (trial {outliers.index[0]}: {value}): every mean with one rests on it"
-    )
-
-
-def _list_doubts(effects: Sequence[Effect]) -> list[str]:
-    """Warn of effects that differ between the orders of the data, or rest on few pairs."""
-    by_seed = adjust_by_holm(np.array([effect.seed_p for effect in effects]))
-    lines = []
-    for effect, p in zip(effects, by_seed, strict=True):
-        label = strong(label_change(effect.contrast))
-        if p < 1 - CONFIDENCE:
-            lines.append(
-                f"the effect of {label} differs between the seeds by more than single runs do: its "
-                "interval holds for these orders of the data alone"
-            )
-        if effect.is_significant and effect.rank_p > MAX_RANK_P:
-            lines.append(
-                f"the mean effect of {label} is carried by few pairs: by ranks, p = "
-                f"{effect.rank_p:.2g}"
-            )
-    return lines
-
-
-def _describe_mixture(findings: StudyFindings) -> str:
-    """Say that losses are a mixture, so that means say little."""
-    mixture = findings.mixture
-    assert mixture is not None
-    ends = " to ".join(f"{end:.3g}" for end in (mixture.below, mixture.above))
-    return (
-        f"the losses look like a mixture: runs of {mixture.split:,} of {mixture.architectures:,} "
-        f"{findings.results.noun}s lie on both sides of a gap from {ends}, so means say little; "
-        "a task that says when it is solved has its runs compared by that"
-    )
 
 
 def _describe_budget(budget: UnequalBudget) -> str:

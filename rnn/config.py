@@ -4,7 +4,8 @@ This module needs no PyTorch. It holds the only lists of cells, of the values of
 precisions and of optimizers.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
@@ -116,6 +117,24 @@ class GatedOptions:
     def output_depends_on_input(self) -> bool:
         """Whether a layer's output depends on its input at the same time step."""
         return self.reads_new_state or self.residual or self.input_gate
+
+    @property
+    def facts(self) -> "CellFacts":
+        """What a gradient reaches in a layer, see :class:`CellFacts`."""
+        recurrent = 0 if self.reads_new_state else 1
+        through_gate = 0 if self.reads_previous_state else recurrent
+        lags = {
+            "input_gate": through_gate,
+            "candidate": recurrent,
+            "state_gate": recurrent,
+            "forget_gate": recurrent,
+            "read_out": 0,
+            "output_gate": 0,
+        }
+        absent = [name for name in lags if name.endswith("_gate") and not getattr(self, name)]
+        parts = {name: lag for name, lag in lags.items() if name not in absent}
+        sees_input = self.output_depends_on_input
+        return CellFacts(parts, 0 if sees_input else 1, sees_input)
 
     @property
     def label(self) -> str:
@@ -234,6 +253,86 @@ class NetworkConfig:
         gates = (gated.input_gate, gated.forget_gate, gated.output_gate, gated.state_gate)
         switches = "".join(str(int(switch)) for switch in (*gates, gated.residual))
         return f"{switches}-{gated.state_source}-{sizes}-{gated.gate_inputs}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellFacts:
+    """What the output of one layer depends on, and what a gradient of it reaches.
+
+    A lag is the least number of time steps that a gradient goes back from the output to reach
+    something; None if no gradient ever does.
+
+    Attributes:
+        parts: lag of each part of the cell: of the weights with one name in front of the first dot.
+            A part is reached if any of its weights is.
+        input_lag: lag of the layer's input.
+        sees_input: whether the output at a step depends on the input of that step.
+    """
+
+    parts: Mapping[str, int | None]
+    input_lag: int | None
+    sees_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """Which parts of a network are trained, and whether its output sees its input.
+
+    Attributes:
+        trained: whether a gradient reaches each part by its name: ``embedding``, ``head``, or as
+            ``layers.0.candidate`` and ``norms.0`` those of a layer.
+        sees_input: whether the output at a step depends on the input of that step.
+    """
+
+    trained: Mapping[str, bool]
+    sees_input: bool
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the output at a step does not depend on the input of that step."""
+        return not self.sees_input
+
+    @property
+    def cell_parts(self) -> dict[str, bool]:
+        """Whether each part of the cell is trained in one of the layers."""
+        found: dict[str, bool] = {}
+        for name, is_trained in self.trained.items():
+            if name.startswith("layers."):
+                part = name.split(".", 2)[2]
+                found[part] = found.get(part, False) or is_trained
+        return found
+
+
+_BASELINE_FACTS = CellFacts({"input": 0, "state": 0}, 0, True)
+
+
+def describe_network(config: NetworkConfig, cell: CellFacts | None, depth: int) -> NetworkFacts:
+    """Return what a gradient reaches in a network.
+
+    Args:
+        config: the network.
+        cell: facts of its cell, of a user's own; None for a built-in one.
+        depth: number of steps, the current one included, that a gradient passes through.
+    """
+    if config.is_built_in:
+        cell = config.gated.facts if config.is_gated else _BASELINE_FACTS
+    assert cell is not None, "a user's cell"
+
+    def is_reached(lag: float) -> bool:
+        return lag < depth
+
+    through_cell = math.inf if cell.input_lag is None else cell.input_lag
+    trained = {"head": True}
+    lag = 0.0  # of the output of a layer
+    for layer in reversed(range(config.layers)):
+        for part, of_part in cell.parts.items():
+            trained[f"layers.{layer}.{part}"] = of_part is not None and is_reached(lag + of_part)
+        if config.is_residual:  # the connection carries the gradient past the cell
+            trained[f"norms.{layer}"] = is_reached(lag + through_cell)
+        else:
+            lag += through_cell
+    trained["embedding"] = is_reached(lag)
+    return NetworkFacts(trained, config.is_residual or cell.sees_input)
 
 
 def _label_options(options: Iterable[tuple[str, ParamValue]]) -> list[str]:

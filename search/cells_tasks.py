@@ -495,6 +495,7 @@ def _describe(task: SequenceTask, folder: Path, **stated: Any) -> TaskRecord:
             solved=task.solved,
             unit=task.loss_unit,
             resets_often=task.resets_often,
+            needs_input=task.needs_input,
             folder=str(folder),
             **stated,
         )

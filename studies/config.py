@@ -116,6 +116,10 @@ class StudyConfig(StrictModel):
     )
     """Loss below which a network counts as [solved](../statistics.md#solved-networks), or a table
     of one for some of [several tasks](#several-tasks). Of a loop or an import: the value."""
+    untrained: Literal["exclude", "include"] = "exclude"
+    """Whether effects are also over pairs of networks that
+    [cannot show them](../statistics.md#what-networks-can-show): blind ones, and those in which the
+    parts that a change adds are never trained."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def expect_one_of(known: Iterable[str], name: str) -> str:
     """Return the part of a message that says which names were expected in place of another."""
     names = list(known)
     return f"{did_you_mean(name, names)}expected one of {', '.join(names)}"
+
+
+def join(parts: Sequence[str]) -> str:
+    """Join phrases: ``a``, ``a and b``, ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def to_line(text: str) -> str:

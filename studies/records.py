@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from rnn.config import BUILT_IN_TASKS, BYTE_VOCAB_SIZE, ParamValue, TaskSpec
+from rnn.config import BUILT_IN_TASKS, BYTE_VOCAB_SIZE, CellFacts, ParamValue, TaskSpec
 from studies.messages import shorten
 
 TEXT = "text"
@@ -134,6 +134,20 @@ class CellOption(StrictModel):
         return float(value) if self.type == "float" else value
 
 
+class CellFactsRecord(StrictModel):
+    """Measured facts of a user's cell with some values of its options.
+
+    Attributes:
+        options: what distinguishes these values, see :meth:`CellRecord.reduce_options`.
+        parts, input_lag, sees_input: as of :class:`rnn.config.CellFacts`.
+    """
+
+    options: dict[str, ParamValue] = {}
+    parts: dict[str, int | None]
+    input_lag: int | None
+    sees_input: bool
+
+
 class CellRecord(StrictModel):
     """A user's cell.
 
@@ -144,12 +158,31 @@ class CellRecord(StrictModel):
         options: options of its constructor by name, in their order.
         has_sequence_form: whether it trains and is evaluated by many steps at once, where a task
             allows it.
+        facts: what gradients reach in it, for each combination of options that was measured.
     """
 
     spec: str
     sha256: _Hash
     options: dict[str, CellOption] = {}
     has_sequence_form: bool = False
+    facts: list[CellFactsRecord] = []
+
+    def reduce_options(self, given: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
+        """Return what of the options' values can change which parts of the cell exist or matter.
+
+        Of a number with decimals it is whether it is zero.
+        """
+        values = {name: given.get(name, option.default) for name, option in self.options.items()}
+        is_decimal = {name: option.type == "float" for name, option in self.options.items()}
+        return {name: value != 0 if is_decimal[name] else value for name, value in values.items()}
+
+    def find_facts(self, given: Mapping[str, ParamValue]) -> CellFacts | None:
+        """Return the facts of the cell with some options; None if they were not measured."""
+        wanted = self.reduce_options(given)
+        for found in self.facts:
+            if found.options == wanted:
+                return CellFacts(found.parts, found.input_lag, found.sees_input)
+        return None
 
 
 def read_options(cls: type) -> dict[str, CellOption]:
@@ -392,6 +425,7 @@ class TaskRecord(StrictModel):
             for a task that is not solved or unsolved.
         unit: unit of a loss that has no fixed one; "" for none.
         resets_often: whether cells read it one step at a time; see :class:`rnn.config.TaskSpec`.
+        needs_input: whether a target may need the input of its own step.
         folder: absolute path of the folder in which the task finds its files.
         held_out: a few sums over the data of validation and test; empty for a text.
         text: the text that networks read; None in other tasks, and before it is read.
@@ -414,6 +448,7 @@ class TaskRecord(StrictModel):
     solved: dict[str, float] = {}
     unit: str = ""
     resets_often: bool = False
+    needs_input: bool = True
     folder: str = ""
     held_out: list[float] = []
     text: TextRecord | None = None
@@ -466,6 +501,7 @@ class TaskRecord(StrictModel):
     def identity(self) -> dict[str, Any]:
         """Return what makes results comparable, wherever the files of the task are."""
         places = {"source", "options", "folder", "held_out", "solved", "unit", "text"}
+        places.add("needs_input")  # of reports alone
         if self.loss == NEXT_TOKEN:
             places |= {"inputs", "outputs"}  # learned from the text
         identity = {"name": self.kind, **self.model_dump(mode="json", exclude=places)}

@@ -42,7 +42,8 @@ def build_judged_table(results: Results) -> FactorialTable:
         is_higher = results.measure.higher_is_better
         traits = results.find_traits(axes)
         table = FactorialTable.from_frame(rows, axes, slopes, is_higher, traits)
-        results.computed[key] = replace(table, uncontrasted=results.uncontrasted)
+        kinds = results.find_kinds(rows)
+        results.computed[key] = replace(table, uncontrasted=results.uncontrasted, kinds=kinds)
     found: FactorialTable = results.computed[key]
     return found
 

@@ -19,6 +19,7 @@ from reports.stats.audit import (
     measure_recall,
     merge_runs,
 )
+from reports.stats.design import number_groups
 from reports.stats.estimate import mean_half_width
 from studies.attributes import AuditLook
 from studies.best import top_count
@@ -166,8 +167,10 @@ def estimate_audited_effects(results: Results) -> AuditedEffects:
     architectures = _judge_losses(results)
     values = ["value", "estimate"]
     architectures[values] = measure.to_loss(architectures[values])
+    merged = merge_runs(results.table, results.parameters)
+    kinds = results.find_kinds(merged[~number_groups(merged, names).duplicated()])
     return estimate_with_audit(
-        architectures, names, measure.higher_is_better, results.find_traits(names)
+        architectures, names, measure.higher_is_better, results.find_traits(names), kinds
     )
 
 

@@ -28,7 +28,8 @@ def arrange_outcomes(results: Results, outcomes: "pd.Series[float]") -> Factoria
     axes = results.judged_axes
     table = FactorialTable.from_frame(rows, axes, None, True, results.find_traits(axes))
     losses = np.array(results.losses[rows.index], dtype=float)
-    return replace(table, losses=losses, uncontrasted=results.uncontrasted)
+    kinds = results.find_kinds(rows)
+    return replace(table, losses=losses, uncontrasted=results.uncontrasted, kinds=kinds)
 
 
 def count_solved(outcomes: "pd.Series[float]") -> SolvedRuns:

@@ -39,7 +39,7 @@ import numpy as np
 from reports.stats import Booleans, Floats
 from reports.stats.design import NO_TRAITS, Contrast, ParameterTraits, number_groups
 from reports.stats.differences import Method
-from reports.stats.effects import Effect, FactorialTable
+from reports.stats.effects import Effect, FactorialTable, Kinds
 from reports.stats.estimate import CONFIDENCE
 from reports.stats.run_means import RunMeans
 
@@ -276,6 +276,7 @@ def estimate_with_audit(
     parameters: Sequence[str],
     higher_is_better: bool = False,
     traits: ParameterTraits = NO_TRAITS,
+    kinds: Kinds | None = None,
 ) -> AuditedEffects:
     """Estimate the main effects from the architectures of a pruned study.
 
@@ -284,6 +285,7 @@ def estimate_with_audit(
         parameters: those that distinguish architectures.
         higher_is_better: whether a higher value is better.
         traits: what else is known of the parameters.
+        kinds: which pairs of the architectures cannot show a change; None if all can.
     """
     audited = architectures["audited"] & architectures["value"].notna()
     residuals = (architectures["value"] - architectures["estimate"]).where(audited)
@@ -296,6 +298,7 @@ def estimate_with_audit(
         higher_is_better=higher_is_better,
         traits=traits,
     )
+    grid = replace(grid, kinds=kinds)
     effects = [
         effect
         for contrast in grid.list_contrasts()

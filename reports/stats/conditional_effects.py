@@ -12,8 +12,8 @@ counts k times (Bonferroni).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,14 @@ class ConditionalEffect:
         levels: effect within each of its values, in order, over the same pairs.
         difference: largest difference between two values: the greater effect minus the lesser. Its
             p-value is corrected for all of them.
+        excluded: values at which no pair can show the change: why, and how many pairs.
     """
 
     main: Effect
     parameter: str
     levels: tuple[LevelEffect, ...]
     difference: PairedDifference
+    excluded: Mapping[Any, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def contrast(self) -> Contrast:
@@ -164,4 +166,5 @@ def _compute_conditional_effect(
     ends = [matches[int(choose(means))] for choose in (np.argmin, np.argmax)]
     four = Matches(np.vstack([end.trials for end in ends]), ends[0].varied)
     difference = table.estimate(PairedDifference, four, (1, -1, -1, 1), seeds)
-    return ConditionalEffect(effect, parameter, tuple(levels), difference)
+    excluded = table.count_excluded(effect.contrast, parameter)
+    return ConditionalEffect(effect, parameter, tuple(levels), difference, excluded)

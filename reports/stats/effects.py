@@ -18,9 +18,8 @@ import numpy as np
 
 from reports.stats import Booleans, Floats, Integers
 from reports.stats.design import NO_TRAITS, REPLICATE, Contrast, ParameterTraits, encode
-from reports.stats.differences import PairedDifference, compute_rank_p_value, compute_seed_p_value
+from reports.stats.differences import PairedDifference
 from reports.stats.estimate import adjust_by_holm
-from reports.stats.power import MIN_DIFFERENCES, MIN_SEEDS_PER_CONTEXT
 from reports.stats.run_means import RunMeans
 from reports.stats.shares import ShareChange, SignedRanks, place_groups, rank_pairs
 
@@ -39,10 +38,29 @@ class Matches(NamedTuple):
     Attributes:
         trials: (settings, pairs), indices of the trials of each pair of runs.
         varied: parameters in which they may differ.
+        excluded: (settings, pairs), trials of other pairs, which cannot show the change.
     """
 
     trials: Integers
     varied: frozenset[str]
+    excluded: Integers = np.zeros((2, 0), dtype=np.int64)
+
+
+class Kinds(NamedTuple):
+    """Which pairs of trials cannot show what differs between them.
+
+    Attributes:
+        of_trials: (trials,), index of the kind of each trial.
+        obstacles: (kinds, kinds), why trials of two kinds cannot; "" if they can.
+    """
+
+    of_trials: Integers
+    obstacles: Any
+
+    def explain(self, trials: Integers) -> Any:
+        """Return why each of some pairs (2, pairs) cannot show it; "" for those that can."""
+        first, second = self.of_trials[trials]
+        return self.obstacles[first, second]
 
 
 class Slopes(NamedTuple):
@@ -65,12 +83,10 @@ class Effect(PairedDifference):
 
     Attributes:
         missing_pairs: number of pairs of runs that the design has and that lack a value.
+        excluded_pairs: number of pairs of architectures that cannot show the change, see
+            :class:`Kinds`.
         variants: number of trials of which each side of a pair is the best, before and after: 1
             but for values, such as cells, that have parameters of their own.
-        rank_p: p-value of Wilcoxon's signed-rank test over the pairs of architectures; NaN where
-            these are too few.
-        seed_p: p-value that the effect does not differ between the orders of the data; 1 where
-            there are too few runs to tell.
         solved_before: share of the runs that are solved before the change; NaN for losses.
         ranks: the losses of runs that are solved or not, with a p-value that is corrected for the
             number of effects; None where losses are compared by their mean.
@@ -79,9 +95,8 @@ class Effect(PairedDifference):
 
     contrast: Contrast
     missing_pairs: int = 0
+    excluded_pairs: int = 0
     variants: tuple[int, ...] = (1, 1)
-    rank_p: float = math.nan
-    seed_p: float = 1.0
     solved_before: float = math.nan
     ranks: SignedRanks | None = None
     obstacle: str = ""
@@ -119,6 +134,7 @@ class FactorialTable:
             value of them.
         losses: (trials,), losses of trials that are solved or not, infinite for one that diverged;
             None if the values are losses.
+        kinds: which pairs cannot show a change; None if all can.
     """
 
     axes: Mapping[str, Sequence[Any]]
@@ -129,6 +145,7 @@ class FactorialTable:
     higher_is_better: bool = False
     uncontrasted: frozenset[str] = frozenset()
     losses: Floats | None = None
+    kinds: Kinds | None = None
 
     @classmethod
     def from_frame(
@@ -161,8 +178,15 @@ class FactorialTable:
         if slopes is not None:
             slopes = slopes._replace(slopes=slopes.slopes[is_kept], groups=slopes.groups[is_kept])
         losses = None if self.losses is None else self.losses[is_kept]
-        codes, values = self.codes[is_kept], self.values[is_kept]
-        return replace(self, codes=codes, values=values, slopes=slopes, losses=losses)
+        kinds = self.kinds and self.kinds._replace(of_trials=self.kinds.of_trials[is_kept])
+        return replace(
+            self,
+            codes=self.codes[is_kept],
+            values=self.values[is_kept],
+            slopes=slopes,
+            losses=losses,
+            kinds=kinds,
+        )
 
     def list_contrasts(self) -> list[Contrast]:
         """List the contrasts to estimate, see :meth:`ParameterTraits.list_contrasts`."""
@@ -255,21 +279,13 @@ class FactorialTable:
             (-1, 1),
             contrast=contrast,
             missing_pairs=matches.trials.shape[1] - known.shape[1],
+            excluded_pairs=self._count_contexts(matches.excluded, matches.varied),
             variants=variants,
         )
         if self.losses is not None and effect.pairs:
             ranks = rank_pairs(*self.losses[known])
             effect = replace(effect, solved_before=float(self.values[known[0]].mean()), ranks=ranks)
-        if effect.pairs < MIN_DIFFERENCES:
-            return effect
-        differences = self.values[known[1]] - self.values[known[0]]
-        contexts = self._number_pairs(known, matches.varied)
-        seed_p = 1.0
-        if effect.seeds >= MIN_SEEDS_PER_CONTEXT:
-            replicates = self.codes[known[0], list(self.axes).index(REPLICATE)]
-            seed_p = compute_seed_p_value(differences, contexts, replicates)
-        rank_p = math.nan if effect.shares else compute_rank_p_value(differences, contexts)
-        return replace(effect, rank_p=rank_p, seed_p=seed_p)
+        return effect
 
     def estimate(
         self,
@@ -329,6 +345,30 @@ class FactorialTable:
         contexts = self.number_contexts(varied | {REPLICATE})[trials[0]]
         numbers: Integers = np.unique(contexts, return_inverse=True)[1]
         return numbers
+
+    def _count_contexts(self, trials: Integers, varied: frozenset[str]) -> int:
+        """Count the pairs of architectures of some pairs of runs (settings, pairs)."""
+        return int(self._number_pairs(trials, varied).max(initial=-1)) + 1
+
+    def count_excluded(self, contrast: Contrast, parameter: str) -> dict[Any, tuple[str, int]]:
+        """Count the pairs of a contrast that cannot show it, by the value of another parameter.
+
+        Returns:
+            Why they cannot, and the number of pairs of architectures, at each value at which no
+            pair can.
+        """
+        matches = self.match_contrast(contrast)
+        if self.kinds is None or parameter in self.list_own(contrast):
+            return {}
+        column = self.codes[:, list(self.axes).index(parameter)]
+        shown = {*column[matches.trials[0]].tolist()}
+        found = {}
+        for code, value in enumerate(self.axes[parameter]):
+            trials = matches.excluded[:, column[matches.excluded[0]] == code]
+            if trials.size and code not in shown:
+                obstacle = str(self.kinds.explain(trials)[0])
+                found[value] = obstacle, self._count_contexts(trials, matches.varied)
+        return found
 
     def match_by_level(self, contrast: Contrast, parameter: str) -> dict[Any, Matches]:
         """Match the pairs of a contrast within each value of another parameter.
@@ -399,6 +439,8 @@ class FactorialTable:
     def match(self, *settings: Mapping[str, Any], own: frozenset[str] = frozenset()) -> Matches:
         """Match the trials that differ in nothing but some settings; with values or without.
 
+        Those of a pair that cannot show a change are set apart.
+
         Args:
             settings: values of some parameters, the same ones in each.
             own: parameters that are ignored: of the architectures that differ in these alone, that
@@ -413,7 +455,21 @@ class FactorialTable:
             rows = np.flatnonzero(self.find(fixed))
             rows = rows[np.argsort(-merits[rows], kind="stable")]
             side[contexts[rows]] = rows
-        return Matches(trials[:, (trials >= 0).all(axis=0)], varied)
+        matched = trials[:, (trials >= 0).all(axis=0)]
+        is_shown = np.ones(matched.shape[1], dtype=bool)
+        if self.kinds is not None:
+            for change in _list_single_changes(settings):
+                is_shown &= self.kinds.explain(matched[change]) == ""
+        return Matches(matched[:, is_shown], varied, matched[:, ~is_shown])
+
+
+def _list_single_changes(settings: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """List the places of each two settings that differ in one parameter."""
+    return [
+        [one, other]
+        for one, other in itertools.combinations(range(len(settings)), 2)
+        if sum(settings[one][name] != settings[other][name] for name in settings[one]) == 1
+    ]
 
 
 def _correct_shares(effects: Sequence[Effect]) -> list[Effect]:

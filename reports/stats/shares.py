@@ -27,18 +27,6 @@ MAX_EXACT = 50
 MIN_RANKED = 5
 """Pairs with different losses from which they are tested: no fewer can be significant."""
 
-MIN_RUNS = 3
-"""Runs of each architecture from which losses can show that they are a mixture."""
-
-MIN_ARCHITECTURES = 16
-"""Architectures from which they can."""
-
-MIN_GAP = 0.3
-"""Share of the range of the logarithms of the losses in which a mixture has no loss."""
-
-MIN_SPLIT = 0.1
-"""Share of the architectures with runs on both sides of that gap."""
-
 
 # ------------------------------------------------------------------ pairs of runs
 
@@ -219,50 +207,3 @@ def count_needed_runs(comparisons: int) -> int:
     while 2 / math.comb(2 * runs, runs) > (1 - CONFIDENCE) / comparisons:
         runs += 1
     return runs
-
-
-# ------------------------------------------------------------------ mixtures
-
-
-class Mixture(NamedTuple):
-    """Losses of runs that lie on two sides of a gap.
-
-    Attributes:
-        below: greatest loss below the gap.
-        above: least loss above it.
-        split: number of architectures with runs on both sides.
-    """
-
-    below: float
-    above: float
-    split: int
-    architectures: int
-
-
-def find_mixture(losses: Floats, architectures: Integers) -> Mixture | None:
-    """Find the gap in losses that runs of the same architecture fall on both sides of.
-
-    Args:
-        losses: (runs,), positive losses.
-        architectures: (runs,), index of the architecture of each run.
-
-    Returns:
-        The gap that splits most architectures, at least :data:`MIN_SPLIT` of them; None if there is
-        none of :data:`MIN_GAP` of the range, if there are fewer than :data:`MIN_ARCHITECTURES`, and
-        if most have fewer runs than :data:`MIN_RUNS`.
-    """
-    counts = np.bincount(architectures)
-    if len(counts) < MIN_ARCHITECTURES or np.median(counts) < MIN_RUNS or not (losses > 0).all():
-        return None
-    ordered = np.sort(losses)
-    logs = np.log(ordered)
-    found = []
-    for place in np.flatnonzero(np.diff(logs) >= MIN_GAP * (logs[-1] - logs[0])):
-        is_above = losses > ordered[place]
-        above = np.bincount(architectures, is_above)
-        split = int(((above > 0) & (above < counts)).sum())
-        found.append(Mixture(float(ordered[place]), float(ordered[place + 1]), split, len(counts)))
-    best = max(found, key=lambda gap: gap.split, default=None)
-    if best is None or best.split < MIN_SPLIT * len(counts):
-        return None
-    return best

@@ -222,6 +222,17 @@ class SequenceTask:
         )
 
     @cached_property
+    def needs_input(self) -> bool:
+        """Whether a target may need the input of its own step.
+
+        If the definition does not say it: whether every step has a target.
+        """
+        stated = getattr(self.definition, "needs_input", None)
+        if stated is not None:
+            return stated  # type: ignore[no-any-return]  # the record of the task checks its type
+        return self._sample("train", np.random.default_rng(0), 2, index=0).mask is None
+
+    @cached_property
     def steps(self) -> int:
         """T, the number of steps of the training's sequences."""
         return len(self._sample("train", np.random.default_rng(0), 1, index=0).inputs)
@@ -241,6 +252,11 @@ class SequenceTask:
                 f"task {self.name} returned training sequences of {steps} steps "
                 f"{'without' if is_dense else 'with'} mask or resets: expected {self.steps} steps "
                 f"{'without' if self.spec.is_dense else 'with'} them, as in the first batch"
+            )
+        if not batch.weights.any():
+            raise TaskError(
+                f"task {self.name} draws no target in training batch {index}: expected one or more "
+                "steps of a mask above 0"
             )
         return self._standardize(batch)
 

@@ -22,8 +22,9 @@ from reports.charts.trial_plots import (
     chart_importances,
     to_optuna_study,
 )
-from reports.formatting import join, shorten_labels, strong, to_html, to_plain, to_sentence
+from reports.formatting import shorten_labels, strong, to_html, to_plain, to_sentence
 from studies.importing import ImportOptions, import_results
+from studies.messages import join
 
 
 @pytest.fixture
