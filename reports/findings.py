@@ -114,6 +114,18 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class DrawnSide:
+    """A value that a change compares, at which parts of the cell stay as they were drawn.
+
+    Attributes:
+        parts: the parts, which no gradient reaches in any network with this value.
+    """
+
+    value: Any
+    parts: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Rivals:
     """Architectures that another run might rank before the best.
 
@@ -205,6 +217,48 @@ class StudyFindings:
             dependent=[effect for effect in rest if effect.condition is not None],
             undecided=[effect for effect in rest if effect.condition is None],
         )
+
+    @cached_property
+    def misled(self) -> int:
+        """Number of networks that do not see the input that their task may need."""
+        table = self.results.table
+        return int(table["architecture"][self.results.find_misled(table)].nunique())
+
+    @property
+    def networks(self) -> int:
+        """Number of networks, whatever their nuisance values and replicates."""
+        return int(self.results.table["architecture"].nunique())
+
+    @property
+    def excludes_none(self) -> bool:
+        """Whether all networks can show every effect, or count in spite of it."""
+        is_excluding = self.results.config.untrained == "exclude"
+        is_shorter = is_excluding and self.misled > 0
+        return not (is_shorter or any(effect.excluded_pairs for effect in self.effects))
+
+    def find_drawn(self, contrast: Contrast) -> DrawnSide | None:
+        """Find the value of a change at which parts are never trained that the other trains.
+
+        None if both train the same parts, of those that both have.
+        """
+        column = self.results.table[contrast.parameter]
+        trained = []
+        for value in (contrast.before, contrast.after):
+            parts: dict[str, bool] = {}
+            for facts in self.results.facts[column == value]:
+                for part, is_trained in (facts.cell_parts if facts else {}).items():
+                    parts[part] = parts.get(part, False) or is_trained
+            trained.append(parts)
+        before, after = trained
+        common = [part for part in before if part in after]
+        for value, side, other in (
+            (contrast.before, before, after),
+            (contrast.after, after, before),
+        ):
+            drawn = [part for part in common if other[part] and not side[part]]
+            if drawn:
+                return DrawnSide(value, drawn)
+        return None
 
     @property
     def is_additive(self) -> bool:

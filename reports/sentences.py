@@ -7,6 +7,9 @@ note, so that they agree. The findings are data (:mod:`reports.findings`). Texts
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from reports.analysis.leaderboard import LeaderboardEntry
 from reports.analysis.pruning import PruningAudit
@@ -22,13 +25,18 @@ from reports.formatting import (
 )
 from reports.stats.audit import MIN_STOPPED, STATED_SHARE, Obstacle
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
-from reports.stats.differences import Method
+from reports.stats.design import Contrast
+from reports.stats.differences import Method, PairedDifference
 from reports.stats.effects import Effect
 from reports.stats.estimate import CONFIDENCE
 from reports.stats.judged import Edge
 from reports.stats.power import MIN_DIFFERENCES
 from studies.measure import Measure
 from studies.messages import format_count, format_param, format_value, join
+from studies.network_facts import NOT_TRAINED
+
+MAX_LEVELS = 3
+"""Values of a parameter at which an effect that depends on it is stated; of more, the extremes."""
 
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
@@ -88,7 +96,19 @@ def _list_scope(findings: StudyFindings) -> list[str]:
             f"effects are by predictions for the {counts.pruned:,} pruned trials, corrected by "
             "the audit"
         )
-    return [*lines, *list_additive(findings)]
+    return [*lines, *_list_unshown(findings), *list_additive(findings)]
+
+
+def _list_unshown(findings: StudyFindings) -> list[str]:
+    """Say that some networks cannot show an effect, and count in none; nothing without any."""
+    if findings.excludes_none:
+        return []
+    misled = findings.misled
+    line = "effects are over the pairs of networks that can show them"
+    if not misled:
+        return [line]
+    count = f"{misled:,} of {findings.networks:,} networks"
+    return [f"{line}: {count} do not see their input and count in none"]
 
 
 def list_additive(findings: StudyFindings) -> list[str]:
@@ -139,11 +159,10 @@ def describe_solved_verdicts(findings: StudyFindings) -> str:
 
 def _list_effects(findings: StudyFindings) -> list[str]:
     answer = findings.answer
-    measure = findings.measure
-    lines = [describe_effect(effect, measure) for effect in answer.largest]
+    lines = [_answer_effect(effect, findings) for effect in answer.largest]
     if not answer.largest:
         lines.append(describe_insignificance(findings.effects))
-    lines += [describe_dependence(effect, measure) for effect in answer.reversals]
+    lines += [_answer_effect(effect, findings) for effect in answer.reversals]
     if answer.smaller:
         one = "other change has a smaller significant effect"
         several = "other changes have smaller significant effects"
@@ -151,11 +170,17 @@ def _list_effects(findings: StudyFindings) -> list[str]:
     if len(answer.dependent) > MAX_NAMED:
         lines.append(f"{len(answer.dependent)} other effects depend on another parameter")
     else:
-        lines += [describe_dependence(effect, measure) for effect in answer.dependent]
+        lines += [_answer_effect(effect, findings) for effect in answer.dependent]
     is_known = any(effect.main.is_decidable for effect in findings.ranked)
     if answer.undecided and is_known:
         lines.append(_describe_undecided(answer.undecided))
     return [*lines, *_list_ranks(findings.effects)]
+
+
+def _answer_effect(effect: RankedEffect, findings: StudyFindings) -> str:
+    """State an effect, and what is not learned at one of the values that it compares."""
+    drawn = describe_drawn(findings, effect.main.contrast)
+    return "; ".join(filter(None, [describe_effect(effect, findings.measure), drawn]))
 
 
 def _list_ranks(effects: Sequence[Effect]) -> list[str]:
@@ -169,27 +194,34 @@ def _list_ranks(effects: Sequence[Effect]) -> list[str]:
 
 
 def describe_effect(effect: RankedEffect, measure: Measure) -> str:
-    """State a significant effect: direction, size, interval, and what it depends on.
+    """State an effect: direction, size and interval; by its conditions if it depends on one.
 
     ``new state lowers the validation loss by 0.399 nats [0.393, 0.404]``
     """
     main = effect.main
-    line = _describe_loss(main, measure) if main.shares is None else _describe_share(main, measure)
-    if effect.condition is None:
-        return line
-    return f"{line}, depending on {describe_condition(effect.condition, measure)}"
+    if effect.condition is not None:
+        return describe_condition(effect.condition, measure)
+    if main.shares is not None:
+        return _describe_share(main, measure)
+    return f"{strong(label_change(main.contrast))} {_describe_size(main, measure, measure.name)}"
 
 
-def _describe_loss(main: Effect, measure: Measure) -> str:
-    verb = "lowers" if main.mean < 0 else "raises"
-    size = measure.format_size(abs(main.mean))
+def _describe_size(effect: PairedDifference, measure: Measure, what: str) -> str:
+    """Say by how much a change lowers or raises something: ``lowers it by 0.1 nats [0.0, 0.2]``."""
+    verb = "lowers" if effect.mean < 0 else "raises"
+    the = "" if what == "it" else "the "
+    size = measure.format_size(abs(effect.mean))
     interval = ""
-    if not math.isnan(main.low):
-        low, high = sorted([abs(main.low), abs(main.high)])
+    if not math.isnan(effect.low):
+        ends = sorted([effect.low, effect.high], key=abs)
         spec = measure.difference_spec
-        interval = f" [{low:{spec}}, {high:{spec}}]"
-    label = strong(label_change(main.contrast))
-    return f"{label} {verb} the {measure.name} by {size}{interval}"
+        interval = f" [{_format_end(ends[0], effect.mean, spec)}, {abs(ends[1]):{spec}}]"
+    return f"{verb} {the}{what} by {size}{interval}"
+
+
+def _format_end(end: float, mean: float, spec: str) -> str:
+    """Format the end of an interval nearer to zero, for the size of its mean."""
+    return f"{math.copysign(1, end * mean) * abs(end):{spec}}".replace("-", "−")
 
 
 def _describe_share(main: Effect, measure: Measure) -> str:
@@ -209,22 +241,64 @@ def _describe_share(main: Effect, measure: Measure) -> str:
     )
 
 
-def describe_dependence(effect: RankedEffect, measure: Measure) -> str:
-    """Name a change whose effect depends on another parameter, perhaps with its sign."""
-    assert effect.condition is not None
-    verb = "helps or harms, depending on" if effect.is_reversal else "has an effect that depends on"
-    label = strong(label_change(effect.main.contrast))
-    return f"{label} {verb} {describe_condition(effect.condition, measure)}"
-
-
 def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
-    """Return the extreme effects: ``residual (off: −0.530 nats; on: −0.015 nats)``."""
-    parts = []
-    for level in condition.extremes:
-        size = measure.format_difference(level.mean)
-        note = "" if level.is_significant else ", not significant"
-        parts.append(f"{format_value(level.value)}: {size}{note}")
-    return f"{format_param(condition.parameter)} ({'; '.join(parts)})"
+    """State an effect at the values of another parameter, each with its interval.
+
+    ``new state lowers the loss by 0.38 nats [0.37, 0.39] without the residual; with it no effect is
+    shown (+0.01 nats [−0.02, +0.03])``. Where no effect that is shown is significant, the
+    difference between the two ends is stated.
+    """
+    label = strong(label_change(condition.contrast))
+    levels = [*condition.levels]
+    if len(levels) > MAX_LEVELS:
+        levels = [*condition.extremes]
+    levels.sort(key=lambda level: (not level.is_significant, -abs(level.mean)))
+    parameter = condition.parameter
+    if not levels[0].is_significant:
+        first, last = (format_value(level.value) for level in condition.extremes)
+        size = measure.format_size(condition.difference.mean)
+        return (
+            f"the effect of {label} differs by {size} between {format_param(parameter)} {first} "
+            f"and {last}, and is significant at neither"
+        )
+    clauses = []
+    for number, level in enumerate(levels):
+        where = _name_place(parameter, level.value, is_first=number == 0)
+        if level.is_significant:
+            what = "it" if number else measure.name
+            clauses.append(f"{_describe_size(level, measure, what)} {where}")
+        else:
+            size = measure.format_difference(level.mean)
+            size += measure.format_interval(level.low, level.high)
+            if level.low > 0 or level.high < 0:  # before the correction for several tests
+                clauses.append(f"{where} {size} is not significant")
+            else:
+                clauses.append(f"{where} no effect is shown ({size})")
+    for excluded in condition.excluded:
+        where = _name_place(parameter, excluded.value, is_first=False)
+        what = "it is" if excluded.obstacle == NOT_TRAINED else "networks are"
+        clauses.append(f"{where} {what} {excluded.obstacle}")
+    return f"{label} {'; '.join(clauses)}"
+
+
+def _name_place(parameter: str, value: Any, is_first: bool) -> str:
+    """Name a value of a parameter as a place: ``without the residual``, then ``with it``."""
+    name = format_param(parameter)
+    if isinstance(value, bool | np.bool_):
+        named = f"the {name}" if is_first else "it"
+        return f"{'with' if value else 'without'} {named}"
+    return f"at {name} {format_value(value)}" if is_first else f"at {format_value(value)}"
+
+
+def describe_drawn(findings: StudyFindings, contrast: Contrast) -> str:
+    """Say which parts stay as they were drawn at one of two values; "" if all are trained alike."""
+    side = findings.find_drawn(contrast)
+    if side is None:
+        return ""
+    parts = join([format_param(part) for part in side.parts])
+    stay = "stays as it was" if len(side.parts) == 1 else "stay as they were"
+    value = format_value(side.value)
+    return f"at {format_param(contrast.parameter)} {value}, {parts} {stay} drawn"
 
 
 def describe_insignificance(effects: Sequence[Effect]) -> str:
@@ -428,6 +502,11 @@ def describe_pairs(findings: StudyFindings) -> str:
     parts = [f"at its best {join_params(results.nuisance)}"] if results.nuisance else []
     judged = f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
     text = f"Mean difference over all pairs of {judged} that differ in this alone; {better}."
+    if not findings.excludes_none:
+        text += (
+            " Pairs that cannot show it do not count: those with a network that does not see its "
+            "input, and those in which the parts that the change adds are never trained."
+        )
     if results.is_grid and results.table["value"].notna().all():
         return text
     return f"{text} With all combinations of the values an effect may be another."

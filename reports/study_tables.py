@@ -22,7 +22,7 @@ from reports.formatting import (
     shorten_labels,
 )
 from reports.results import Results
-from reports.stats.conditional_effects import ConditionalEffect, LevelEffect
+from reports.stats.conditional_effects import ConditionalEffect, ExcludedLevel, LevelEffect
 from reports.stats.differences import PairedDifference
 from reports.stats.effects import Effect
 from reports.stats.estimate import CONFIDENCE
@@ -81,7 +81,7 @@ def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
             Column("rescued", lambda effect: effect.shares.rescued, ",d", condition=is_solved),
             Column("ruined", lambda effect: effect.shares.ruined, ",d", condition=is_solved),
             Column("improved", improved_share, ".0f", unit="%", condition=not is_solved),
-            Column("pairs", lambda effect: effect.pairs, ",d"),
+            Column("pairs", _count_pairs, TEXT),
             Column("seeds", lambda effect: effect.seeds, "d",
                    condition=any(effect.seeds > 1 for effect in effects)),
             Column("missing", lambda effect: effect.missing_pairs, ",d",
@@ -97,30 +97,43 @@ def tabulate_effects(findings: StudyFindings, name: str) -> Table[Effect]:
 
 def tabulate_conditional(
     conditional: Sequence[ConditionalEffect], measure: Measure, name: str
-) -> Table[tuple[ConditionalEffect, LevelEffect]]:
-    """Tabulate the effects within each value of the other parameters, a row for each value."""
+) -> Table[tuple[ConditionalEffect, LevelEffect | ExcludedLevel]]:
+    """Tabulate the effects within each value of the other parameters, a row for each value.
+
+    At a value at which no pair can show the change, the finding says why.
+    """
     spec = measure.difference_spec
     unit = measure.difference_unit
 
-    def describe_finding(found: ConditionalEffect) -> str:
+    def describe_finding(found: ConditionalEffect, level: LevelEffect | ExcludedLevel) -> str:
+        if isinstance(level, ExcludedLevel):
+            return level.obstacle
         parts = ["opposite signs"] if found.has_opposite_signs else []
         parts += ["depends on it"] if found.rivals_main else []
         return ", ".join(parts)
 
     return Table(
         name,
-        [(found, level) for found in conditional for level in found.levels],
+        [
+            (found, level)
+            for found in conditional
+            for level in (*found.levels, *found.excluded)
+        ],
         [
             _change_column(lambda row: row[0].main),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
-            estimate_column("effect", lambda row: row[1], unit, f"+{spec}"),
+            estimate_column("effect", lambda row: _find_estimate(row[1]), unit, f"+{spec}"),
             Column("pairs", lambda row: row[1].pairs, ",d"),
             Column("range", lambda row: row[0].difference.mean, spec, unit=unit,
                    note=lambda row: MARK if row[0].is_significant else ""),
-            Column("finding", lambda row: describe_finding(row[0])),
+            Column("finding", lambda row: describe_finding(*row)),
         ],
     )  # fmt: skip
+
+
+def _find_estimate(level: LevelEffect | ExcludedLevel) -> LevelEffect | None:
+    return None if isinstance(level, ExcludedLevel) else level
 
 
 def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisTest]:
@@ -138,7 +151,7 @@ def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisT
             Column("verdict", describe_verdict, is_strong=True),
             estimate_column("effect", lambda test: test.effect, measure.difference_unit,
                             f"+{measure.difference_spec}", note=lambda test: ""),
-            Column("pairs", lambda test: test.effect and test.effect.pairs, ",d"),
+            Column("pairs", lambda test: _count_pairs(test.effect) if test.effect else "", TEXT),
             Column("change", lambda test: test.change),
             Column("expected", lambda test: test.hypothesis.expect),
             Column("margin", lambda test: of_task(test.hypothesis.margin), "g"),
@@ -189,6 +202,13 @@ def tabulate_across_tasks(comparison: TaskComparison) -> Table[TaskContrast]:
         columns.append(estimate_column(task, partial(get, task), unit, spec))
     columns.append(Column("signs", lambda row: row.agreement))
     return Table(f"{comparison.name} across tasks", comparison.contrasts, columns)
+
+
+def _count_pairs(effect: Effect) -> str:
+    """Count the pairs, and all if some cannot show the change: ``192 of 216``."""
+    if not effect.excluded_pairs:
+        return f"{effect.pairs:,}"
+    return f"{effect.pairs:,} of {effect.pairs + effect.excluded_pairs:,}"
 
 
 def _change_column(effect: Callable[[Row], Effect]) -> Column[Row]:

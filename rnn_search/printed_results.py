@@ -124,6 +124,7 @@ class Effects(_Shown):
         - ``effect``: mean difference over the pairs; negative is better, unless higher values are
         - ``low``, ``high``: ends of its 95% interval
         - ``pairs``, ``seeds``: number of pairs of architectures, and of runs of each
+        - ``excluded_pairs``: number of pairs that cannot show the change and do not count
         - ``p``: p-value of no effect, corrected for the number of effects
         - ``significant``: whether it is below 5%; ``reason`` says why an effect is not tested
         - ``method``: what the interval rests on
@@ -146,6 +147,7 @@ class Effects(_Shown):
             condition = ranked.condition
             row = _describe_contrast(effect.contrast) | _describe_difference(effect)
             row |= {
+                "excluded_pairs": effect.excluded_pairs,
                 "reason": effect.reason,
                 "method": str(effect.method),
                 "depends_on": condition.parameter if condition else "",
@@ -168,7 +170,8 @@ class Effects(_Shown):
         ``value``. ``range`` is the difference between the greatest and the least effect by this
         parameter. ``differs`` tells whether it is significant, ``rivals_main`` whether it is also
         at least as large as the main effect, ``opposite_signs`` whether significant effects have
-        both signs.
+        both signs. Where no pair can show the change, ``excluded`` says why, and there is no
+        effect.
         """
         rows = [
             _describe_contrast(found.contrast)
@@ -182,6 +185,13 @@ class Effects(_Shown):
             }
             for found in self.findings.conditional
             for level in found.levels
+        ]
+        rows += [
+            _describe_contrast(found.contrast)
+            | {"by": found.parameter, "value": level.value}
+            | {"pairs": level.pairs, "excluded": level.obstacle}
+            for found in self.findings.conditional
+            for level in found.excluded
         ]
         return pd.DataFrame(rows)
 

@@ -251,14 +251,21 @@ class Study:
             row = find_trial(read_trials(storage, study._study_id), number, self.name)
             return self._trial(row, read_record(study).config)
 
-    def effects(self) -> "Effects | TaskEffects":
+    def effects(self, untrained: str | None = None) -> "Effects | TaskEffects":
         """Estimate the effect of each parameter from complete trials.
 
         ``docs/statistics.md`` describes how. A study of several tasks has effects in each task.
+
+        Args:
+            untrained: ``"include"`` for effects over all pairs, ``"exclude"`` for those over the
+                pairs of networks that can show them; None for what the study says.
+
+        Raises:
+            UserError: if ``untrained`` is another one.
         """
         from rnn_search.printed_results import find_effects
 
-        return find_effects(self._read_results(False, require_complete=True))
+        return find_effects(_set_untrained(self._read_results(False, True), untrained))
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best of them.
@@ -307,8 +314,8 @@ class Study:
             return found.astype({"parameters": int})
         return found.rename(columns={"loss": "value"})
 
-    def hypotheses(self) -> "pd.DataFrame":
-        """Test the hypotheses that the study stores.
+    def hypotheses(self, untrained: str | None = None) -> "pd.DataFrame":
+        """Test the hypotheses that the study stores; ``untrained`` is that of :meth:`effects`.
 
         One row per hypothesis: ``statement``, ``change``, what is ``expected``, ``margin``; the
         mean difference ``effect`` with ``low``, ``high`` and ``pairs``; the ``verdict``, or why
@@ -316,7 +323,8 @@ class Study:
         """
         from rnn_search.printed_results import frame_hypotheses
 
-        return frame_hypotheses(self._read_one_task(require_complete=False))
+        results = self._read_one_task(require_complete=False)
+        return frame_hypotheses(_set_untrained(results, untrained))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
@@ -373,6 +381,17 @@ class Study:
 
     def _trial(self, row: StoredTrial, config: StudyConfig) -> "FrozenTrial":
         return FrozenTrial(self, row.number, row.params, row.value, label_trial(row.params, config))
+
+
+def _set_untrained(results: "Results", untrained: str | None) -> "Results":
+    """Return results whose effects are over other pairs, if the user says so."""
+    if untrained is None:
+        return results
+    if untrained not in ("include", "exclude"):
+        shown = shorten(repr(untrained))
+        raise UserError(f"untrained is {shown}: expected 'include' or 'exclude'")
+    config = results.config.model_copy(update={"untrained": untrained})
+    return replace(results, config=config)
 
 
 @dataclass(frozen=True)

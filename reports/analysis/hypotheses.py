@@ -12,7 +12,7 @@ from reports.analysis.judged_effects import build_judged_table
 from reports.formatting import label_change
 from reports.results import Results
 from reports.stats.design import Contrast
-from reports.stats.differences import PairedDifference
+from reports.stats.effects import Effect
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
 from studies.records import of_task
@@ -44,7 +44,7 @@ class HypothesisTest:
     """
 
     record: HypothesisRecord
-    effect: PairedDifference | None
+    effect: Effect | None
     verdict: Verdict | None
     problem: str
 
@@ -91,22 +91,22 @@ def _run_test(results: Results, record: HypothesisRecord) -> HypothesisTest:
         effect = _estimate_effect(results, record.hypothesis)
         verdict = decide(record.hypothesis, effect)
         if not effect.pairs:
+            problem = "no pair can show it" if effect.excluded_pairs else "no pair to compare"
             effect = None
             verdict = Verdict.NOT_TESTABLE
-            problem = "no pair to compare"
     return HypothesisTest(record, effect, verdict, problem)
 
 
-def _estimate_effect(results: Results, hypothesis: Hypothesis) -> PairedDifference:
+def _estimate_effect(results: Results, hypothesis: Hypothesis) -> Effect:
     """Estimate the change, each architecture at its best values of the nuisance parameters."""
     varied = results.judged_parameters
     fixed = {name: [value] for name, value in hypothesis.where.items() if name in varied}
     contrast = Contrast(hypothesis.parameter, hypothesis.before, hypothesis.after)
     table = build_judged_table(results).subset(fixed)
-    return table.estimate(PairedDifference, table.match_contrast(contrast), (-1, 1))
+    return table.compute_effect(contrast)
 
 
-def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
+def decide(hypothesis: Hypothesis, effect: Effect) -> Verdict:
     """Decide whether a hypothesis holds: whether the interval of an effect excludes the contrary.
 
     An effect whose interval cannot decides nothing. A change that raises the share of solved runs

@@ -14,7 +14,7 @@ from reports.findings import StudyFindings
 from reports.page.setup import RECURRENT, list_floors
 from reports.results import Results
 from reports.sentences import describe_pruning
-from studies.messages import format_count
+from studies.messages import format_count, format_param, join
 from studies.records import of_task
 
 _VARYING = 1.5
@@ -41,6 +41,8 @@ def list_facts(findings: StudyFindings) -> list[Fact]:
     """List the numbers that limit what a study can say, the most important first."""
     facts = [
         _count_runs(findings),
+        _count_misled(findings),
+        _count_untrained(findings),
         _describe_pruning(findings),
         _measure_intervals(findings),
         _measure_noise(findings),
@@ -65,6 +67,31 @@ def _count_runs(findings: StudyFindings) -> Fact:
     parts = [f"{count:,} {name}" for name, count in others.items() if count]
     detail = ", ".join(parts)
     return Fact("Runs complete", f"{counts.complete:,} of {counts.planned:,}", detail=detail)
+
+
+def _count_misled(findings: StudyFindings) -> Fact | None:
+    if not findings.misled:
+        return None
+    value = f"{findings.misled:,} of {findings.networks:,}"
+    detail = "the output at a step does not depend on its input"
+    return Fact("Blind", value, "networks", detail)
+
+
+def _count_untrained(findings: StudyFindings) -> Fact | None:
+    """Count the networks of which a gradient never reaches some parts, and name these."""
+    results = findings.results
+    untrained: dict[str, None] = {}
+    labels = set()
+    for label, facts in zip(results.table["architecture"], results.facts, strict=True):
+        for part, is_trained in (facts.cell_parts if facts else {}).items():
+            if not is_trained:
+                untrained[part] = None
+                labels.add(label)
+    if not labels:
+        return None
+    parts = join([format_param(part) for part in untrained])
+    value = f"{len(labels):,} of {findings.networks:,}"
+    return Fact("Not trained in all parts", value, "networks", f"no gradient reaches their {parts}")
 
 
 def _describe_pruning(findings: StudyFindings) -> Fact | None:

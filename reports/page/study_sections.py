@@ -13,7 +13,7 @@ from reports.blocks import Block, Code, Folded, Pair, Section, Text
 from reports.charts import comparison_plots, network_plots, trial_plots
 from reports.charts.chart import Chart
 from reports.findings import StudyFindings
-from reports.formatting import join_params, to_sentence
+from reports.formatting import join_params, label_change, to_sentence
 from reports.page import setup
 from rnn.codegen import generate_module
 from studies.messages import format_count, to_printable
@@ -57,6 +57,9 @@ def _show_effects(findings: StudyFindings, shown: Chart | None) -> Section | Non
     texts = [sentences.describe_pairs(findings)]
     texts += [to_sentence(clause) for clause in sentences.list_additive(findings)]
     texts += sentences.list_noise(findings)
+    for effect in findings.effects:
+        if drawn := sentences.describe_drawn(findings, effect.contrast):
+            texts.append(to_sentence(f"{label_change(effect.contrast)}: {drawn}"))
     texts.append(
         "* marks significant effects, by p-values corrected for their number (Holm). Intervals are "
         "not corrected, so one that excludes zero may have no mark."
@@ -96,7 +99,13 @@ def _show_importances(findings: StudyFindings) -> Section | None:
     charts = trial_plots.chart_importances(findings.results, with_slices)
     if not charts:
         return None
-    note = Text(["PED-ANOVA and fANOVA by Optuna; neither gives a direction."], is_note=True)
+    texts = ["PED-ANOVA and fANOVA by Optuna; neither gives a direction."]
+    if findings.misled:
+        texts.append(
+            f"They are over all {findings.networks:,} networks, of which {findings.misled:,} do "
+            "not see their input."
+        )
+    note = Text(texts, is_note=True)
     return Section("importances", "Importances", [note, Pair(charts[:2]), *charts[2:]])
 
 

@@ -12,8 +12,8 @@ counts k times (Bonferroni).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,20 @@ class LevelEffect(PairedDifference):
 
 
 @dataclass(frozen=True)
+class ExcludedLevel:
+    """A value of another parameter at which no pair can show a change.
+
+    Attributes:
+        obstacle: why it cannot.
+        pairs: number of pairs of architectures.
+    """
+
+    value: Any
+    obstacle: str
+    pairs: int
+
+
+@dataclass(frozen=True)
 class ConditionalEffect:
     """Effect of a contrast within each value of another parameter.
 
@@ -41,14 +55,14 @@ class ConditionalEffect:
         levels: effect within each of its values, in order, over the same pairs.
         difference: largest difference between two values: the greater effect minus the lesser. Its
             p-value is corrected for all of them.
-        excluded: values at which no pair can show the change: why, and how many pairs.
+        excluded: values at which no pair can show the change.
     """
 
     main: Effect
     parameter: str
     levels: tuple[LevelEffect, ...]
     difference: PairedDifference
-    excluded: Mapping[Any, tuple[str, int]] = field(default_factory=dict)
+    excluded: tuple[ExcludedLevel, ...] = ()
 
     @property
     def contrast(self) -> Contrast:
@@ -166,5 +180,6 @@ def _compute_conditional_effect(
     ends = [matches[int(choose(means))] for choose in (np.argmin, np.argmax)]
     four = Matches(np.vstack([end.trials for end in ends]), ends[0].varied)
     difference = table.estimate(PairedDifference, four, (1, -1, -1, 1), seeds)
-    excluded = table.count_excluded(effect.contrast, parameter)
+    counts = table.count_excluded(effect.contrast, parameter)
+    excluded = tuple(ExcludedLevel(value, *found) for value, found in counts.items())
     return ConditionalEffect(effect, parameter, tuple(levels), difference, excluded)
