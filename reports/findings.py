@@ -14,7 +14,12 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
-from reports.analysis.judged_effects import estimate_effects, find_edges, measure_noise
+from reports.analysis.judged_effects import (
+    build_judged_table,
+    estimate_effects,
+    find_edges,
+    measure_noise,
+)
 from reports.analysis.leaderboard import StudySummary, summarize_study
 from reports.analysis.pruning import (
     PruningAudit,
@@ -241,7 +246,7 @@ class StudyFindings:
 
         None if both train the same parts, of those that both have.
         """
-        column = self.results.table[contrast.parameter]
+        column = self.results.table[contrast.parameter].astype(object)
         trained = []
         for value in (contrast.before, contrast.after):
             parts: dict[str, bool] = {}
@@ -313,6 +318,14 @@ class StudyFindings:
         """Parameters of which no effect can be estimated: they have too many values, or no pair."""
         compared = {effect.contrast.parameter for effect in self.effects}
         return [name for name in self.results.judged_parameters if name not in compared]
+
+    def has_excluded_pairs(self, name: str) -> bool:
+        """Return whether pairs of networks differ in a parameter alone and none can show it."""
+        table = build_judged_table(self.results)
+        contrasts = [found for found in table.list_contrasts() if found.parameter == name]
+        matches = [table.match_contrast(contrast) for contrast in contrasts]
+        has_shown = any(found.trials.size for found in matches)
+        return not has_shown and any(found.excluded.size for found in matches)
 
     @cached_property
     def rivals(self) -> Rivals | None:

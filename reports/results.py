@@ -368,7 +368,7 @@ class Results:
         None where that is not known.
         """
         if not self.cells:
-            return pd.Series(None, self.table.index, dtype=object)
+            return pd.Series([None] * len(self.table), self.table.index, dtype=object)
         names = [CELL, *self.config.list_params()]
         keys = ["architecture", BPTT_STEPS, *([TASK] if TASK in self.table else [])]
         groups = number_groups(self.table, keys)

@@ -318,14 +318,25 @@ def _describe_undecided(effects: Sequence[RankedEffect]) -> str:
 
 
 def _list_uncompared(findings: StudyFindings) -> list[str]:
-    """Name the parameters of which no two values are compared."""
-    names = findings.uncompared
-    if not names or not findings.effects:
+    """Name the parameters of which no two values are compared, and say why."""
+    if not findings.effects:
         return []
-    is_many = findings.results.uncontrasted.issuperset(names)
-    it = "it" if len(names) == 1 else "one of them"
-    reason = "too many values" if is_many else f"no two trials differ in {it} alone"
-    return [f"{strong(join_params(names))}: not compared, {reason}"]
+    reasons: dict[str, list[str]] = {}
+    for name in findings.uncompared:
+        reasons.setdefault(_explain_uncompared(name, findings), []).append(name)
+    return [
+        f"{strong(join_params(names))}: not compared, {reason}" for reason, names in reasons.items()
+    ]
+
+
+def _explain_uncompared(name: str, findings: StudyFindings) -> str:
+    if name in findings.results.uncontrasted:
+        return "too many values"
+    if findings.has_excluded_pairs(name):
+        return "no pair of networks can show it"
+    if findings.audited is not None:
+        return "too few audited trials say what it does"
+    return "no two trials differ in it alone"
 
 
 def explain_missing_effects(findings: StudyFindings) -> str:

@@ -12,6 +12,7 @@ from reports.analysis.judged_effects import build_judged_table
 from reports.formatting import label_change
 from reports.results import Results
 from reports.stats.design import Contrast
+from reports.stats.differences import PairedDifference
 from reports.stats.effects import Effect
 from rnn.config import BASELINE_CELLS, GATED_CELL, ParamValue
 from studies.messages import format_param, format_value
@@ -106,7 +107,7 @@ def _estimate_effect(results: Results, hypothesis: Hypothesis) -> Effect:
     return table.compute_effect(contrast)
 
 
-def decide(hypothesis: Hypothesis, effect: Effect) -> Verdict:
+def decide(hypothesis: Hypothesis, effect: PairedDifference) -> Verdict:
     """Decide whether a hypothesis holds: whether the interval of an effect excludes the contrary.
 
     An effect whose interval cannot decides nothing. A change that raises the share of solved runs

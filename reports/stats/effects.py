@@ -366,7 +366,8 @@ class FactorialTable:
         for code, value in enumerate(self.axes[parameter]):
             trials = matches.excluded[:, column[matches.excluded[0]] == code]
             if trials.size and code not in shown:
-                obstacle = str(self.kinds.explain(trials)[0])
+                reasons, counts = np.unique(self.kinds.explain(trials), return_counts=True)
+                obstacle = str(reasons[counts.argmax()])
                 found[value] = obstacle, self._count_contexts(trials, matches.varied)
         return found
 

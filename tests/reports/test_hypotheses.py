@@ -120,7 +120,7 @@ def test_hypothesis_is_about_the_pairs_with_the_values_that_it_names(planned):
     )
     assert (narrow.verdict, wide.verdict) == ("does not hold", "holds")
     assert wide.effect.mean == pytest.approx(-0.2, abs=0.005)
-    assert wide.effect.pairs == 96
+    assert (wide.effect.pairs, wide.effect.excluded_pairs) == (80, 16)  # old state, no input gate
     assert wide.change == "residual, state size 16"
     (switched_off,) = run(results, expecting("lower", before=True, after=False))
     assert switched_off.change == "residual on → off"
@@ -135,7 +135,7 @@ def test_hypothesis_registered_after_the_first_result_is_exploratory(planned):
     assert late.mark.startswith("exploratory, after 12 results, 20")
     assert (late.change, late.verdict) == ("forget gate", "holds")
     assert late.effect.low < late.effect.mean < late.effect.high < -0.02
-    assert late.effect.pairs == 192
+    assert (late.effect.pairs, late.effect.excluded_pairs) == (128, 64)  # the old state alone
 
 
 def test_hypotheses_are_tested_where_a_study_varies_what_they_name(planned):

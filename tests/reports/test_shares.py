@@ -1,4 +1,4 @@
-"""Shares of runs that solve a task: pairs, architectures, and mixtures of losses."""
+"""Shares of runs that solve a task: pairs and architectures."""
 
 import math
 
@@ -12,7 +12,6 @@ from reports.stats.shares import (
     compare_architectures,
     count_needed_pairs,
     count_needed_runs,
-    find_mixture,
     rank_pairs,
 )
 
@@ -82,26 +81,3 @@ def test_ranks_compare_logarithms_and_a_run_that_diverged_is_the_worst():
     diverged = rank_pairs(np.full(6, math.inf), np.arange(1.0, 7.0))
     assert (diverged.lower, diverged.p) == (6, 2 / 2**6)
     assert rank_pairs(before, before).p == 1
-
-
-def make_runs(architectures=16, runs=3, solved=0.5):
-    """Draw losses of architectures, of which some runs are far below the others."""
-    generator = np.random.default_rng(1)
-    indices = np.repeat(np.arange(architectures), runs)
-    logs = generator.normal(scale=0.3, size=len(indices)) + indices / architectures
-    return np.exp(logs - 6 * (generator.random(len(indices)) < solved)), indices
-
-
-def test_mixture_is_a_gap_that_runs_of_an_architecture_fall_on_both_sides_of():
-    found = find_mixture(*make_runs())
-    assert found.below < 0.05 < found.above
-    assert found.architectures == 16
-    assert found.split > 8
-    losses, indices = make_runs()
-    assert find_mixture(*make_runs(architectures=15)) is None
-    assert find_mixture(*make_runs(runs=2)) is None
-    assert find_mixture(*make_runs(solved=0)) is None
-    assert find_mixture(losses - losses.max(), indices) is None  # has no logarithms
-    # A gap between architectures is no mixture, whatever its width.
-    apart = make_runs(solved=0)[0] * np.where(indices % 2, 1, 1e-3)
-    assert find_mixture(apart, indices) is None

@@ -10,7 +10,6 @@ from pages import build_from, read_answer
 from reports.analysis.solved import compare_by_threshold
 from reports.charts.network_plots import chart_states, chart_windows
 from reports.findings import StudyFindings
-from reports.sentences import list_warnings
 from rnn_search import load
 from studies.best import BestReader
 from studies.config import StudyConfig
@@ -304,24 +303,6 @@ def test_best_of_several_architectures_is_that_with_most_solved_runs(sqlite_url)
     effects = compare_by_threshold(results_of(sqlite_url)).values()
     (cell,) = (effect for effect in effects if effect.contrast.parameter == "cell")
     assert (cell.solved_before, cell.mean, cell.pairs) == (0.5, -0.5, 2)
-
-
-# ------------------------------------------------------------------ mixtures
-
-
-def test_losses_that_are_a_mixture_are_warned_of(sqlite_url):
-    depths = list(range(1, 10))
-    losses = [loss for depth in depths for loss in (1.0, 1.1 + depth / 99, 0.001) * 2]
-    task = TASK | {"solved": {}}
-    make_solved(sqlite_url, losses, replicates=3, space={"layers": depths}, task=task)
-    (warning,) = list_warnings(StudyFindings(results_of(sqlite_url)))
-    assert warning.startswith(
-        "the losses look like a mixture: runs of 18 of 18 architectures lie on both sides of a gap "
-        "from 0.001 to 1"
-    )
-    other = sqlite_url.replace("studies", "declared")
-    make_solved(other, losses, replicates=3, space={"layers": depths})
-    assert list_warnings(StudyFindings(results_of(other))) == []
 
 
 # ------------------------------------------------------------------ figures by rate and state
