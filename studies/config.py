@@ -116,6 +116,9 @@ class StudyConfig(StrictModel):
     )
     """Loss below which a network counts as [solved](../statistics.md#solved-networks), or a table
     of one for some of [several tasks](#several-tasks). Of a loop or an import: the value."""
+    told: Literal["exclude", "include"] = "exclude"
+    """Whether trials count whose value this program [did not train](../reliability.md#told-values),
+    as after `study.tell` of Optuna. `exclude`: counted apart; `include`: as any complete trial."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the
