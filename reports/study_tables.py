@@ -387,7 +387,8 @@ def tabulate_trials(results: Results, name: str) -> Table[Any]:
     def describe_state(row: Mapping[Any, Any]) -> str:
         copied = "" if is_missing(row["copied_from"]) else ", copied"
         audited = ", audited" if row["audited"] and is_pruned else ""
-        return f"{row['state'].lower()}{copied}{audited}"
+        told = "" if is_missing(row.get("told")) else f" {measure.format(row['told'])}"
+        return f"{row['state'].lower()}{told}{copied}{audited}"
 
     def format_item(axis: str, row: Mapping[Any, Any]) -> str:
         return format_value(row[axis])

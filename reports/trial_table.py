@@ -283,6 +283,8 @@ def _make_row(
         recorded |= {metric_column(split, metric): value for metric, value in metrics.items()}
     for name in (EARLIER_CODE, EARLIER_TORCH):
         recorded[name] = ", ".join(recorded[name] or ()) or None
+    if trial.is_told:
+        recorded["told"] = trial.values[0]
     if (profile := read_profile(recorded)) is not None:
         context = profile.estimate()
         recorded |= TrialColumns(

@@ -241,6 +241,8 @@ def format_status(status: Status, config: StudyConfig) -> str:
     if config.results is not None:
         rows = [("imported", f"from {config.results.source}")]
         states = [state for state in states if state not in ("running", "waiting")]
+    if counts.told:
+        states.append("told")
     for state in states:
         paused = f" ({counts.paused} paused)" if state == "waiting" and counts.paused else ""
         rows.append((state, f"{getattr(counts, state)}{paused}"))
@@ -277,7 +279,7 @@ def explain_failure(
         if trial.state is TrialState.FAIL and ERROR in trial.attributes
     ]
     last = f", the last with {max(errors)[1]}" if errors else ""
-    ends = {"diverged": counts.diverged, f"failed{last}": counts.failed}
+    ends = {"told": counts.told, "diverged": counts.diverged, f"failed{last}": counts.failed}
     causes = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
     hint = (
         "change its settings, such as a lower training.learning_rate, and search again under "
@@ -285,6 +287,8 @@ def explain_failure(
     )
     if config.loop is not None:
         hint = "correct the loop, and set them waiting again with rnn-search retry"
+    if counts.told:
+        hint = "to count told values, run it with --set 'told=\"include\"' --extend"
     return f"study {study!r} finished without a complete trial: {causes}; {hint}"
 
 

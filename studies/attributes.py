@@ -253,6 +253,7 @@ class TrialColumns(TypedDict, total=False):
     label: str
     state: str
     value: float | None
+    told: float
     audited: bool
     source_trials: list[int] | None
     copied_from: int | None

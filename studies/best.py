@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from reports.stats.run_means import RankedArchitecture, Run, rank_runs
 from studies.config import StudyConfig
@@ -26,7 +25,7 @@ from studies.space import REPLICATE, architecture_key, replicate_of
 from studies.storage.counts import has_replicates, top_trials
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trials import StoredTrial
+from studies.storage.trials import StoredTrial, TrialStatus
 from studies.trial_params import label_trial
 
 
@@ -53,7 +52,7 @@ def rank_trials(trials: Sequence[StoredTrial], config: StudyConfig) -> list[Rank
     task = config.task_record if is_repeated else None
     runs = []
     for trial in trials:
-        if trial.state is not TrialState.COMPLETE or trial.value is None:
+        if trial.status is not TrialStatus.COMPLETE or trial.value is None:
             continue
         value = value_measure.to_loss(trial.value)
         loss = value if measure.is_value else trial.attributes[measure.column]
@@ -76,7 +75,7 @@ def _find_metric(trials: Sequence[StoredTrial], measure: Measure) -> Measure:
     """Return the number that ranks the architectures: a loss on a held-out split, or the value."""
     if len({replicate_of(trial.params) for trial in trials}) <= 1:
         return measure
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.status is TrialStatus.COMPLETE]
     return measure.choose_metric(lambda name: all(name in trial.attributes for trial in complete))
 
 

@@ -120,6 +120,9 @@ class StudyConfig(StrictModel):
     """Whether effects are also over pairs of networks that
     [cannot show them](../statistics.md#what-networks-can-show): blind ones, and those in which the
     parts that a change adds are never trained."""
+    told: Literal["exclude", "include"] = "exclude"
+    """Whether trials count whose value this program [did not train](../reliability.md#told-values),
+    as after `study.tell` of Optuna. `exclude`: counted apart; `include`: as any complete trial."""
     task: TaskSettings = TaskSettings()
     objective: Objective = "validation"
     """Loss that is a trial's value. `validation`: on held-out data, at the end; `training`: the

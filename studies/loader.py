@@ -431,7 +431,7 @@ _KEYS = [
 # ------------------------------------------------------------------ compatibility
 
 
-DESCRIPTIVE = ("question", "report_threshold", "untrained", "nuisance")
+DESCRIPTIVE = ("question", "report_threshold", "untrained", "told", "nuisance")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
 _IGNORED = {"cells", "hypothesis", "lengths", "loop_parameters", *DESCRIPTIVE, *PER_WORKER}

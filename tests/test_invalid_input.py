@@ -17,6 +17,7 @@ INVALID = {
     "run {tmp}/folder.toml": "folder.toml cannot be read: Is a directory",
     # Its settings.
     "run quick --set training.steps": "KEY=VALUE",
+    """run quick --set 'told="maybe"'""": "told is 'maybe': input should be 'exclude' or 'include'",
     "run quick --set training=5": "training is 5: expected a table of settings",
     "run quick --trial 0 --extend": "--trial runs a trial once more as it was: expected no --ext",
     # The corpus.

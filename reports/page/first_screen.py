@@ -61,6 +61,7 @@ def _count_runs(findings: StudyFindings) -> Fact:
         "running": counts.running,
         "waiting": counts.waiting - counts.paused,
         "paused": counts.paused,
+        "told": counts.told,
         "diverged": counts.diverged,
         "failed": counts.failed,
     }

@@ -239,7 +239,7 @@ def _describe_evaluation(results: Results) -> str:
 
 def _list_accounts(results: Results) -> list[tuple[str, str]]:
     counts = results.counts
-    states = ("planned", "complete", "pruned", "diverged", "failed", "running", "waiting")
+    states = ("planned", "complete", "told", "pruned", "diverged", "failed", "running", "waiting")
     found = [f"{getattr(counts, state):,} {state}" for state in states if getattr(counts, state)]
     facts = [("Trials", ", ".join(found))]
     table = results.table[results.table["copied_from"].isna()]

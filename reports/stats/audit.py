@@ -79,7 +79,7 @@ def compute_outside_p_value(trials: int, inside: int) -> float:
 
 # ------------------------------------------------------------------ recall
 
-_FAILED = ("FAIL", "DIVERGED")
+_FAILED = ("FAIL", "DIVERGED", "TOLD")
 """States of trials without a value."""
 
 

@@ -25,6 +25,7 @@ _PRECEDENCE = (
     TrialStatus.PRUNED,
     TrialStatus.COMPLETE,
     TrialStatus.DIVERGED,
+    TrialStatus.TOLD,
     TrialStatus.FAIL,
 )
 """Stages, of which a candidate has the first that one of its runs has."""

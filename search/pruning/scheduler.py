@@ -475,8 +475,8 @@ def create_schedulers(
 
 
 def _has_failed(trial: StoredTrial) -> bool:
-    """Return whether a trial has failed, an audited one before it would have stopped."""
-    if trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAIL):
+    """Return whether a trial has failed or is told, an audited one before it would have stopped."""
+    if trial.status not in (TrialStatus.DIVERGED, TrialStatus.TOLD, TrialStatus.FAIL):
         return False
     return trial.audit is None or not is_stopped(trial.audit, trial.losses)
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from rnn.errors import UserError
 from studies.attributes import (
+    CONFIG,
     EARLIER_CODE,
     EARLIER_TORCH,
     FAILURE,
@@ -48,10 +49,19 @@ from studies.storage.tables import (
     has_system_attr,
     is_attr,
     is_grid_trial,
+    lacks_record,
     raw,
+    read_study_attrs,
     select_trial_ids,
 )
-from studies.storage.trials import TrialStatus, decode_state, decode_time, find_status, locating
+from studies.storage.trials import (
+    TrialStatus,
+    decode_json,
+    decode_state,
+    decode_time,
+    find_status,
+    locating,
+)
 
 if TYPE_CHECKING:
     from studies.storage.storage import LeasedRDBStorage
@@ -66,10 +76,12 @@ class TrialCounts:
     Attributes:
         diverged: number of trials whose loss was not finite, those that plain Optuna completed with
             an infinite value included.
+        told: number of trials that are complete without the record of a training, and excluded.
         paused: number of waiting trials that the pruner has paused.
     """
 
     complete: int = 0
+    told: int = 0
     pruned: int = 0
     diverged: int = 0
     failed: int = 0
@@ -85,11 +97,11 @@ class TrialCounts:
     @property
     def finished(self) -> int:
         """Number of trials that will not run again."""
-        return self.complete + self.pruned + self.diverged + self.failed
+        return self.complete + self.told + self.pruned + self.diverged + self.failed
 
     def describe(self) -> str:
         """Return them as text, without states of no trial: ``12 of 96 finished, 4 running``."""
-        states = ("running", "paused", "pruned", "diverged", "failed")
+        states = ("running", "paused", "told", "pruned", "diverged", "failed")
         numbers = [f"{getattr(self, state)} {state}" for state in states if getattr(self, state)]
         return ", ".join([f"{self.finished} of {self.planned} finished", *numbers])
 
@@ -116,6 +128,24 @@ def count_statuses(statuses: Mapping[TrialStatus, int]) -> TrialCounts:
     return TrialCounts(**counts, failed=failed, waiting=waiting + counts.get("paused", 0))
 
 
+def read_config(connection: Connection, study_id: int) -> dict[str, Any]:
+    """Read the config of a study as it is stored; empty if there is none."""
+    stored = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, [CONFIG])
+    with locating(study_id):
+        config = decode_json(stored.get(CONFIG, "{}"), CONFIG)
+    return config if isinstance(config, dict) else {}
+
+
+def is_told(connection: Connection, study_id: int) -> sa.ColumnElement[bool]:
+    """Return the condition that a study excludes a trial because no training of it is recorded.
+
+    This alone decides which trials are told. Imported ones never are: another program trained them.
+    """
+    config = read_config(connection, study_id)
+    includes = config.get("told") == "include" or config.get("results")
+    return sa.false() if includes else lacks_record()
+
+
 def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
     """Count a study's grid trials by state."""
     failure = sa.select(TRIAL_USER_ATTRS.c.value_json).where(is_attr(TRIAL_USER_ATTRS, FAILURE))
@@ -125,21 +155,23 @@ def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
         "is_paused": has_system_attr(PAUSED),
         "is_infinite": of_trial.where(~IS_FINITE),
     }
-    query: sa.Select[Any] = (
-        sa.select(
-            raw(TRIALS.c.state),
-            *(column.label(name) for name, column in columns.items()),
-            sa.func.count(),
-        )
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
-    )
     counts: Counter[TrialStatus] = Counter()
     with storage.reading() as connection, locating(study_id):
-        for stored, failed_by, is_paused, is_infinite, count in connection.execute(query):
+        columns["is_told"] = is_told(connection, study_id)
+        query: sa.Select[Any] = (
+            sa.select(
+                raw(TRIALS.c.state),
+                *(column.label(name) for name, column in columns.items()),
+                sa.func.count(),
+            )
+            .where(TRIALS.c.study_id == study_id, is_grid_trial())
+            .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
+        )
+        for stored, failed_by, is_paused, is_infinite, told, count in connection.execute(query):
             reason = None if failed_by is None else parse_trial_attribute(FAILURE, failed_by)
             state = decode_state(stored)
-            counts[find_status(state, reason, bool(is_paused), not is_infinite)] += count
+            status = find_status(state, reason, bool(is_paused), not is_infinite, bool(told))
+            counts[status] += count
     return count_statuses(counts)
 
 
@@ -224,6 +256,7 @@ def top_trials(
         is_task = sa.and_(param.trial_id == TRIALS.c.trial_id, param.param_name == TASK)
         query = query.join(TRIAL_PARAMS, is_task).where(param.param_value == task)
     with storage.reading() as connection:
+        query = query.where(~is_told(connection, study_id))
         is_maximized = "MAXIMIZE" in connection.scalars(direction)
         order = value.desc() if is_maximized else value
         rows = connection.execute(query.order_by(order, TRIALS.c.number).limit(limit))
@@ -248,12 +281,16 @@ def timing_by_shape(
     storage: "LeasedRDBStorage", study_id: int, names: Collection[str] = COST_PARAMS
 ) -> list[TimingStats]:
     """Return timings by those of :data:`studies.space.COST_PARAMS` that vary."""
-    counts: list[sa.ColumnElement[Any]] = [
-        sa.func.count(sa.case((TRIALS.c.state == state, 1)))
-        for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
-    ]
     seconds = sa.cast(TRIAL_USER_ATTRS.c.value_json, sa.Float)
-    mean = sa.func.avg(sa.case((TRIALS.c.state == TrialState.COMPLETE, seconds)))
+    complete = sa.case((TRIALS.c.state == TrialState.COMPLETE, seconds))
+    counts: list[sa.ColumnElement[Any]] = [
+        sa.func.count(complete),  # those whose duration is recorded
+        *(
+            sa.func.count(sa.case((TRIALS.c.state == state, 1)))
+            for state in (TrialState.RUNNING, TrialState.WAITING)
+        ),
+    ]
+    mean = sa.func.avg(complete)
     trials = TRIALS.outerjoin(TRIAL_USER_ATTRS, is_attr(TRIAL_USER_ATTRS, SECONDS))
     values = []
     for name in names:

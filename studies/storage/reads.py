@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection
 from studies.attributes import (
     AUDIT,
     AUDIT_LOOKS,
-    CONFIG,
     CURVE,
     IS_GRID_TRIAL,
     PAUSED,
@@ -24,13 +23,12 @@ from studies.attributes import (
 )
 from studies.errors import RowError
 from studies.space import complete_params
-from studies.storage.counts import find_study
+from studies.storage.counts import find_study, is_told, read_config
 from studies.storage.tables import (
     INTERMEDIATE_VALUES,
     MAX_IDS,
     METRIC_NAMES,
     STUDY_SYSTEM_ATTRS,
-    STUDY_USER_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -118,19 +116,21 @@ def read_grid_trials(
     params = {key: complete_params(trial.params) for key, trial in trials.items()}
     has_more = any(len(params[key]) > len(trial.params) for key, trial in trials.items())
     is_foreign = has_more and not _has_networks(connection, study_id)
+    all_told = select_trial_ids(study_id).where(is_told(connection, study_id), *where)
+    told = set(connection.scalars(all_told))
     for key, trial in trials.items():
         trial.params = trial.params if is_foreign else params[key]
         if trial.state is TrialState.COMPLETE and TRIAL_VALUES in columns:
             trial.value = _choose_value(trial)
+            trial.is_told = key in told and trial.value is not None
+            trial.value = None if trial.is_told else trial.value
     return list(trials.values())
 
 
 def _has_networks(connection: Connection, study_id: int) -> bool:
     """Return whether the parameters of a study are those of networks of this program."""
-    stored = read_study_attrs(connection, STUDY_USER_ATTRS, study_id, [CONFIG])
-    with locating(study_id):
-        config = decode_json(stored.get(CONFIG, "{}"), CONFIG)
-    return not isinstance(config, dict) or not (config.get("loop") or config.get("results"))
+    config = read_config(connection, study_id)
+    return not (config.get("loop") or config.get("results"))
 
 
 def read_whole_trials(
@@ -313,7 +313,8 @@ class TrialReader:
     def read(self) -> list[StoredTrial]:
         """Return the trials, by number; those that have not changed are the same objects."""
         with self._storage.reading() as connection:
-            rows = connection.execute(_select_stamps(self._study_id))
+            condition = is_told(connection, self._study_id)  # an extension may change it
+            rows = connection.execute(_select_stamps(self._study_id, condition))
             stamps = {row[0]: tuple(row) for row in rows}
             changed = {
                 key
@@ -366,11 +367,11 @@ class TrialReader:
         return updated
 
 
-def _select_stamps(study_id: int) -> sa.Select[Any]:
+def _select_stamps(study_id: int, is_told: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Return the query for (trial id, *stamp) of all grid trials, by number."""
     since = raw(TRIAL_SYSTEM_ATTRS.c.value_json)
     return (
-        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:]), since)
+        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:]), since, is_told)
         .outerjoin(TRIAL_SYSTEM_ATTRS, is_attr(TRIAL_SYSTEM_ATTRS, PAUSED))
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .order_by(TRIALS.c.number)

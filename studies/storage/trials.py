@@ -27,12 +27,14 @@ _NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 
 
 class TrialStatus(StrEnum):
-    """State of a trial as reports and counts name it: Optuna's, but for two of them."""
+    """State of a trial as reports and counts name it: Optuna's, but for three of them."""
 
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
     DIVERGED = "DIVERGED"
     """Its loss was not finite: it failed, or plain Optuna stored an infinite value."""
+    TOLD = "TOLD"
+    """It is complete without the record of a training, and its study excludes such trials."""
     FAIL = "FAIL"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
@@ -41,11 +43,13 @@ class TrialStatus(StrEnum):
 
 
 def find_status(
-    state: TrialState, failure: str | None, is_paused: bool, is_finite: bool
+    state: TrialState, failure: str | None, is_paused: bool, is_finite: bool, is_told: bool
 ) -> TrialStatus:
     """Return the status of a grid trial, which may have the time of a pause."""
     if failure == Failure.DIVERGED or (state is TrialState.COMPLETE and not is_finite):
         return TrialStatus.DIVERGED
+    if is_told:
+        return TrialStatus.TOLD
     if state is TrialState.WAITING and is_paused:
         return TrialStatus.PAUSED
     return TrialStatus[state.name]
@@ -58,12 +62,13 @@ class StoredTrial:
     Attributes:
         audit: what the pruner has decided about an audited trial, which is trained to the end
             whatever that is; None for any other.
-        value: value of a complete trial; None if it is not finite, as of plain Optuna.
+        value: value of a complete trial; None if it is not finite, as of plain Optuna, or told.
         number: number of the trial; when it is stored, it gets the next one.
         started: time of the last claim, UTC.
         completed: time at which it finished, UTC.
         is_grid: whether it belongs to the study's grid.
         is_paused: whether it waits for the pruner to resume it.
+        is_told: whether it is excluded because no training of it is recorded.
         system_attributes: system attributes but the lease.
         losses: loss at each of the rungs that a reader was asked for; NaN if it has not reached it.
         values: all values of a trial of plain Optuna, which may have several.
@@ -80,6 +85,7 @@ class StoredTrial:
     completed: datetime | None = None
     is_grid: bool = True
     is_paused: bool = False
+    is_told: bool = False
     system_attributes: dict[str, Any] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)
     losses: Sequence[float] = ()
@@ -90,7 +96,8 @@ class StoredTrial:
     def status(self) -> TrialStatus:
         """State of the trial as reports name it."""
         failure = self.attributes.get(FAILURE)
-        return find_status(self.state, failure, self.is_paused, self.value is not None)
+        is_finite = self.value is not None or self.is_told
+        return find_status(self.state, failure, self.is_paused, is_finite, self.is_told)
 
     @property
     def is_audited(self) -> bool:

@@ -137,7 +137,7 @@ class StoredSearch:
 
     def _finish(self, trial, state, value, attributes) -> bool:
         self._note(trial, state.name)
-        self.storage.finish(trial, WORKER, state, value, attributes)
+        self.storage.finish(trial, WORKER, state, value, {"seconds": 1.0, **attributes})
         return False
 
     def _store(self, progress: StudyProgress, decisions: Decisions) -> None:

@@ -265,9 +265,9 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
         study = optuna.load_study(study_name="quick", storage=sqlite_url)
         study.tell(study.ask(), 1.0)
         assert study.trials[0].state is TrialState.COMPLETE
-        assert reader.recent_status().counts.complete == 0
+        assert reader.recent_status().counts.told == 0
         answers.set()  # the next line shows the late answer
-        wait_until(lambda: reader.recent_status().counts.complete == 1)
+        wait_until(lambda: reader.recent_status().counts.told == 1)
 
 
 # ------------------------------------------------------------------ durations and printable text

@@ -133,6 +133,7 @@ def test_extension_that_cannot_be_exact_is_refused_and_changes_nothing(
 # ------------------------------------------------------------------ settings that describe a study
 
 DESCRIBED = [*FOUR, "nuisance=['state_size']", "question='Q?'", "report_threshold=2.0"]
+DESCRIBED += ["told='include'"]
 
 
 @pytest.mark.parametrize("prepare", [prune, hold], ids=lambda each: each.__name__)
@@ -144,6 +145,7 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     before = joined.study.trials
     extended = join(sqlite_url, text, DESCRIBED, extend=True)
     described = {"nuisance": ["state_size"], "question": "Q?", "report_threshold": 2.0}
+    described |= {"told": "include"}
     assert extended.config == joined.config.model_copy(update=described)
     assert read_study_record(extended.study).config == extended.config
     assert extended.study.trials == before

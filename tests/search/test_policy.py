@@ -258,7 +258,9 @@ def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, te
         if number % 2:
             storage.pause(trial_id, "me/1", {})
         else:
-            storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
+            storage.finish(
+                trial_id, "me/1", TrialState.COMPLETE, curve[2000], {"seconds": 1.0}, curve
+            )
 
 
 # ------------------------------------------------------------------ the rest of a search

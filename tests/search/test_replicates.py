@@ -65,7 +65,7 @@ def finish_all(url, values):
         trial_id = storage.claim(handle.study_id, "me")
         for selected in files.select({number: value}):
             files.write(selected, lambda: b"weights")
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {"seconds": 1.0})
         files.evict(number)
         kept.append(weights.list_trials())
     return kept
@@ -206,7 +206,7 @@ def test_study_is_extended_while_a_worker_holds_one_of_its_trials(extend, sqlite
         study_id = storage.get_study_id_from_name("copies")
         held = storage.claim(study_id, "me")
         extend(replicates=4)
-        storage.finish(held, "me", TrialState.COMPLETE, 1.0, {})
+        storage.finish(held, "me", TrialState.COMPLETE, 1.0, {"seconds": 1.0})
         assert storage.get_trial(held).state is TrialState.COMPLETE
         claimed = [storage.claim(study_id, "me") for _ in range(6)]
         params = [storage.get_trial(trial_id).params for trial_id in claimed[:5]]

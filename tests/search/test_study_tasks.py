@@ -172,7 +172,9 @@ def test_list_of_names_is_joined_for_an_option_that_takes_several(folder):
 
 def test_stored_task_is_loaded_from_its_copy_and_its_files_where_they_were(folder, monkeypatch):
     handle = open_study("task.length=12")
-    handle.study.tell(handle.study.ask(), 1.0)
+    trial = handle.study.ask()
+    trial.set_user_attr("seconds", 1.0)  # as if this program had trained it
+    handle.study.tell(trial, 1.0)
     expected = draw(handle, ("noise", 0.5))
     (folder / "tasks" / "mine.py").unlink()
     (folder / "next.toml").write_text(

@@ -184,7 +184,8 @@ def test_setting_that_changes_results_is_a_difference(override):
 
 
 def test_setting_that_does_not_change_results_is_no_difference():
-    for override in ("report_threshold=1.0", 'question="?"', 'task.corpus="b"', "keep_weights=3"):
+    same = ("report_threshold=1.0", 'question="?"', 'task.corpus="b"', "keep_weights=3")
+    for override in (*same, "told='include'"):
         assert diff_configs(STORED, alter(override)) == []
     other_text = with_text(load_config_file("stage-one").resolve(), "1")
     assert diff_configs(STORED, other_text) == ["task.corpus.sha256: 'ab' in the study, '1' here"]

@@ -50,7 +50,8 @@ def test_refinement_and_imported_studies_have_a_note(sqlite_url, folder):
     with closing(join_study(QUICK, sqlite_url, corpus="stdlib").storage) as storage:
         study_id = storage.get_study_id_from_name("quick")
         trial_id = storage.claim(study_id, "w/1")
-        storage.finish(trial_id, "w/1", TrialState.COMPLETE, 1.0, {"validation_loss": 1.0})
+        recorded = {"validation_loss": 1.0, "seconds": 1.0}
+        storage.finish(trial_id, "w/1", TrialState.COMPLETE, 1.0, recorded)
     derived = ("refinement.source='quick'", "refinement.top=1")
     join_study("stage-two", sqlite_url, derived, partial=True).storage.close()
     Path("table.csv").write_text("depth,value\n1,2.0\n2,1.5\n")

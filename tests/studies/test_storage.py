@@ -174,7 +174,7 @@ def test_trials_of_plain_optuna_are_left_alone(url):
     study.add_trial(optuna.trial.create_trial(value=-1.0))
     assert storage.claim(study_id, "me") is None
     assert top_trials(storage, study_id, 1) == []
-    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
+    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {"seconds": 1.0})
     assert len(top_trials(storage, study_id, 1)) == 1
     assert count_trials(storage, study_id).planned == len(reader.read()) == 1
     for now in range(0, 1000, 100):

@@ -346,7 +346,9 @@ class TrialMachine(RuleBasedStateMachine):
 
     def end(self, worker, claim, end, value):
         """End a trial; return the state that it then has."""
-        attributes = {"failure": FAILURES[end]} if end in FAILURES else {"worker": "me"}
+        attributes = (
+            {"failure": FAILURES[end]} if end in FAILURES else {"worker": "me", "seconds": 1.0}
+        )
         state = TrialState[STORED.get(end, end)]
         worker.finish(claim, state, value, attributes if end != "PAUSED" else {"rung": 20})
         return end
