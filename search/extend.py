@@ -71,9 +71,11 @@ def extend(
     check_count(len(extension.added), options.yes)
     extended = extension.config
     floors: dict[str, Floors] = {}  # of new tasks
+    notices: list[str] = []
     if extended.has_networks:
         params = [trial.params for trial in extension.added]
-        extended, floors = search.networks.fit_extension(stored, extended, tasks, params)
+        fitted = search.networks.fit_extension(stored, extended, tasks, params)
+        extended, floors, notices = fitted
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 
@@ -100,7 +102,7 @@ def extend(
     expected = {CONFIG: raw}
     if not extend_study(storage, study_id, expected, written, choices, extension.added, grid_size):
         return None
-    return _describe_extension(study, record, extension)
+    return [*_describe_extension(study, record, extension), *notices]
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _enlarge(stored: StudyConfig, config: StudyConfig, replicates: int | None) -
     """Return a study's config with the space and replicates of an extension."""
     update: dict[str, Any] = {
         "space": config.space,
-        "cells": stored.cells | config.cells,
+        "cells": config.cells | stored.cells,  # with what was measured of them
         "loop_parameters": config.list_params() if config.loop else [],
         # A text may be new; of one that is not, the study has the tokenizer.
         "task": config.task if config.task_records else stored.task,

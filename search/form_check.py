@@ -167,11 +167,8 @@ class _Pair:
 
     def __init__(self, layer: nn.Module, size: int) -> None:
         self._generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                # A weight that starts at zero would hide what it is multiplied by.
-                scale = 0.1 * (parameter.abs().mean() + 0.1)
-                parameter.add_(scale * torch.randn(parameter.shape, generator=self._generator))
+        # A weight that starts at zero would hide what it is multiplied by.
+        add_noise(layer.parameters(), self._generator)
         self._layer = layer
         self._exact = copy.deepcopy(layer).double()
         self._size = size
@@ -184,10 +181,8 @@ class _Pair:
         return torch.randn(shape, generator=self._generator).double()
 
     def _initial_state(self, streams: int = _STREAMS) -> Any:
-        initial_state = getattr(self._exact, "initial_state", None)
-        if initial_state is not None:
-            return initial_state(streams)
-        return torch.zeros(streams, self._size, dtype=torch.double)
+        like = torch.zeros(self._size, dtype=torch.double)
+        return read_initial_state(self._exact, streams, like)
 
     def compare_all(self, is_thorough: bool) -> list[Comparison]:
         """Return all comparisons."""
@@ -277,7 +272,7 @@ class _Pair:
     ) -> Tensors:
         """Return outputs, and the gradients of their weighted sum plus that of the last state."""
         inputs = x.clone().requires_grad_()
-        state = _map_floats(self._state, lambda part: part.detach().clone().requires_grad_())
+        state = map_floats(self._state, lambda part: part.detach().clone().requires_grad_())
         y, after = self._run(precision, by_sequence, inputs, state)
         loss = (y * weights).sum()
         for part in list_parts(after):
@@ -311,7 +306,7 @@ class _Pair:
         dtype = torch.double if precision == "fp64" else torch.float
         layer = self._exact if precision == "fp64" else self._layer
         x = x.to(dtype)
-        state = _map_floats(state, lambda part: part.to(dtype))
+        state = map_floats(state, lambda part: part.to(dtype))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             if by_sequence:
                 y, state = getattr(layer, SEQUENCE_FORM)(x, state)
@@ -319,14 +314,30 @@ class _Pair:
                 outputs = []
                 for step in x:
                     output, state = layer(step, state)
-                    state = _map_floats(state, lambda part: part.to(dtype))
+                    state = map_floats(state, lambda part: part.to(dtype))
                     outputs.append(output.to(dtype))
                 y = torch.stack(outputs)
-        return y.double(), _map_floats(state, Tensor.double)
+        return y.double(), map_floats(state, Tensor.double)
 
 
-def _map_floats(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a state whose tensors of numbers, but for integers, are changed."""
+@torch.no_grad()
+def add_noise(parameters: Iterable[Tensor], generator: torch.Generator) -> None:
+    """Change parameters by random numbers, of a tenth of their size and not zero."""
+    for parameter in parameters:
+        scale = 0.1 * (parameter.abs().mean() + 0.1)
+        parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def read_initial_state(layer: nn.Module, streams: int, like: Tensor) -> Any:
+    """Return the state of a layer at a sequence's start, of the dtype and last axis of a tensor."""
+    initial_state = getattr(layer, "initial_state", None)
+    if initial_state is None:
+        return like.new_zeros(streams, like.shape[-1])
+    return map_floats(initial_state(streams), lambda part: part.to(like.dtype))
+
+
+def map_floats(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a state whose tensors, but for those of integers, are changed."""
     parts = [change(part) if part.is_floating_point() else part for part in list_parts(state)]
     return tuple(parts) if isinstance(state, tuple) else parts[0]
 

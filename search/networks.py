@@ -18,6 +18,7 @@ from rnn.precision import EngineShape, choose_precision
 from rnn.training import checkpoint
 from rnn.training.devices import check_precision, find_bf16_hardware, resolve_device
 from search.cell_check import check_cells
+from search.cell_facts import with_cell_facts
 from search.cells_tasks import (
     CodeStore,
     StudyTask,
@@ -36,6 +37,7 @@ from studies.artifacts import ArtifactFolders
 from studies.attributes import StudyRecord, VersionRecord
 from studies.config import StudyConfig
 from studies.loader import ConfigFile
+from studies.network_facts import list_fact_notices
 from studies.records import Floors
 from studies.space import TASK, Params
 from studies.study_settings import WINDOW_PARAMS, TrainingLength
@@ -163,7 +165,9 @@ def fit(
     assert wanted.device is not None
     precision, notice = _choose_precision(config, tasks, trials, wanted.device)
     config = with_records(config, learned).model_copy(update={"precision": precision})
-    return config, tasks, [*_describe_lengths(config), *notice]
+    config, sampled = with_cell_facts(config, trials)
+    notices = [*_describe_lengths(config), *notice, *sampled, *list_fact_notices(trials, config)]
+    return config, tasks, notices
 
 
 def fit_extension(
@@ -171,8 +175,11 @@ def fit_extension(
     extended: StudyConfig,
     tasks: Mapping[str, StudyTask],
     trials: Sequence[Params],
-) -> tuple[StudyConfig, dict[str, Floors]]:
-    """Check what an extension adds; return its config with lengths, the floors of new tasks."""
+) -> tuple[StudyConfig, dict[str, Floors], list[str]]:
+    """Check what an extension adds; return its config with lengths, floors of new tasks, notices.
+
+    The trials are the added ones.
+    """
     check_cells(extended, [stored])
     new_tasks = {
         name: tasks[name] for name in extended.task_names if name not in stored.task_records
@@ -183,7 +190,8 @@ def fit_extension(
     extended = with_records(extended, learned)
     lengths = check_trials(extended, tasks, trials)
     _require_same_length(stored, lengths, new_tasks)
-    return _with_lengths(extended, lengths), floors
+    extended, notices = with_cell_facts(_with_lengths(extended, lengths), trials)
+    return extended, floors, notices
 
 
 def _require_same_length(
