@@ -218,7 +218,11 @@ class Results:
         measure = find_measure(self.config)
         if self.config.has_networks:
             return measure
-        return measure.with_decimals(self.table["value"].dropna())
+        values = self.table["value"].dropna()
+        # What a user's metric can be is not known: one that is minimized and is never negative here
+        # is taken for one that cannot be.
+        is_nonnegative = not measure.higher_is_better and bool((values >= 0).all())
+        return replace(measure.with_decimals(values), is_nonnegative=is_nonnegative)
 
     def find_traits(self, names: Sequence[str]) -> ParameterTraits:
         """Return what is known of some parameters besides their values."""

@@ -298,10 +298,9 @@ def _make_entry(
         architecture = decode_architecture(best, config)
         settings = training_settings(list_params(best, [BPTT_STEPS]), config)
         reach, _ = settings.gradient_window
-    has_any_sign = config.task_record is None or config.task_record.loss == "own"
     return LeaderboardEntry(
         label=label,
-        least_loss=-math.inf if has_any_sign else 0.0,
+        least_loss=results.metric.least,
         architecture=architecture,
         bptt_steps=reach,
         number=int(best["number"]),

@@ -214,9 +214,11 @@ def chart_states(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart
     name = measure.loss
     column = measure.held_out_column("validation")
     title = add_unit(measure.name_loss("held-out"), measure.held_out_unit)
+    least = measure.least
     if results.metric_columns:
         name, column = next(iter(results.metric_columns.items()))
         title = name
+        least = -math.inf
     rows = results.judge(results.complete).dropna(subset=[column])
     forms = _list_forms(entries)
     if not forms or rows["state_count"].nunique() < 2:
@@ -226,10 +228,11 @@ def chart_states(results: Results, entries: Sequence[LeaderboardEntry]) -> Chart
         groups = rows[rows["architecture"].isin(labels)].groupby("state_count")[column]
         means = groups.mean()
         widths = [mean_half_width(values.tolist()) for _, values in groups]
+        below = [min(width, mean - least) for width, mean in zip(widths, means, strict=True)]
         figure.add_scatter(
             x=means.index.tolist(),
             y=means.tolist(),
-            error_y={"array": widths, "thickness": 1, "width": 3},
+            error_y={"array": widths, "arrayminus": below, "thickness": 1, "width": 3},
             name=wrap_label(form, LEGEND_WIDTH),
             hovertemplate="%{x:,} numbers: %{y:.4g}<extra>%{fullData.name}</extra>",
             **style,

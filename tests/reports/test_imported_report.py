@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from pages import BuiltPage, build_from, read_answer
 
+from reports.analysis.leaderboard import rank_architectures
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.final_report import write_csv
 from reports.findings import StudyFindings
@@ -225,3 +226,25 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(results_of):
     assert "Pruned 2 of 8 the complete runs are a selection" in text
     assert "A sampler may have chosen later trials" in text
     assert "curves" in page.sections
+
+
+@pytest.mark.parametrize(
+    ("values", "maximize", "is_clipped"),
+    [
+        ([0.01, 0.05, 0.2, 0.3], False, True),
+        ([0.01, 0.05, -0.2, 0.3], False, False),
+        ([0.01, 0.05, 0.2, 0.3], True, False),
+    ],
+)
+def test_interval_of_a_minimized_metric_without_negative_values_ends_at_zero(
+    results_of, values, maximize, is_clipped
+):
+    rows = [
+        {"depth": 1 + place // 2, "seed": place % 2, "loss": value}
+        for place, value in enumerate(values)
+    ]
+    results = results_of(rows, value="loss", maximize=maximize)
+    entries = {entry.label: entry for entry in rank_architectures(results)}
+    first = entries["depth 1"]
+    assert first.high > 0.2
+    assert first.low == (0 if is_clipped else pytest.approx(0.06 - first.high))

@@ -18,11 +18,12 @@ from factories import (
 from pages import build_from
 
 from reports.analysis.leaderboard import find_front, rank_architectures
-from reports.charts.network_plots import chart_costs
+from reports.charts.network_plots import chart_costs, chart_states
 from reports.findings import StudyFindings
 from rnn.errors import UserError
 from rnn_search import list_studies, load
 from search.status import format_best
+from studies.config import StudyConfig
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -159,6 +160,40 @@ def test_page_of_a_token_study_uses_its_unit_and_objective_and_escapes_its_sampl
     assert curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</code></pre>" in page.html
     assert page.html.count("<summary>Sample of trial ") == 1
+
+
+COPY = {"source": "copy:10", "steps": 30, "inputs": 10, "outputs": 8, "reads_tokens": True,
+        "predicts_classes": True}  # fmt: skip
+"""Record of a task, but for its loss."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "sign", "is_clipped"),
+    [("cross-entropy", 1, True), ("standardized squared error", 1, True), ("own", 1, False),
+     ("own", -1, False)],
+)  # fmt: skip
+def test_interval_of_a_loss_that_cannot_be_negative_ends_at_zero(
+    sqlite_url, loss, sign, is_clipped
+):
+    raw = {
+        "space": {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8], "replicates": 2},
+        "task": {"source": "copy:10"},
+        "task_record": COPY | {"loss": loss},
+    }
+    runs = []
+    for params in StudyConfig.model_validate(raw).grid.combinations():
+        value = sign * (0.01 if params["replicate"] == 1 else 0.05)
+        recorded = {"validation_loss": value, "state_count": params["state_size"]}
+        runs.append((params, value, recorded))
+    make_runs(sqlite_url, "made", raw, runs)
+    findings = StudyFindings(results_of(sqlite_url))
+    best = findings.summary.best
+    width = best.high - best.loss
+    assert width > 0.2
+    assert best.low == (0 if is_clipped else pytest.approx(best.loss - width))
+    error = chart_states(findings.results, findings.summary.entries).figure.data[0].error_y
+    assert error.array[0] == pytest.approx(width)
+    assert error.arrayminus[0] == pytest.approx(best.loss if is_clipped else width)
 
 
 # ------------------------------------------------------------------ losses against costs
