@@ -17,8 +17,6 @@ from reports.trial_table import (
     LAST,
     NETWORK_RESULTS,
     absent_columns,
-    list_nuisance,
-    list_params,
     metric_column,
 )
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec
@@ -145,28 +143,30 @@ class Results:
     def parameters(self) -> list[str]:
         """Parameters that have several values in this study, nuisance parameters included.
 
-        Those of a derived study are not: each of its architectures has one value.
+        Carried ones are not: each architecture has one value.
         """
-        names = self.all_parameters
-        if self.config.refinement is not None:
-            names = [name for name in names if name not in self.carried]
+        names = [name for name in self.all_parameters if name not in self.carried]
         return [name for name in names if self.table[name].nunique() > 1]
 
     @cached_property
     def nuisance(self) -> list[str]:
         """Parameters over which each architecture is judged at its best values."""
-        if self.config.refinement is not None:
-            return []
         return [name for name in self.parameters if name in self.config.nuisance]
 
     @cached_property
     def carried(self) -> list[str]:
-        """Nuisance parameters of a derived study, which has one value for each architecture."""
+        """Nuisance parameters of a derived study that has one value of them for each architecture.
+
+        It has several if its variants name them: then each is judged at its best, as in a grid.
+        """
         if self.config.refinement is None:
             return []
-        rows = self.table.to_dict("records")
-        names = [*self.all_parameters, REPLICATE]
-        return list_nuisance(self.config, [list_params(row, names) for row in rows])
+        names = self.all_parameters
+        others = [name for name in names if name not in self.config.nuisance]
+        architectures = number_groups(self.table, others)
+        if self.number_settings(self.table).nunique() > architectures.nunique():
+            return []
+        return [name for name in names if name in self.config.nuisance]
 
     @property
     def judged_parameters(self) -> list[str]:

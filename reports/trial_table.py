@@ -28,7 +28,7 @@ from studies.config import StudyConfig
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.measure import find_measure
 from studies.messages import format_count, format_param, format_value, is_missing
-from studies.space import BPTT_STEPS, CELL, REPLICATE, TASK, architecture_key, param_order
+from studies.space import BPTT_STEPS, CELL, REPLICATE, TASK, param_order
 from studies.storage.open import load_study, read_study_record
 from studies.storage.reads import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -92,7 +92,7 @@ def build_table(trials: Sequence[StoredTrial], config: StudyConfig) -> pd.DataFr
     """
     names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
     params = [resolve_params(trial.params, config, names) for trial in trials]
-    nuisance = set(list_nuisance(config, params))
+    nuisance = set(config.nuisance)
     name_architecture = _choose_names(config, params, nuisance)
     splits = _METRICS if config.has_networks else {"metrics": LAST}
     rows = [
@@ -205,23 +205,6 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
 def metric_column(split: str, metric: str) -> str:
     """Return the column of a metric, on a held-out split of a task: ``validation_accuracy``."""
     return f"{split}_{metric}"
-
-
-def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the nuisance parameters of the study that some trial has.
-
-    A derived study carries each architecture's best values on. Where it has several values for one
-    architecture, they are ordinary parameters: there are none.
-    """
-    names = [name for name in config.nuisance if any(name in row for row in params)]
-    if config.refinement is None:
-        return names
-    values: dict[Any, set[Any]] = {}
-    for row in params:
-        values.setdefault(architecture_key(row, names), set()).add(
-            tuple(row.get(name) for name in names)
-        )
-    return names if all(len(found) == 1 for found in values.values()) else []
 
 
 def set_param_types(table: pd.DataFrame, params: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -275,7 +275,6 @@ def _create(
     """Store a study with all its trials; return a notice, or "" if another process was faster."""
     planned = plan_trials(storage, wanted, options)
     config = planned.config
-    audit_nuisance = [] if config.grid is None else config.nuisance
     record = StudyRecord(
         config=config,
         floors=floors.pop("", None),
@@ -284,7 +283,7 @@ def _create(
         artifact_folder=new_folder(wanted.name),
         created_with=search.networks.current_versions() if config.has_networks else None,
         hypotheses=register([], config.hypothesis, 0),
-        audit_nuisance=audit_nuisance,
+        audit_nuisance=config.nuisance,
     )
     note = write_note(wanted.name, config.question, record.commands)
     study = StoredStudy(
@@ -292,7 +291,7 @@ def _create(
         find_measure(config).name,
         record.attributes(),
         distributions(planned.space),
-        draw_audited(planned.trials, config, audit_nuisance),
+        draw_audited(planned.trials, config, config.nuisance),
         StudyDirection[config.direction.upper()],
         system_attributes=to_note_attributes(note),
     )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from optuna.distributions import CategoricalDistribution
@@ -440,7 +441,8 @@ class Refinement(StrictModel):
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     """Best architectures to derive from: how many, or which fraction of all."""
     variants: list[ParamValues] = [{}]
-    """Changes of parameters, each applied to each of the best; `{}` changes nothing."""
+    """Changes of parameters, each applied to each of the best; `{}` changes nothing. A list of
+    values stands for a variant with each of them."""
     replicates: PositiveInt = 1
     """Number of runs of each architecture, with other initial weights and another order of the
     data."""
@@ -467,6 +469,18 @@ class Refinement(StrictModel):
         if self.trial is not None and (self.variants != [{}] or self.has_replicates):
             raise ValueError("trial runs one trial as it was: expected no variants or replicates")
         return self
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _expand_lists(cls, variants: Any) -> Any:
+        if not (isinstance(variants, list) and all(isinstance(v, dict) for v in variants)):
+            return variants  # which is refused
+        expanded = []
+        for variant in variants:
+            # An empty list is no value either, and refused as one.
+            lists = [v if isinstance(v, list) and v else [v] for v in variant.values()]
+            expanded += [dict(zip(variant, values, strict=True)) for values in product(*lists)]
+        return expanded
 
     @field_validator("variants")
     @classmethod

@@ -410,7 +410,7 @@ def list_losses(results: Results) -> dict[str, LossesByRun]:
 
     They are those by window if all runs have the same windows, and one number, the metric, if not.
     """
-    rows = results.complete
+    rows = results.judge(results.complete)
     losses = [results.windows.get(int(number), []) for number in rows.index]
     if len(set(map(len, losses))) > 1 or not any(losses):
         losses = [[value] for value in results.metric.to_loss(rows[results.metric.column])]

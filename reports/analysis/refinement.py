@@ -80,20 +80,21 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     refinement = results.config.refinement
     if refinement is None or results.sources.empty:
         return None
-    names = results.all_parameters
-    known = results.complete
+    names = [name for name in results.all_parameters if name not in results.nuisance]
+    known = results.judge(results.complete)
     means = average_columns(known, ["value"])["value"]
     is_solved = results.outcomes is not None
     if is_solved:
         means = known.groupby("architecture")["value"].median()
-        known = results.table.assign(value=results.outcomes).dropna(subset="value")
+        known = results.judge().assign(value=results.outcomes).dropna(subset="value")
     runs = known.reindex(columns=["architecture", REPLICATE, "value"])
     runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
     sources = _read_sources(results)
     rows = []
-    for row in results.complete.drop_duplicates("architecture").to_dict("records"):
-        params = list_params(row, names)
-        origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
+    for label, trials in results.complete.groupby("architecture", sort=False):
+        params = list_params(trials.iloc[0], names)
+        derived_from = {int(n) for numbers in trials[SOURCE_TRIALS] for n in numbers or []}
+        origins = [number for number in derived_from if number in sources]
         for number, source in _find_best_sources(sources, origins, results):
             changes = (
                 f"{format_param(name)} {format_value(params.get(name)) or 'none'}"
@@ -101,7 +102,6 @@ def compare_with_source(results: Results) -> SourceComparison | None:
                 if params.get(name) != source.get(name)
             )
             variant = ", ".join(changes) or UNCHANGED
-            label = row["architecture"]
             rows.append((number, source["value"], variant, label, means[label]))
     if not rows:
         return None

@@ -13,6 +13,7 @@ from reports.study_tables import describe_direction, metric_columns
 from rnn.config import GATED_CELL
 from studies.messages import format_count, format_duration, format_param, format_value
 from studies.records import Floors, TaskRecord, TextRecord
+from studies.space import architecture_key
 
 LOSS = "loss"
 """Name of the loss among the numbers of floors."""
@@ -204,7 +205,9 @@ def _describe_refinement(results: Results) -> str:
     assert refinement is not None
     if refinement.trial is not None:
         return f"trial {refinement.trial} of {refinement.source}, once more"
-    variants = format_count(len(refinement.variants), "variant")
+    # Variants that differ in a nuisance parameter alone are one architecture, judged at its best.
+    judged = {architecture_key(variant, results.nuisance) for variant in refinement.variants}
+    variants = format_count(len(judged), "variant")
     text = f"top {refinement.top} of {refinement.source}, in {variants}"
     if refinement.replicates > 1:
         text += f", {refinement.replicates} replicates each"
