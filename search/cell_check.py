@@ -39,6 +39,7 @@ from rnn.network import (
     Network,
     Window,
     build_seeded,
+    is_trained,
     named_tensors,
     network_shapes,
     split_tensors,
@@ -48,6 +49,7 @@ from rnn.tasks.task import SavedTask
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
+from search.cell_facts import measure_cell, not_differentiable
 from search.form_check import compare_forms, find_worst, require_agreement, tabulate
 from studies.config import StudyConfig
 from studies.records import CellRecord
@@ -65,6 +67,11 @@ _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _STREAMS = 3
+
+_BPTT_STEPS = 4
+_FEW_UPDATES = 8
+_MANY_UPDATES = 200
+"""Updates in which a gradient may reach a parameter, when a study is created and in ``check``."""
 
 
 def _build(config: NetworkConfig) -> Network:
@@ -156,25 +163,72 @@ def check_function(config: NetworkConfig) -> None:
 
 
 def check_gradients(config: NetworkConfig) -> None:
-    """Require the gradient to reach every parameter within a few updates."""
+    """Require a gradient to reach one of the parameters of the cell within a few updates."""
+    trained = {name for name, tensor in _build(config).named_parameters() if is_trained(tensor)}
+    of_cell = {name for name in trained if name.startswith("layers.")}
+    if of_cell and of_cell == _find_missing(config, _FEW_UPDATES, stops_at_first=True):
+        raise not_differentiable(config.cell)
+
+
+def _find_missing(config: NetworkConfig, updates: int, stops_at_first: bool = False) -> set[str]:
+    """Return the parameters of the cell that get no gradient in some updates of 4 steps each.
+
+    Args:
+        config: config of the network.
+        updates: number of updates, or fewer once nothing is missing.
+        stops_at_first: whether to stop as soon as a gradient reaches one of them.
+    """
     module = _build(config)
-    tokens = _draw_tokens(12)
-    trained = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    missing = [name for name in trained if name.startswith("layers.")]
-    for start in range(8):
-        logits, _ = module(tokens[start : start + 4])
-        loss = functional.cross_entropy(logits[-1], tokens[start + 4])
+    tokens = _draw_tokens(updates + _BPTT_STEPS)
+    trained = {name: tensor for name, tensor in module.named_parameters() if is_trained(tensor)}
+    of_cell = {name for name in trained if name.startswith("layers.")}
+    missing = set(of_cell)
+    for start in range(updates):
+        logits, _ = module(tokens[start : start + _BPTT_STEPS], outputs=1)
+        loss = functional.cross_entropy(logits[-1], tokens[start + _BPTT_STEPS])
         grads = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
         for (name, parameter), grad in zip(trained.items(), grads, strict=True):
-            if grad.any() and name in missing:
-                missing.remove(name)
+            if grad.any():
+                missing.discard(name)
             # Weights that are zero at first block the gradient of others at the first step only.
             parameter.data.sub_(grad, alpha=0.1)
-    for name in missing:
-        raise CellError(
-            f"cell {config.cell}: the gradient does not reach its parameter "
-            f"{name.split('.', 2)[2]}: expected forward to use it, or a buffer"
-        )
+        if not missing or (stops_at_first and missing < of_cell):
+            break
+    return missing
+
+
+def describe_gradients(networks: Sequence[NetworkConfig]) -> list[str]:
+    """Say which parameters and parts of a cell get no gradient, and where it is blind.
+
+    The networks are of one cell, the first one with its default options. A line that does not hold
+    for all of them names the options with which it does.
+    """
+    found: dict[str, list[NetworkConfig]] = {}
+    for network in networks:
+        for line in _list_gradient_lines(network):
+            found.setdefault(line, []).append(network)
+    lines = []
+    for line, holding in found.items():
+        named = "; or ".join(_name_options(network) for network in holding)
+        lines.append(line if len(holding) == len(networks) else f"{line} (with {named})")
+    return lines
+
+
+def _list_gradient_lines(network: NetworkConfig) -> list[str]:
+    lines = []
+    missing = _find_missing(network, _MANY_UPDATES)
+    for name, parameter in _build(network).layers[0].named_parameters():
+        if not parameter.requires_grad:
+            lines.append(f"`{name}` gets no gradient: its requires_grad is False")
+        elif all(f"layers.{layer}.{name}" in missing for layer in range(network.layers)):
+            lines.append(f"`{name}` gets no gradient in {_MANY_UPDATES} updates")
+    facts = measure_cell(network)
+    for part, lag in facts.parts.items():
+        if lag:
+            lines.append(f"`{part}` gets no gradient with bptt_steps = {lag}")
+    if not facts.sees_input:
+        lines.append("its output does not see the input of its own step")
+    return lines
 
 
 def check_resumption(config: NetworkConfig) -> None:
@@ -210,7 +264,7 @@ def check_resumption(config: NetworkConfig) -> None:
 CHECKS: dict[str, Callable[[NetworkConfig], None]] = {
     "output, state and gradient have their shapes and are finite in fp32 and bf16": check_numbers,
     "forward is deterministic, and the streams of a batch are independent": check_function,
-    "the gradient reaches every parameter": check_gradients,
+    "a gradient reaches parameters of the cell": check_gradients,
     "a training that is resumed from a checkpoint repeats bit for bit": check_resumption,
 }
 """The checks in this process by what holds if they pass, in their order."""
@@ -324,8 +378,12 @@ def _run_check(
 def _describe_options(network: NetworkConfig, message: str = "") -> str:
     if not network.options or f", {network.options[0][0]}=" in message:
         return ""
-    options = ", ".join(f"{name} = {format_value(value)}" for name, value in network.options)
-    return f" (with {options})"
+    return f" (with {_name_options(network)})"
+
+
+def _name_options(network: NetworkConfig) -> str:
+    options = (f"{name} = {format_value(value)}" for name, value in network.options)
+    return ", ".join(options) or "the default options"
 
 
 def check_cells(config: StudyConfig, checked: Iterable[StudyConfig] = ()) -> None:

@@ -22,7 +22,7 @@ from rnn_search.commands.options import (
     study_argument,
     task_option,
 )
-from search.cell_check import check_networks, list_networks
+from search.cell_check import check_networks, describe_gradients, list_networks
 from search.cells_tasks import load_record, load_task_of, read_values
 from search.stored_models import SampleOptions, export_trial, load_trial_model
 from search.task_check import check_task, describe_floors
@@ -177,6 +177,8 @@ def _check_cell(cell: str, base: Mapping[str, Any]) -> None:
         on_compared=lambda table: click.echo("\n".join(table)),
         is_thorough=True,
     )
+    for line in describe_gradients(networks):
+        click.echo(line)
     if not record.has_sequence_form:
         click.echo(f"it has no method {SEQUENCE_FORM}: it reads one step after another")
     obstacle = lockstep_obstacle(networks[0])
