@@ -17,6 +17,7 @@ from reports.trial_table import (
     LAST,
     NETWORK_RESULTS,
     absent_columns,
+    list_params,
     metric_column,
 )
 from rnn.config import BYTES, GATED_CELL, OPTIMIZERS, TaskSpec

@@ -38,6 +38,8 @@ from studies.network_facts import NOT_TRAINED
 MAX_LEVELS = 3
 """Values of a parameter at which an effect that depends on it is stated; of more, the extremes."""
 
+NO_PAIR = "no two trials differ in it alone"
+
 MAX_NAMED = 4
 """Undecided effects, divergences and the like that are named; of more, the number is given."""
 
@@ -324,9 +326,12 @@ def _list_uncompared(findings: StudyFindings) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name in findings.uncompared:
         reasons.setdefault(_explain_uncompared(name, findings), []).append(name)
-    return [
-        f"{strong(join_params(names))}: not compared, {reason}" for reason, names in reasons.items()
-    ]
+    lines = []
+    for reason, names in reasons.items():
+        if reason == NO_PAIR and len(names) > 1:
+            reason = "no two trials differ in one of them alone"
+        lines.append(f"{strong(join_params(names))}: not compared, {reason}")
+    return lines
 
 
 def _explain_uncompared(name: str, findings: StudyFindings) -> str:
@@ -336,7 +341,7 @@ def _explain_uncompared(name: str, findings: StudyFindings) -> str:
         return "no pair of networks can show it"
     if findings.audited is not None:
         return "too few audited trials say what it does"
-    return "no two trials differ in it alone"
+    return NO_PAIR
 
 
 def explain_missing_effects(findings: StudyFindings) -> str:

@@ -23,6 +23,7 @@ from rnn.config import (
     OPTIMIZERS,
     WHOLE_SEQUENCE,
     NetworkConfig,
+    NetworkFacts,
     Precision,
     TaskSpec,
     TrialConfig,
@@ -387,6 +388,14 @@ class NetworkShapes(NamedTuple):
         """Number of weights and biases."""
         return sum(map(math.prod, self.parameters.values()))
 
+    def count_trained(self, facts: NetworkFacts) -> int:
+        """Return the number of weights and biases in the parts that a gradient reaches."""
+        return sum(
+            math.prod(shape)
+            for name, shape in self.parameters.items()
+            if facts.trained.get(name_part(name), True)
+        )
+
     @property
     def linear_maps(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each linear map of a built-in network, such as ``embedding``."""
@@ -396,6 +405,13 @@ class NetworkShapes(NamedTuple):
             if name.endswith(".weight") and len(shape) == 2
         }
         return {name: (inputs, outputs) for name, (outputs, inputs) in weights.items()}
+
+
+def name_part(tensor: str) -> str:
+    """Return the part of a network that a tensor belongs to: ``layers.0.candidate``."""
+    names = tensor.split(".")
+    places = {"layers": 3, "norms": 2}
+    return ".".join(names[: places.get(names[0], 1)])
 
 
 @cache

@@ -292,7 +292,8 @@ class Study:
         One row per architecture, the cheapest first: ``architecture``, its ``trial``,
         ``parameters``, ``seconds`` of a run and the held-out ``loss``. Each is at its best values
         of the nuisance parameters. ``seconds`` compares runs under the same conditions alone. Close
-        losses may differ by noise alone. Of trials that are no networks, the column ``value``
+        losses may differ by noise alone. ``parameters`` are those that a gradient reaches, where a
+        trial has recorded them. Of trials that are no networks, the column ``value``
         stands for ``loss``, and ``parameters`` are what they recorded as ``parameter_count``.
 
         Args:

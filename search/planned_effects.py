@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -11,9 +11,10 @@ from reports.stats.design import Contrast, has_levels
 from reports.stats.effects import FactorialTable
 from reports.stats.power import MIN_DIFFERENCES, find_smallest_effect, find_smallest_share
 from reports.stats.shares import count_needed_pairs
-from rnn.config import ParamValue
+from rnn.config import NetworkFacts, ParamValue
 from studies.config import StudyConfig
 from studies.messages import format_pairs
+from studies.network_facts import find_facts, find_kinds
 from studies.space import CELL, REPLICATE, TASK, Params, param_order
 from studies.traits import find_traits
 
@@ -79,6 +80,9 @@ def _plan_task(
         architecture = tuple(map(params.get, names))
         replicates.setdefault(architecture, set()).add(params.get(REPLICATE, 0))
     table = _arrange(list(replicates), names, config)
+    if config.has_networks:
+        facts = _list_facts(trials, list(replicates), names, config)
+        table = replace(table, kinds=find_kinds(facts, config.of_trial(trials[0])))
     seeds = np.array([len(found) for found in replicates.values()])
     effects = []
     for contrast in table.list_contrasts():
@@ -87,6 +91,19 @@ def _plan_task(
         common = seeds[pairs].min(0).mean() if count else 1.0
         effects.append(PlannedEffect(contrast, count, float(common)))
     return effects
+
+
+def _list_facts(
+    trials: Sequence[Params],
+    architectures: Sequence[tuple[ParamValue | None, ...]],
+    names: Sequence[str],
+    config: StudyConfig,
+) -> list[NetworkFacts | None]:
+    """Return what the network of each architecture can learn, by the first of its trials."""
+    first: dict[tuple[ParamValue | None, ...], Params] = {}
+    for params in trials:
+        first.setdefault(tuple(map(params.get, names)), params)
+    return [find_facts(first[architecture], config) for architecture in architectures]
 
 
 def _arrange(

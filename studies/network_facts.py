@@ -13,7 +13,7 @@ import numpy as np
 
 from reports.stats.effects import Kinds
 from rnn.config import NetworkFacts, ParamValue, TrialConfig, describe_network
-from studies.config import StudyConfig, training_settings
+from studies.config import StudyConfig
 from studies.messages import format_param, join
 from studies.records import format_toml
 from studies.space import BPTT_STEPS, CELL, REPLICATE, Params
@@ -40,24 +40,20 @@ def find_facts(params: Params, config: StudyConfig) -> NetworkFacts | None:
     if not config.has_networks:
         return None
     config = config.of_trial(params)
-    trial = to_trial_config(params, config)
+    return describe_facts(to_trial_config(params, config), config)
+
+
+def describe_facts(trial: TrialConfig, config: StudyConfig) -> NetworkFacts | None:
+    """Return what the network of a trial of one task can learn, as :func:`find_facts` does."""
     network = trial.architecture
     cell = None
     if not network.is_built_in:
         cell = config.cells[network.cell].find_facts(dict(network.options))
         if cell is None:
             return None
-    return describe_network(network, cell, _find_depth(trial, params, config))
-
-
-def _find_depth(trial: TrialConfig, params: Params, config: StudyConfig) -> int:
-    """Return how many steps of a sequence, the current one included, a gradient passes through."""
-    if trial.bptt_steps == 1 or config.task_record is None:
-        return trial.bptt_steps
-    steps = config.task_record.steps
-    if steps is None:
-        steps = training_settings(params, config).sequence_length - 1
-    return min(trial.bptt_steps, steps)
+    steps = config.task_record.steps if config.task_record else None
+    depth = trial.bptt_steps if steps is None else min(trial.bptt_steps, steps)
+    return describe_network(network, cell, depth)
 
 
 def is_misled(facts: NetworkFacts | None, config: StudyConfig) -> bool:

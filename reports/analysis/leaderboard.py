@@ -95,6 +95,7 @@ class LeaderboardEntry:
     validation_loss: float
     validation_stderr: float
     parameter_count: float
+    trained_count: float
     seconds: float
     source_trials: list[int]
     sample: str | None
@@ -311,6 +312,7 @@ def _make_entry(
         validation_loss=means[results.measure.held_out_column("validation")],
         validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
         parameter_count=average("parameter_count"),
+        trained_count=average("trained_parameter_count"),
         seconds=average("seconds"),
         source_trials=best[SOURCE_TRIALS] or [],
         sample=samples[0]["sample"] if samples else None,
@@ -442,6 +444,11 @@ def find_front(costs: Floats, losses: Floats) -> Integers:
     return front
 
 
+def _choose_count(entry: LeaderboardEntry) -> float:
+    """Return the number of trained parameters, or of all where that is not recorded."""
+    return entry.parameter_count if math.isnan(entry.trained_count) else entry.trained_count
+
+
 def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.DataFrame:
     """List the architectures with a held-out loss, and their costs.
 
@@ -453,7 +460,8 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.Data
         entries: its architectures, each at its best values of the nuisance parameters.
 
     Returns:
-        One row per architecture, the best first: ``architecture``, its ``trial``, ``parameters``,
+        One row per architecture, the best first: ``architecture``, its ``trial``, ``parameters``
+        (those that a gradient reaches, or all where that is not recorded),
         ``seconds`` of a run (NaN where it ran under other conditions) and ``loss``, the value of
         trials that are no networks.
     """
@@ -463,7 +471,7 @@ def list_costs(results: Results, entries: Sequence[LeaderboardEntry]) -> pd.Data
         {
             "architecture": entry.label,
             "trial": entry.number,
-            "parameters": entry.parameter_count,
+            "parameters": _choose_count(entry),
             "seconds": entry.seconds if common and conditions[entry.label] == common else np.nan,
             "loss": entry.validation_loss if results.metric.is_value else entry.loss,
         }

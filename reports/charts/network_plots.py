@@ -39,7 +39,7 @@ from studies.measure import Measure
 from studies.messages import add_unit, format_count, format_param, format_value
 
 _COSTS: dict[Cost, tuple[str, str, str]] = {
-    "parameters": ("parameters", "parameters", "%{x:,.0f} parameters"),
+    "parameters": ("trained parameters", "parameters", "%{x:,.0f} parameters"),
     "seconds": ("training time", "computing time of a run (s)", "%{x:,.2f} s"),
 }
 """Name of each cost, title of its axis, and its text in a template of hover texts."""

@@ -34,6 +34,7 @@ from search.worker.versions import earlier_versions
 from studies.attributes import OBJECTIVE_ATTRIBUTES, Failure, TrialRecord
 from studies.config import StudyConfig
 from studies.messages import to_printable
+from studies.network_facts import describe_facts
 from studies.records import Floors
 from studies.trial_params import to_trial_config
 
@@ -374,8 +375,14 @@ class Trainer:
             spec = self._handle.spec_of(trial_config.task_options)
             shapes = network_shapes(trial_config.architecture, spec)
         except CellError:  # of a trial that fails because its cell cannot be built
-            return {"parameter_count": 0, "state_count": 0}
-        return {"parameter_count": shapes.parameter_count, "state_count": shapes.states}
+            return {"parameter_count": 0, "trained_parameter_count": 0, "state_count": 0}
+        facts = describe_facts(trial_config, self.config)
+        trained = shapes.parameter_count if facts is None else shapes.count_trained(facts)
+        return {
+            "parameter_count": shapes.parameter_count,
+            "trained_parameter_count": trained,
+            "state_count": shapes.states,
+        }
 
 
 def _step(state: TrainState | None) -> int:

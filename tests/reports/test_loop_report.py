@@ -106,7 +106,7 @@ def test_curves_of_a_loop_that_never_logs_its_metric_are_drawn(sqlite_url):
 
 
 def test_costs_are_absent_without_records_of_them(sqlite_url):
-    make_loop(sqlite_url, edit=lambda trial: trial.attributes.clear())
+    make_loop(sqlite_url, edit=lambda trial: trial.attributes.clear(), told="include")
     page = build(sqlite_url, "loop")
     assert "cost" not in page.sections
     titles = [column.title for column in page.table("leaderboard").columns]
