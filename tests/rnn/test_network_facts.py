@@ -1,4 +1,4 @@
-"""What a gradient reaches in a network, and whether its output sees its input: the rule, measured."""
+"""What a gradient reaches in a network, and whether its output sees its input, by rule."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ def build(config, seed):
 
 def find_trained(network, depth):
     """Return the parts that a gradient reaches if states are detached every ``depth`` steps."""
-    inputs = torch.randn(3 * depth, STREAMS, SPEC.inputs, dtype=torch.double)
+    inputs = torch.randn(max(3, 2 * depth), STREAMS, SPEC.inputs, dtype=torch.double)
     states = [state.double() for state in network.initial_states(STREAMS)]
     loss = torch.zeros((), dtype=torch.double)
     for step, x in enumerate(inputs):

@@ -125,7 +125,7 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
     given = ("../text", found, elsewhere)
     assert open_with(cells, "task.corpus='../text'", name="given") == given
     source = optuna.load_study(study_name="mine", storage=url)
-    source.tell(source.ask(), 1.0)
+    complete(source)
     Path("next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
     assert open_with(study="next.toml", name="next") == (found, found, cell)
     (folder / "text").rename("text")
@@ -135,6 +135,13 @@ def test_paths_are_relative_to_the_file_that_names_them(folder, few_checks, monk
         with pytest.raises(CorpusError, match=rf"or a file {found}; study 'mine' .* with --corpus"):
             open_with(study=study)
     assert open_with("task.corpus='text'", study="mine") == ("text", found, cell)
+
+
+def complete(study):
+    """Complete a trial as a worker does, which records who trained it."""
+    trial = study.ask()
+    trial.set_user_attr("worker", "w")
+    study.tell(trial, 1.0)
 
 
 def test_two_cells_of_one_name_and_unusable_names_are_rejected(folder):
@@ -216,7 +223,7 @@ def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
 ):
     """In a study that is opened by its name, and in a refinement."""
     source = create().study
-    source.tell(source.ask(), 1.0)
+    complete(source)
     path = folder / "cells" / "mine.py"
     _, copy = kept_copies(folder)
     assert copy.read_text() == path.read_text()
