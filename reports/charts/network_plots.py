@@ -39,7 +39,7 @@ from studies.measure import Measure
 from studies.messages import add_unit, format_count, format_param, format_value
 
 _COSTS: dict[Cost, tuple[str, str, str]] = {
-    "parameters": ("trained parameters", "parameters", "%{x:,.0f} parameters"),
+    "parameters": ("parameters", "parameters", "%{x:,.0f} parameters"),
     "seconds": ("training time", "computing time of a run (s)", "%{x:,.2f} s"),
 }
 """Name of each cost, title of its axis, and its text in a template of hover texts."""
@@ -73,6 +73,8 @@ def _chart_cost(known: pd.DataFrame, cost: Cost, results: Results) -> Chart:
     caption = f"On the line: no other of the same cost or less has a {better} {measure.loss}."
     if len(drawn) < len(others):
         caption += f" {len(drawn):,} of the {len(others):,} others are drawn."
+    if cost == "parameters" and results.has_any("trained_parameter_count"):
+        caption += " Parameters are those that a gradient reaches."
     if cost == "seconds" and results.cells:
         caption += " In lockstep, networks share the time."
     figure = _plot_costs(known.iloc[front], drawn, cost, measure)

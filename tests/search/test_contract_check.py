@@ -87,10 +87,6 @@ BROKEN = {
         cell(last="new = state.mul_(0.5).add_(new.detach() * self.input.bias)"),
         "forward changes the state that it reads in place",
     ),
-    "unused": (
-        cell("self.extra = nn.Linear(1, 1)"),
-        "the gradient does not reach its parameter extra.weight: expected forward to use it",
-    ),
     "buffer": (
         cell("self.register_buffer('calls', torch.zeros(()))", "self.calls += 1"),
         "forward changes layers.0.calls: expected the constructor to create",
