@@ -102,13 +102,11 @@ def _list_scope(findings: StudyFindings) -> list[str]:
 
 
 def _list_unshown(findings: StudyFindings) -> list[str]:
-    """Say that some networks cannot show an effect, and count in none; nothing without any."""
-    if findings.excludes_none:
-        return []
+    """Say that networks that do not see their input count in no effect; nothing without any."""
     misled = findings.misled
+    if not misled or findings.excludes_none:
+        return []
     line = "effects are over the pairs of networks that can show them"
-    if not misled:
-        return [line]
     count = f"{misled:,} of {findings.networks:,} networks"
     return [f"{line}: {count} do not see their input and count in none"]
 

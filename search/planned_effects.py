@@ -27,11 +27,13 @@ class PlannedEffect:
         contrast: the change.
         pairs: number of pairs of architectures that differ in it alone.
         seeds: number of runs of each that are compared; the mean number if it varies.
+        excluded: number of other pairs, which cannot show it.
     """
 
     contrast: Contrast
     pairs: int
     seeds: float
+    excluded: int = 0
 
     @property
     def runs(self) -> int:
@@ -86,10 +88,11 @@ def _plan_task(
     seeds = np.array([len(found) for found in replicates.values()])
     effects = []
     for contrast in table.list_contrasts():
-        pairs = table.match_contrast(contrast).trials  # (2, pairs)
+        matches = table.match_contrast(contrast)
+        pairs = matches.trials  # (2, pairs)
         count = pairs.shape[1]
         common = seeds[pairs].min(0).mean() if count else 1.0
-        effects.append(PlannedEffect(contrast, count, float(common)))
+        effects.append(PlannedEffect(contrast, count, float(common), matches.excluded.shape[1]))
     return effects
 
 
@@ -150,6 +153,8 @@ def list_shortages(
             if not effect.pairs:
                 noun = "architectures" if config.has_networks else "configurations"
                 reason = f"can be found: no two {noun} differ in it alone"
+                if effect.excluded:
+                    reason = "can be found: no pair of networks can show it"
             elif effect.runs < least:
                 reason = (
                     f"{'on solved runs ' * has_shares}can be significant with {effect.size}: "
