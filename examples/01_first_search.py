@@ -4,7 +4,7 @@ Run this file as a script, ``python examples/01_first_search.py``, or cell by ce
 a notebook that knows ``# %%``. It takes about half a minute on two cores.
 """
 
-# %% Train 48 combinations of switches at two learning rates each, 96 networks. `quick` is a study
+# %% Train 40 combinations of switches at two learning rates each, 80 networks. `quick` is a study
 # file of the project; a path such as "my-study.toml" works as well. Two worker processes share the
 # trials.
 from rnn_search import load, run

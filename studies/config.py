@@ -469,7 +469,7 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":
-        # Trials of a derived study have one value of each nuisance parameter, which may vary.
+        # Whether a derived study tunes one again is not known before its trials.
         nuisance = [] if self.refinement else self.nuisance
         # Each hypothesis is tested in each task.
         names = [name for name in self.list_params() if name != TASK]

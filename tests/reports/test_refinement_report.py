@@ -1,6 +1,8 @@
 """Refinements in a report: variants against their sources, also of unequal runs."""
 
 import math
+from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from pages import build_from
 from reports.analysis.refinement import compare_with_source, compute_variant_effects
 from reports.charts.comparison_plots import chart_variants
 from reports.findings import StudyFindings
+from reports.results import Results
 from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -110,3 +113,66 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     assert measured.sources["value"].tolist() == [2.25]
     assert mean.sources["value"].tolist() == [1.5]
     assert tokens.sources.empty
+
+
+def make_tuned(url: str, replicates: Sequence[int] = (0,)) -> Results:
+    """Refine four networks at two learning rates each, of which the best one varies.
+
+    At its best rate a network of two layers is better by 0.2.
+    """
+    sizes = [4, 8, 16, 32]
+    rates = {"learning_rate": [0.01, 0.02]}
+    tuned = {"nuisance": ["learning_rate"]}
+    grid = {"layers": [1], "state_size": sizes, "training": rates}
+    source = [
+        (gated_params(1, size, learning_rate=rate), 2.5 if rate == 0.01 else 2.6, {})
+        for size, rate in product(sizes, rates["learning_rate"])
+    ]
+    make_runs(url, "source", tuned | {"space": grid}, source)
+    runs = []
+    for (place, size), layers, rate in product(enumerate(sizes), (1, 2), rates["learning_rate"]):
+        best_rate = 0.02 if size > 8 and layers == 1 else 0.01
+        loss = 2 + size / 100 - 0.2 * (layers - 1) if rate == best_rate else 3.0
+        for run in replicates:
+            params = gated_params(layers, size, learning_rate=rate)
+            if len(replicates) > 1:
+                params |= {"replicate": run}
+            value = loss + 0.001 * run * layers
+            recorded = {"validation_bits_per_byte": value, "source_trials": [2 * place]}
+            runs.append((params, value, recorded))
+    refinement = {"source": "source", "variants": [rates, {"layers": 2} | rates]}
+    refinement["replicates"] = len(replicates)
+    make_runs(url, "tuned", tuned | {"refinement": refinement}, runs)
+    return results_of(url, "tuned")
+
+
+def test_architecture_with_several_rates_is_judged_at_its_best(sqlite_url):
+    results = make_tuned(sqlite_url)
+    assert (results.nuisance, results.carried) == (["learning_rate"], [])
+    findings = StudyFindings(results)
+    effects = {effect.contrast.parameter: effect for effect in findings.effects}
+    assert (effects["layers"].pairs, effects["layers"].mean) == (4, pytest.approx(-0.2))
+    assert "learning_rate" not in effects
+    unchanged, deeper = findings.variants
+    assert (unchanged.variant, unchanged.count) == ("unchanged", 4)
+    assert (deeper.variant, deeper.count, deeper.pairs) == ("layers 2", 4, 4)
+    assert deeper.mean == pytest.approx(-0.2)
+    assert deeper.source_difference == pytest.approx(2 + 0.15 - 0.2 - 2.5)
+    found = {entry.label: entry.best_values for entry in findings.summary.entries}
+    assert len(found) == 8
+    assert found["1×32 no gates, new state"] == {"learning_rate": 0.02}
+    assert found["2×32 no gates, new state"] == {"learning_rate": 0.01}
+    html = build_from(results).html
+    assert "best learning rate" in html
+    assert "top 0.1 of source, in 2 variants" in html
+
+
+def test_replicates_are_compared_at_the_best_rate(sqlite_url):
+    findings = StudyFindings(make_tuned(sqlite_url, replicates=(1, 2, 3)))
+    comparison = findings.summary.comparison
+    one, two = "1×4 no gates, new state", "2×4 no gates, new state"
+    assert comparison.between(one, two).mean == pytest.approx(0.2 - 0.002)
+    (effect,) = (e for e in findings.effects if e.contrast.parameter == "layers")
+    assert (effect.pairs, effect.seeds) == (4, 3)
+    _, deeper = findings.variants
+    assert deeper.mean == pytest.approx(-0.2 + 0.002, abs=1e-4)
