@@ -57,6 +57,7 @@ ONE_TRIAL_OVERRIDES = (
     *(f"space.{gate}_gate=[false]" for gate in ("input", "forget", "output", "state")),
     "space.residual=[true]",
     "space.state_size=[3]",
+    "space.exclude=[]",  # of what the others leave out
 )
 """Overrides of a study of one such trial; of several overrides of a key, the last one counts."""
 

@@ -87,7 +87,7 @@ def test_single_runs_of_two_pairs_find_nothing_and_it_is_said(tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_stores_nothing(tmp_path, text):
-    given = (*ONE_TRIAL, "--set=space.exclude=[]", "--corpus", text, "--threads", "1")
+    given = (*ONE_TRIAL, "--corpus", text, "--threads", "1")
     done = invoke_command("run", "quick", "--dry-run", "--no-timing", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "study quick: 4 trials of 4 updates, networks of" in done.stdout
