@@ -106,9 +106,8 @@ def _list_unshown(findings: StudyFindings) -> list[str]:
     misled = findings.misled
     if not misled or findings.excludes_none:
         return []
-    line = "effects are over the pairs of networks that can show them"
     count = f"{misled:,} of {findings.networks:,} networks"
-    return [f"{line}: {count} do not see their input and count in none"]
+    return [f"{count} do not see their input and count in no effect"]
 
 
 def list_additive(findings: StudyFindings) -> list[str]:

@@ -11,7 +11,7 @@ from reports.stats.design import Contrast, has_levels
 from reports.stats.effects import FactorialTable
 from reports.stats.power import MIN_DIFFERENCES, find_smallest_effect, find_smallest_share
 from reports.stats.shares import count_needed_pairs
-from rnn.config import NetworkFacts, ParamValue
+from rnn.config import ParamValue
 from studies.config import StudyConfig
 from studies.messages import format_pairs
 from studies.network_facts import find_facts, find_kinds
@@ -78,13 +78,14 @@ def _plan_task(
     ordered = param_order(present) if config.has_networks else present
     names = [name for name in ordered if name not in (*left_out, REPLICATE)]
     replicates: dict[tuple[ParamValue | None, ...], set[ParamValue]] = {}
+    first: dict[tuple[ParamValue | None, ...], Params] = {}
     for params in trials:
         architecture = tuple(map(params.get, names))
         replicates.setdefault(architecture, set()).add(params.get(REPLICATE, 0))
-    table = _arrange(list(replicates), names, config)
-    if config.has_networks:
-        facts = _list_facts(trials, list(replicates), names, config)
-        table = replace(table, kinds=find_kinds(facts, config.of_trial(trials[0])))
+        first.setdefault(architecture, params)
+    facts = [find_facts(params, config) for params in first.values()]
+    kinds = find_kinds(facts, config.of_trial(trials[0]))
+    table = replace(_arrange(list(first), names, config), kinds=kinds)
     seeds = np.array([len(found) for found in replicates.values()])
     effects = []
     for contrast in table.list_contrasts():
@@ -94,19 +95,6 @@ def _plan_task(
         common = seeds[pairs].min(0).mean() if count else 1.0
         effects.append(PlannedEffect(contrast, count, float(common), matches.excluded.shape[1]))
     return effects
-
-
-def _list_facts(
-    trials: Sequence[Params],
-    architectures: Sequence[tuple[ParamValue | None, ...]],
-    names: Sequence[str],
-    config: StudyConfig,
-) -> list[NetworkFacts | None]:
-    """Return what the network of each architecture can learn, by the first of its trials."""
-    first: dict[tuple[ParamValue | None, ...], Params] = {}
-    for params in trials:
-        first.setdefault(tuple(map(params.get, names)), params)
-    return [find_facts(first[architecture], config) for architecture in architectures]
 
 
 def _arrange(

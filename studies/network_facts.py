@@ -161,12 +161,6 @@ def list_fact_notices(trials: Iterable[Params], config: StudyConfig) -> list[str
     return lines
 
 
-def count_misled(trials: Iterable[Params], config: StudyConfig) -> tuple[int, int]:
-    """Return the number of networks that do not see their input, and that of all."""
-    networks = _list_networks(trials, config)
-    return sum(network.is_misled for network in networks), len(networks)
-
-
 def _list_networks(trials: Iterable[Params], config: StudyConfig) -> list[_Network]:
     found: dict[tuple[Any, ...], _Network] = {}
     for params in trials:

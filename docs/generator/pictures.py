@@ -29,7 +29,6 @@ PICTURE = GALLERY.parent / "effects.svg"
 SCREENSHOTS = {
     "report": ("my-study", "summary"),
     "effects": ("my-study", "effects"),
-    "interactions": ("my-study", "interactions"),
     "curves": ("my-study", "curves"),
     "refinement": ("my-longer", "refinement"),
     "replicates": ("my-replicates", "replicates"),

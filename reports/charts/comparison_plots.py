@@ -8,7 +8,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.refinement import SourceComparison
 from reports.charts.chart import (
     COLUMN_WIDTH,
@@ -45,7 +44,6 @@ from reports.stats.replicates import Comparison
 from studies.measure import Measure
 from studies.messages import (
     add_unit,
-    format_count,
     format_pairs,
     format_param,
     format_signed,
@@ -57,12 +55,6 @@ MAX_CONDITIONAL = 8
 
 MAX_CONDITIONS = 2
 """Rows of these about one contrast, so that none fills the chart."""
-
-MAX_CONTRASTS = 80
-"""Contrasts up to which their interactions are drawn."""
-
-MAX_NUMBERED = 20
-"""Contrasts up to which the cells of their interactions have room for numbers."""
 
 MAX_IN_CHART = 20
 """Architectures in the charts of replicates."""
@@ -218,57 +210,6 @@ def _trace_conditional(found: ConditionalEffect, measure: Measure) -> go.Scatter
         textposition=sides[: len(effects)],
         textfont={"size": 11},
         cliponaxis=False,
-    )
-
-
-def chart_interactions(findings: StudyFindings) -> Chart | None:
-    """Chart the two-way interactions; None in a pruned study, without any, or with too many."""
-    if findings.results.is_pruned:
-        return None
-    table = build_judged_table(findings.results)
-    if len(table.list_contrasts()) > MAX_CONTRASTS:
-        return None
-    interactions = table.compute_interactions()
-    if not interactions:
-        return None
-    measure = findings.measure
-    contrasts: dict[Contrast, int] = {}
-    for found in interactions:
-        for contrast in (found.first, found.second):
-            contrasts.setdefault(contrast, len(contrasts))
-    cells: Cells = {}
-    for found in interactions:
-        row = contrasts[found.first]
-        column = contrasts[found.second]
-        text = (
-            f"{label_change(found.first)} with {label_change(found.second)}: "
-            f"{format_estimate(found, measure)} in addition to their separate effects, over "
-            f"{format_count(found.pairs, 'quadruple')}"
-        )
-        number = format_signed(found.mean, measure.difference_spec)
-        cells[row, column] = (found.mean, number, escape_html(text))
-        cells[column, row] = cells[row, column]
-    strongest = max(interactions, key=lambda found: abs(found.mean))
-    names = f"{label_change(strongest.first)} and {label_change(strongest.second)}"
-    labels = [escape_html(label_change(contrast)) for contrast in contrasts]
-    figure = plot_matrix(
-        labels,
-        labels,
-        cells,
-        reversescale=measure.higher_is_better,
-        colorbar_title=measure.difference_unit,
-        texttemplate="%{text}" if len(contrasts) <= MAX_NUMBERED else "",
-    )
-    figure.update_layout(xaxis_tickangle=-40, height=150 + 25 * len(contrasts))
-    numbered = min(MAX_NUMBERED, len(contrasts))
-    return Chart(
-        "Two-way interactions",
-        figure,
-        finding=f"Strongest: {names}, {measure.format_difference(strongest.mean)}.",
-        caption="Two changes together, minus the sum of their separate effects. Blue: they "
-        "reinforce each other. Orange: they weaken each other.",
-        width=200 + 52 * numbered,
-        max_width=max(620, 200 + 70 * numbered),
     )
 
 

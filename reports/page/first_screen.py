@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
@@ -41,10 +41,8 @@ def list_facts(findings: StudyFindings) -> list[Fact]:
     """List the numbers that limit what a study can say, the most important first."""
     facts = [
         _count_runs(findings),
-        _count_misled(findings),
         _count_untrained(findings),
         _describe_pruning(findings),
-        _measure_intervals(findings),
         _measure_noise(findings),
         _count_replicates(findings),
         _count_solved(findings),
@@ -68,14 +66,6 @@ def _count_runs(findings: StudyFindings) -> Fact:
     parts = [f"{count:,} {name}" for name, count in others.items() if count]
     detail = ", ".join(parts)
     return Fact("Runs complete", f"{counts.complete:,} of {counts.planned:,}", detail=detail)
-
-
-def _count_misled(findings: StudyFindings) -> Fact | None:
-    if not findings.misled:
-        return None
-    value = f"{findings.misled:,} of {findings.networks:,}"
-    detail = "the output at a step does not depend on its input"
-    return Fact("Blind", value, "networks", detail)
 
 
 def _count_untrained(findings: StudyFindings) -> Fact | None:
@@ -105,20 +95,6 @@ def _describe_pruning(findings: StudyFindings) -> Fact | None:
         return Fact("Pruned", value, detail="the complete runs are a selection")
     steps = f"{100 * pruning.step_share:.0f}% of all steps were trained"
     return Fact("Pruned", value, detail=f"{steps}; {describe_pruning(findings)}")
-
-
-def _measure_intervals(findings: StudyFindings) -> Fact | None:
-    widths = [(effect.high - effect.low) / 2 for effect in findings.effects]
-    widths = [width for width in widths if not math.isnan(width)]
-    if not widths:
-        return None
-    measure = findings.measure
-    spec = measure.difference_spec
-    least = f"{min(widths):{spec}}"
-    most = f"{max(widths):{spec}}"
-    detail = f"median; from {least} to {most}" if least != most else ""
-    value = f"± {median(widths):{spec}}"
-    return Fact("95% interval of an effect", value, measure.unit, detail)
 
 
 def _measure_noise(findings: StudyFindings) -> Fact | None:

@@ -30,7 +30,6 @@ def list_sections(findings: StudyFindings, shown: Chart | None) -> list[Section]
     sections = [
         _show_effects(findings, shown),
         _show_dependence(findings),
-        _show_interactions(findings),
         _show_hypotheses(findings),
         _show_importances(findings),
         _show_refinement(findings, shown),
@@ -80,11 +79,6 @@ def _show_dependence(findings: StudyFindings) -> Section | None:
     name = f"{findings.results.title} conditional effects"
     table = study_tables.tabulate_conditional(conditional, findings.measure, name)
     return Section("conditional", chart.title, [chart, Folded("All conditional effects", [table])])
-
-
-def _show_interactions(findings: StudyFindings) -> Section | None:
-    chart = comparison_plots.chart_interactions(findings)
-    return None if chart is None else Section("interactions", chart.title, [chart])
 
 
 def _show_hypotheses(findings: StudyFindings) -> Section | None:

@@ -1,13 +1,12 @@
-"""Main effects and interactions of a factorial study, estimated from matched pairs.
+"""Main effects of a factorial study, estimated from matched pairs.
 
 In a full factorial design two trials that differ in one parameter alone are a matched pair. The
-mean difference over all pairs is the parameter's main effect; the difference of two such
-differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
-chapter 5). Errors are those of :mod:`reports.stats.differences`. In a union of grids a trial may
-lack a parameter, such as a switch of another cell; both trials of a pair have it or both lack it.
+mean difference over all pairs is the parameter's main effect (Box, Hunter & Hunter, *Statistics for
+Experimenters*, 2nd edition, chapter 5). Errors are those of :mod:`reports.stats.differences`. In a
+union of grids a trial may lack a parameter, such as a switch of another cell; both trials of a pair
+have it or both lack it.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,17 +104,6 @@ class Effect(PairedDifference):
     def reason(self) -> str:
         """Why the interval supports no decision; "" if it does."""
         return self.obstacle or super().reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interaction(PairedDifference):
-    """How much larger the effect of one contrast is after another contrast than before it.
-
-    Each of its ``pairs`` consists of two matched pairs, hence of four trials.
-    """
-
-    first: Contrast
-    second: Contrast
 
 
 @dataclass(frozen=True)
@@ -412,65 +400,27 @@ class FactorialTable:
             return effects
         return _correct_shares(effects)
 
-    def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
-        """Estimate the interaction of two contrasts of different parameters."""
-        settings = (
-            {first.parameter: one, second.parameter: other}
-            for one in (first.before, first.after)
-            for other in (second.before, second.after)
-        )
-        return self.estimate(
-            Interaction, self.match(*settings), (1, -1, -1, 1), first=first, second=second
-        )
-
-    def compute_interactions(self) -> list[Interaction]:
-        """Estimate the interaction of each two contrasts that have a quadruple."""
-        interactions = (
-            self.compute_interaction(first, second)
-            for first, second in itertools.combinations(self.list_contrasts(), 2)
-            if first.parameter != second.parameter
-        )
-        return [interaction for interaction in interactions if interaction.pairs]
-
     def match_contrast(self, contrast: Contrast) -> Matches:
-        """Match the trials before and after a contrast; see :meth:`match`."""
-        before, after = ({contrast.parameter: v} for v in (contrast.before, contrast.after))
-        return self.match(before, after, own=self.list_own(contrast))
+        """Match the trials that differ in nothing but a contrast; with values or without.
 
-    def match(self, *settings: Mapping[str, Any], own: frozenset[str] = frozenset()) -> Matches:
-        """Match the trials that differ in nothing but some settings; with values or without.
-
-        Those of a pair that cannot show a change are set apart.
-
-        Args:
-            settings: values of some parameters, the same ones in each.
-            own: parameters that are ignored: of the architectures that differ in these alone, that
-                of the best mean is matched.
+        Those of a pair that cannot show the change are set apart. Parameters that only one side has
+        are ignored: of the architectures that differ in these alone, that of the best mean is
+        matched.
         """
-        varied = own.union(*settings)
+        varied = self.list_own(contrast) | {contrast.parameter}
         contexts = self.number_contexts(varied)
-        trials = np.full((len(settings), int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
+        trials = np.full((2, int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
         merits = np.where(np.isnan(self._merits), np.inf, self._merits)
-        for side, fixed in zip(trials, settings, strict=True):
+        for side, value in zip(trials, (contrast.before, contrast.after), strict=True):
             # The best architecture of each context is written last, and those without value first.
-            rows = np.flatnonzero(self.find(fixed))
+            rows = np.flatnonzero(self.find({contrast.parameter: value}))
             rows = rows[np.argsort(-merits[rows], kind="stable")]
             side[contexts[rows]] = rows
         matched = trials[:, (trials >= 0).all(axis=0)]
-        is_shown = np.ones(matched.shape[1], dtype=bool)
-        if self.kinds is not None:
-            for change in _list_single_changes(settings):
-                is_shown &= self.kinds.explain(matched[change]) == ""
+        if self.kinds is None:
+            return Matches(matched, varied)
+        is_shown = self.kinds.explain(matched) == ""
         return Matches(matched[:, is_shown], varied, matched[:, ~is_shown])
-
-
-def _list_single_changes(settings: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """List the places of each two settings that differ in one parameter."""
-    return [
-        [one, other]
-        for one, other in itertools.combinations(range(len(settings)), 2)
-        if sum(settings[one][name] != settings[other][name] for name in settings[one]) == 1
-    ]
 
 
 def _correct_shares(effects: Sequence[Effect]) -> list[Effect]:

@@ -25,7 +25,6 @@ import pandas as pd
 from golden import FOLDER, Golden
 
 from reports.analysis.hypotheses import HypothesisTest, run_tests
-from reports.analysis.judged_effects import build_judged_table
 from reports.analysis.leaderboard import COSTS, summarize_study
 from reports.analysis.pruning import audit_pruning
 from reports.analysis.solved import compare_by_threshold
@@ -85,10 +84,6 @@ class StoredStudy:
     def summary(self) -> Any:
         return summarize_study(self.results)
 
-    def compute_interactions(self) -> list[Any]:
-        table = build_judged_table(self.results)
-        return [] if self.results.is_pruned else table.compute_interactions()
-
     def test_hypotheses(self) -> list[HypothesisTest]:
         tables = tomllib.loads((INPUTS / "hypotheses.toml").read_text())["hypothesis"]
         records = register([], [Hypothesis(**table) for table in tables], 0)
@@ -139,10 +134,6 @@ def compute_statistics(name: str) -> dict[str, Any]:
         "effects": _list_effects(stored),
         "warnings": len(stored.effects.warnings),
         "conditional effects": _list_conditional(stored),
-        "interactions": {
-            f"{_name(each.first)} × {_name(each.second)}": _pick(each, DIFFERENCE)
-            for each in stored.compute_interactions()
-        },
         "comparisons with the best": _compare_with_best(stored),
         "pairwise comparisons": _compare_pairwise(stored),
         "fronts": {cost: stored.study.pareto(cost)["trial"].tolist() for cost in COSTS},

@@ -147,7 +147,7 @@ def test_page_and_table_of_a_grid_say_nothing_about_networks(grid, tmp_path):
     text = text_of(page)
     command = f"rnn-search import {tmp_path}/table.csv --value accuracy --maximize --parameters"
     assert command in text
-    assert list(page.sections) == ["effects", "interactions", "leaderboard", "setup"]
+    assert list(page.sections) == ["effects", "leaderboard", "setup"]
     url = f"sqlite:///{tmp_path}/studies.db"
     study = load("table", storage=url)
     assert list(study.results.columns[:3]) == ["label", "state", "value"]

@@ -38,7 +38,7 @@ def test_page_shows_the_loop_and_its_parameters_and_says_nothing_about_networks(
     assert answer[0] == "each configuration is judged at its best learning rate"
     assert answer[1].startswith("cell attention → mamba lowers the accuracy by 3.0"), answer
     assert answer[-1].startswith("best: optimizer adamw, layers 4, cell attention, learning rate")
-    names = ["effects", "interactions", "curves", "leaderboard", "cost", "setup"]
+    names = ["effects", "curves", "leaderboard", "cost", "setup"]
     assert list(page.sections) == names
     for shown in (
         "Which parameters matter for accuracy?",

@@ -82,7 +82,7 @@ def test_answer_says_what_it_leaves_out_and_what_stays_drawn(sqlite_url):
     make_gated(sqlite_url)
     findings = StudyFindings(results_of(sqlite_url))
     lines = "\n".join(list_answer(findings))
-    assert "8 of 96 networks do not see their input and count in none" in lines
+    assert "8 of 96 networks do not see their input and count in no effect" in lines
     drawn = findings.find_drawn(next(
         effect.contrast for effect in findings.effects if effect.contrast.before == "old"
     ))  # fmt: skip

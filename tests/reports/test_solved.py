@@ -187,14 +187,6 @@ def test_effect_on_shares_depends_on_another_parameter(sqlite_url):
     condition = next(found for found in findings.conditional if found.contrast.after is True)
     assert [level.mean for level in condition.levels] == [1, 0]
     assert condition.is_significant
-    (interaction,) = findings_table(findings).compute_interactions()
-    assert (interaction.mean, interaction.shares.limit) == (-1, 2)
-
-
-def findings_table(findings):
-    from reports.analysis.judged_effects import build_judged_table
-
-    return build_judged_table(findings.results)
 
 
 def test_threshold_of_the_study_changes_nothing_else(sqlite_url):

@@ -132,6 +132,7 @@ SPACES = {
     "full": [SMALL_GRID],
     "excluded": [SMALL_GRID | {"exclude": [{"state_size": 4, "residual": False}]}],
     "cells": [SMALL_GRID | {"cell": ["gated", "gru", "lstm"]}],
+    "untrained": [{"layers": [1], "state_size": [4]}],
     "union": [SMALL_GRID, SMALL_GRID | {"state_size": [8, 16]}],
 }
 
@@ -152,8 +153,17 @@ def test_pairs_are_those_that_the_report_compares(space: list[dict], tmp_path: P
     with closing(read_storage(url)) as storage:
         effects, _ = estimate_effects(read_results(storage, "made"))
 
-    reported = {effect.contrast: effect.pairs for effect in effects}
-    assert {effect.contrast: effect.pairs for effect in plan_of(config)[""]} == reported
+    reported = {effect.contrast: (effect.pairs, effect.excluded_pairs) for effect in effects}
+    planned = plan_of(config)[""]
+    assert {effect.contrast: (effect.pairs, effect.excluded) for effect in planned} == reported
+
+
+def test_plan_names_what_no_pair_of_networks_can_show() -> None:
+    raw = {"space": NO_GATES | {"state_source": ["old"], "residual": [True], "layers": [1, 2]}}
+    raw["space"] |= {"state_size": [4, 8], "forget_gate": [False, True]}
+    config = StudyConfig.model_validate(raw)
+    shortages = list_shortages(plan_of(config), config)
+    assert "no effect of forget_gate can be found: no pair of networks can show it" in shortages
 
 
 def test_parameters_that_cannot_be_tested_are_named_with_what_to_do() -> None:
