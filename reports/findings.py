@@ -119,18 +119,6 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class DrawnSide:
-    """A value that a change compares, at which parts of the cell stay as they were drawn.
-
-    Attributes:
-        parts: the parts, which no gradient reaches in any network with this value.
-    """
-
-    value: Any
-    parts: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Rivals:
     """Architectures that another run might rank before the best.
 
@@ -241,28 +229,24 @@ class StudyFindings:
         is_shorter = is_excluding and self.misled > 0
         return not (is_shorter or any(effect.excluded_pairs for effect in self.effects))
 
-    def find_drawn(self, contrast: Contrast) -> DrawnSide | None:
-        """Find the value of a change at which parts are never trained that the other trains.
+    def find_drawn(self, contrast: Contrast) -> tuple[Any, list[str]] | None:
+        """Find the value of a change at which parts are never trained that the other value trains.
 
-        None if both train the same parts, of those that both have.
+        Returns:
+            The value and the names of these parts; None if both values train the same parts.
         """
         column = self.results.table[contrast.parameter].astype(object)
-        trained = []
+        sides = []
         for value in (contrast.before, contrast.after):
             parts: dict[str, bool] = {}
-            for facts in self.results.facts[column == value]:
-                for part, is_trained in (facts.cell_parts if facts else {}).items():
+            for facts in self.results.facts[column == value].dropna():
+                for part, is_trained in facts.cell_parts.items():
                     parts[part] = parts.get(part, False) or is_trained
-            trained.append(parts)
-        before, after = trained
-        common = [part for part in before if part in after]
-        for value, side, other in (
-            (contrast.before, before, after),
-            (contrast.after, after, before),
-        ):
-            drawn = [part for part in common if other[part] and not side[part]]
+            sides.append((value, parts))
+        for (value, parts), (_, others) in zip(sides, sides[::-1], strict=True):
+            drawn = [part for part in parts if others.get(part) and not parts[part]]
             if drawn:
-                return DrawnSide(value, drawn)
+                return value, drawn
         return None
 
     @property

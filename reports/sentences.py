@@ -291,13 +291,13 @@ def _name_place(parameter: str, value: Any, is_first: bool) -> str:
 
 def describe_drawn(findings: StudyFindings, contrast: Contrast) -> str:
     """Say which parts stay as they were drawn at one of two values; "" if all are trained alike."""
-    side = findings.find_drawn(contrast)
-    if side is None:
+    drawn = findings.find_drawn(contrast)
+    if drawn is None:
         return ""
-    parts = join([format_param(part) for part in side.parts])
-    stay = "stays as it was" if len(side.parts) == 1 else "stay as they were"
-    value = format_value(side.value)
-    return f"at {format_param(contrast.parameter)} {value}, {parts} {stay} drawn"
+    value, names = drawn
+    parts = join([format_param(name) for name in names])
+    stay = "stays as it was" if len(names) == 1 else "stay as they were"
+    return f"at {format_param(contrast.parameter)} {format_value(value)}, {parts} {stay} drawn"
 
 
 def describe_insignificance(effects: Sequence[Effect]) -> str:

@@ -49,7 +49,7 @@ from rnn.tasks.task import SavedTask
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.cell_facts import measure_cell, not_differentiable
+from search.cell_facts import measure_cell
 from search.form_check import compare_forms, find_worst, require_agreement, tabulate
 from studies.config import StudyConfig
 from studies.records import CellRecord
@@ -69,9 +69,8 @@ _Result = TypeVar("_Result")
 _STREAMS = 3
 
 _BPTT_STEPS = 4
-_FEW_UPDATES = 8
-_MANY_UPDATES = 200
-"""Updates in which a gradient may reach a parameter, when a study is created and in ``check``."""
+_UPDATES = 200
+"""Updates in which a gradient may reach a parameter."""
 
 
 def _build(config: NetworkConfig) -> Network:
@@ -162,28 +161,13 @@ def check_function(config: NetworkConfig) -> None:
             )
 
 
-def check_gradients(config: NetworkConfig) -> None:
-    """Require a gradient to reach one of the parameters of the cell within a few updates."""
-    trained = {name for name, tensor in _build(config).named_parameters() if is_trained(tensor)}
-    of_cell = {name for name in trained if name.startswith("layers.")}
-    if of_cell and of_cell == _find_missing(config, _FEW_UPDATES, stops_at_first=True):
-        raise not_differentiable(config.cell)
-
-
-def _find_missing(config: NetworkConfig, updates: int, stops_at_first: bool = False) -> set[str]:
-    """Return the parameters of the cell that get no gradient in some updates of 4 steps each.
-
-    Args:
-        config: config of the network.
-        updates: number of updates, or fewer once nothing is missing.
-        stops_at_first: whether to stop as soon as a gradient reaches one of them.
-    """
+def _find_missing(config: NetworkConfig) -> set[str]:
+    """Return the parameters of the cell that get no gradient in some updates of 4 steps each."""
     module = _build(config)
-    tokens = _draw_tokens(updates + _BPTT_STEPS)
+    tokens = _draw_tokens(_UPDATES + _BPTT_STEPS)
     trained = {name: tensor for name, tensor in module.named_parameters() if is_trained(tensor)}
-    of_cell = {name for name in trained if name.startswith("layers.")}
-    missing = set(of_cell)
-    for start in range(updates):
+    missing = {name for name in trained if name.startswith("layers.")}
+    for start in range(_UPDATES):
         logits, _ = module(tokens[start : start + _BPTT_STEPS], outputs=1)
         loss = functional.cross_entropy(logits[-1], tokens[start + _BPTT_STEPS])
         grads = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
@@ -192,7 +176,7 @@ def _find_missing(config: NetworkConfig, updates: int, stops_at_first: bool = Fa
                 missing.discard(name)
             # Weights that are zero at first block the gradient of others at the first step only.
             parameter.data.sub_(grad, alpha=0.1)
-        if not missing or (stops_at_first and missing < of_cell):
+        if not missing:
             break
     return missing
 
@@ -216,12 +200,12 @@ def describe_gradients(networks: Sequence[NetworkConfig]) -> list[str]:
 
 def _list_gradient_lines(network: NetworkConfig) -> list[str]:
     lines = []
-    missing = _find_missing(network, _MANY_UPDATES)
+    missing = _find_missing(network)
     for name, parameter in _build(network).layers[0].named_parameters():
         if not parameter.requires_grad:
             lines.append(f"`{name}` gets no gradient: its requires_grad is False")
         elif all(f"layers.{layer}.{name}" in missing for layer in range(network.layers)):
-            lines.append(f"`{name}` gets no gradient in {_MANY_UPDATES} updates")
+            lines.append(f"`{name}` gets no gradient in {_UPDATES} updates")
     facts = measure_cell(network)
     for part, lag in facts.parts.items():
         if lag:
@@ -261,10 +245,10 @@ def check_resumption(config: NetworkConfig) -> None:
         )
 
 
-CHECKS: dict[str, Callable[[NetworkConfig], None]] = {
+CHECKS: dict[str, Callable[[NetworkConfig], object]] = {
     "output, state and gradient have their shapes and are finite in fp32 and bf16": check_numbers,
     "forward is deterministic, and the streams of a batch are independent": check_function,
-    "a gradient reaches parameters of the cell": check_gradients,
+    "a gradient reaches parameters of the cell": measure_cell,
     "a training that is resumed from a checkpoint repeats bit for bit": check_resumption,
 }
 """The checks in this process by what holds if they pass, in their order."""

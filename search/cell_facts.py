@@ -43,30 +43,21 @@ def measure_cell(config: NetworkConfig) -> CellFacts:
     Raises:
         CellError: if the cell cannot be built or run, or no gradient reaches anything.
     """
-    try:
+    raised: BaseException | None = None
+    for dtype in (torch.float64, torch.float32):
         try:
-            return _measure(config, torch.float64)
+            return _measure(config, dtype)
         except CellError:
             raise
-        except (Exception, SystemExit):
-            return _measure(config, torch.float32)
-    except CellError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise CellError(
-            f"cell {config.cell} raises {describe_error(error)} while its gradients are measured"
-        ) from error
+        except (Exception, SystemExit) as error:
+            raised = error
+    assert raised is not None
+    raise CellError(
+        f"cell {config.cell} raises {describe_error(raised)} while its gradients are measured"
+    ) from raised
 
 
-def not_differentiable(cell: str) -> CellError:
-    """Return the error for a cell of which no parameter gets a gradient."""
-    return CellError(
-        f"cell {cell} is not differentiable: no gradient reaches any of its parameters: expected "
-        "an output that depends on them by PyTorch's functions, without detach() or no_grad()"
-    )
-
-
-def part_of(parameter: str) -> str:
+def _part_of(parameter: str) -> str:
     """Return the part of a cell that a parameter of the cell belongs to."""
     return parameter.partition(".")[0]
 
@@ -78,8 +69,8 @@ def _measure(config: NetworkConfig, dtype: torch.dtype) -> CellFacts:
         # A weight that starts at zero hides what it is multiplied by; it stays so if frozen.
         add_noise(filter(is_trained, layer.parameters()), generator)
     weights = dict(layers[0].named_parameters())
-    trained = {part_of(name) for name in weights if is_trained(weights[name])}
-    lags: dict[str, int | None] = dict.fromkeys([*map(part_of, weights), _INPUT])
+    trained = {_part_of(name) for name in weights if is_trained(weights[name])}
+    lags: dict[str, int | None] = dict.fromkeys([*map(_part_of, weights), _INPUT])
     missing = trained | {_INPUT}
     for depth, layer in itertools.product(range(1, MAX_DEPTH + 1), layers):
         if missing:
@@ -89,7 +80,11 @@ def _measure(config: NetworkConfig, dtype: torch.dtype) -> CellFacts:
             lags |= dict.fromkeys(found, depth - 1)
             missing -= found
     if trained and missing == trained | {_INPUT}:
-        raise not_differentiable(config.cell)
+        raise CellError(
+            f"cell {config.cell} is not differentiable: no gradient reaches any of its parameters: "
+            "expected an output that depends on them by PyTorch's functions, without detach() or "
+            "no_grad()"
+        )
     steps = (MAX_DEPTH + 1, _STREAMS, config.state_size)
     xs = torch.randn(steps, generator=generator).to(dtype)
     sees_input = any(_sees_input(layer, xs) for layer in layers)
@@ -118,7 +113,7 @@ def _find_reached(layer: nn.Module, xs: Tensor, scales: Tensor, depth: int) -> s
         return set()
     weights = {name: weight for name, weight in layer.named_parameters() if is_trained(weight)}
     grads = torch.autograd.grad(loss, [*weights.values(), xs], materialize_grads=True)
-    named = zip([*map(part_of, weights), _INPUT], grads, strict=True)
+    named = zip([*map(_part_of, weights), _INPUT], grads, strict=True)
     return {name for name, grad in named if grad.any() and grad.isfinite().all()}
 
 

@@ -86,7 +86,7 @@ def test_answer_says_what_it_leaves_out_and_what_stays_drawn(sqlite_url):
     drawn = findings.find_drawn(next(
         effect.contrast for effect in findings.effects if effect.contrast.before == "old"
     ))  # fmt: skip
-    assert (drawn.value, drawn.parts) == ("old", ["candidate", "state_gate", "forget_gate"])
+    assert drawn == ("old", ["candidate", "state_gate", "forget_gate"])
 
 
 def test_blind_networks_count_where_no_target_needs_the_input_of_its_step(sqlite_url):
