@@ -5,6 +5,7 @@ import numpy as np
 
 class DelayedEcho:
     input_size = output_size = 1
+    needs_input = False  # a target is an input of an earlier step
 
     def __init__(self, *, delay: int = 3, length: int = 20, noise: float = 0.0) -> None:
         self.delay, self.length, self.noise = delay, length, noise

@@ -96,6 +96,7 @@ class Parity:
 
     vocabulary = 2
     classes = 2
+    needs_input = True  # the last bit, at whose step the target is
     solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(self, *, length: int = 40) -> None:
@@ -197,6 +198,7 @@ class AssociativeRecall:
         target   - - - - - - - - 7 - - - 1 - 4 -
     """
 
+    needs_input = True  # the key, which asks for its value
     solved: ClassVar = {"accuracy": 0.99}
 
     def __init__(
