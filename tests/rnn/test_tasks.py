@@ -237,6 +237,30 @@ def test_splits_of_stored_sequences_share_none_and_leave_none_out(source, folder
     assert sorted(itertools.chain(*rows)) == list(range(sum(map(len, rows))))
 
 
+@pytest.mark.parametrize(("source", "needs_input"), [
+    ("words:S3", True),
+    ("parity", True),
+    ("mqar", True),
+    ("copy:5", False),
+    ("induction", False),
+    ("adding:10", False),
+    ("digits", False),
+])  # fmt: skip
+def test_target_needs_the_input_of_its_step_or_an_earlier_one(source, needs_input, folder):
+    assert built_in(source, folder).needs_input is needs_input
+
+
+def test_padded_task_needs_its_input_unless_its_definition_denies_it():
+    mask = {"mask": lambda count: np.arange(5) < np.full((count, 1), 3)}
+    assert make_task(TOKENS | {"classes": 4}, **mask).needs_input
+    assert not make_task(TOKENS | {"classes": 4, "needs_input": False}, **mask).needs_input
+
+
+def test_batch_without_a_target_is_refused():
+    task = make_task(TOKENS | {"classes": 4}, mask=lambda count: np.zeros((count, 5)))
+    assert "draws no target in training batch 0" in line_of(task.train_batch, 0, 0, 0, 4, 0)
+
+
 def test_copy_recalls_the_symbols_in_their_order():
     batch = built_in("copy:4", items=3, symbols=5).train_batch(0, 0, 0, 20, 0)
     assert batch.inputs.shape == (3 + 4 + 3, 20)
