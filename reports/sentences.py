@@ -207,15 +207,24 @@ def describe_effect(effect: RankedEffect, measure: Measure) -> str:
 
 def _describe_size(effect: PairedDifference, measure: Measure, what: str) -> str:
     """Say by how much a change lowers or raises something: ``lowers it by 0.1 nats [0.0, 0.2]``."""
-    verb = "lowers" if effect.mean < 0 else "raises"
+    verb = _choose_verb(effect)
     the = "" if what == "it" else "the "
+    return f"{verb} {the}{what} {_describe_amount(effect, measure)}"
+
+
+def _choose_verb(effect: PairedDifference) -> str:
+    return "lowers" if effect.mean < 0 else "raises"
+
+
+def _describe_amount(effect: PairedDifference, measure: Measure) -> str:
+    """Say by how much a change lowers or raises something: ``by 0.1 nats [0.0, 0.2]``."""
     size = measure.format_size(abs(effect.mean))
     interval = ""
     if not math.isnan(effect.low):
         ends = sorted([effect.low, effect.high], key=abs)
         spec = measure.difference_spec
         interval = f" [{_format_end(ends[0], effect.mean, spec)}, {abs(ends[1]):{spec}}]"
-    return f"{verb} {the}{what} by {size}{interval}"
+    return f"by {size}{interval}"
 
 
 def _format_end(end: float, mean: float, spec: str) -> str:
@@ -263,7 +272,9 @@ def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
     clauses = []
     for number, level in enumerate(levels):
         where = _name_place(parameter, level.value, is_first=number == 0)
-        if level.is_significant:
+        if level.is_significant and number and _choose_verb(level) == _choose_verb(levels[0]):
+            clauses.append(f"{_describe_amount(level, measure)} {where}")
+        elif level.is_significant:
             what = "it" if number else measure.name
             clauses.append(f"{_describe_size(level, measure, what)} {where}")
         else:

@@ -288,11 +288,6 @@ class NetworkFacts:
     sees_input: bool
 
     @property
-    def is_blind(self) -> bool:
-        """Whether the output at a step does not depend on the input of that step."""
-        return not self.sees_input
-
-    @property
     def cell_parts(self) -> dict[str, bool]:
         """Whether each part of the cell is trained in one of the layers."""
         found: dict[str, bool] = {}

@@ -63,7 +63,7 @@ def is_misled(facts: NetworkFacts | None, config: StudyConfig) -> bool:
     """
     task = config.task_record
     needs_input = task is not None and task.needs_input
-    return facts is not None and facts.is_blind and needs_input
+    return facts is not None and not facts.sees_input and needs_input
 
 
 def explain_pair(
@@ -97,7 +97,7 @@ def find_kinds(facts: Sequence[NetworkFacts | None], config: StudyConfig) -> Kin
     distinct: list[NetworkFacts | None] = []
     of_trials = np.empty(len(facts), dtype=np.int64)
     for number, found in enumerate(facts):
-        key = found and (found.is_blind, tuple(sorted(found.cell_parts.items())))
+        key = found and (found.sees_input, tuple(sorted(found.cell_parts.items())))
         if key not in places:
             places[key] = len(distinct)
             distinct.append(found)

@@ -103,8 +103,8 @@ class RankedEffect:
     """An effect with the one condition that says more than its mean.
 
     Attributes:
-        condition: its largest interaction that rivals it, before others one that reverses it; None
-            if there is none.
+        condition: the one with the largest difference, of those that rival the mean or reverse it;
+            None if there is none.
     """
 
     main: Effect
@@ -119,7 +119,7 @@ class RankedEffect:
 def rank_effects(
     effects: Sequence[Effect], conditional: Sequence[ConditionalEffect]
 ) -> list[RankedEffect]:
-    """Pair each effect with the condition that rivals its mean most."""
+    """Pair each effect with the condition that says most about it."""
     ranked = []
     for effect in effects:
         rivals = [
@@ -127,8 +127,8 @@ def rank_effects(
             for found in conditional
             if found.contrast == effect.contrast and (found.rivals_main or found.has_opposite_signs)
         ]
-        rivals.sort(key=lambda rival: (not rival.has_opposite_signs, -rival.difference.mean))
-        ranked.append(RankedEffect(effect, rivals[0] if rivals else None))
+        condition = max(rivals, key=lambda found: found.difference.mean, default=None)
+        ranked.append(RankedEffect(effect, condition))
     return ranked
 
 
