@@ -12,7 +12,7 @@ from scipy import stats
 from reports.charts.comparison_plots import chart_conditional_effects
 from reports.formatting import label_change, to_sentence
 from reports.stats.additive_effects import estimate_additive_effects
-from reports.stats.conditional_effects import compute_conditional_effects
+from reports.stats.conditional_effects import compute_conditional_effects, rank_effects
 from reports.stats.design import Contrast
 from reports.stats.differences import Method
 from reports.stats.effects import FactorialTable
@@ -111,6 +111,29 @@ def test_values_are_compared_over_the_contexts_they_have_in_common():
     # Values that share no context are not compared.
     parted = make_table(by_size, drop=lambda row: row["residual"] == (row["state_size"] < 32))
     assert ("forget gate", "residual") not in conditional(parted)
+
+
+def test_condition_is_the_one_with_the_largest_difference():
+    """The gate's sign depends on the size, and what it does more so on the residual."""
+
+    def by_both(row):
+        effect = 0.05 if row["state_size"] == 8 else -0.05
+        return row["forget_gate"] * (effect if row["residual"] else -0.5)
+
+    table = make_table(by_both, drop=lambda row: not row["residual"] and row["state_size"] < 32)
+    effects = table.compute_effects()
+    found = compute_conditional_effects(table, effects)
+    (by_size,) = (
+        conditional
+        for conditional in found
+        if (conditional.contrast.parameter, conditional.parameter) == ("forget_gate", "state_size")
+    )
+    assert by_size.has_opposite_signs
+    ranked = rank_effects(effects, found)
+    (gate,) = (effect for effect in ranked if effect.main.contrast.parameter == "forget_gate")
+    assert gate.condition.parameter == "residual"
+    means = [level.mean for level in gate.condition.levels]
+    assert means == pytest.approx([-0.5, -0.05], abs=0.01)
 
 
 def test_chart_names_the_value_at_each_marker():

@@ -118,6 +118,15 @@ def test_figure_and_table_of_effects_rank_as_the_answer_does(sqlite_url):
     assert frame["depends_on"].tolist() == ["residual", *[""] * 4, "state_size", ""]
 
 
+def test_effect_of_one_sign_is_stated_with_one_verb(sqlite_url):
+    make_switches(sqlite_url, harm=-0.2)
+    lines = read_answer(findings_of(sqlite_url, "switches"))
+    (line,) = (line for line in lines if line.startswith("residual "))
+    pattern = r"lowers the validation loss by 1.80\d nats \[.*\] at state size 8; by 0.20\d nats \["
+    assert re.search(pattern, line.removeprefix("residual "))
+    assert line.endswith("] at 4")
+
+
 def test_effect_that_vanishes_at_a_value_has_no_reversed_sign(sqlite_url):
     make_switches(sqlite_url, harm=0.0)
     lines = read_answer(findings_of(sqlite_url, "switches"))
