@@ -223,11 +223,10 @@ class StudyFindings:
         return int(self.results.table["architecture"].nunique())
 
     @property
-    def excludes_none(self) -> bool:
-        """Whether all networks can show every effect, or count in spite of it."""
-        is_excluding = self.results.config.untrained == "exclude"
-        is_shorter = is_excluding and self.misled > 0
-        return not (is_shorter or any(effect.excluded_pairs for effect in self.effects))
+    def excludes_some(self) -> bool:
+        """Whether some networks or pairs count in no effect."""
+        leaves_out = self.results.config.untrained == "exclude" and self.misled > 0
+        return leaves_out or any(effect.excluded_pairs for effect in self.effects)
 
     def find_drawn(self, contrast: Contrast) -> tuple[Any, list[str]] | None:
         """Find the value of a change at which parts are never trained that the other value trains.
@@ -308,8 +307,8 @@ class StudyFindings:
         table = build_judged_table(self.results)
         contrasts = [found for found in table.list_contrasts() if found.parameter == name]
         matches = [table.match_contrast(contrast) for contrast in contrasts]
-        has_shown = any(found.trials.size for found in matches)
-        return not has_shown and any(found.excluded.size for found in matches)
+        has_excluded = any(found.excluded.size for found in matches)
+        return has_excluded and not any(found.trials.size for found in matches)
 
     @cached_property
     def rivals(self) -> Rivals | None:

@@ -223,7 +223,8 @@ class Results:
         # What a user's metric can be is not known: one that is minimized and is never negative here
         # is taken for one that cannot be.
         is_nonnegative = not measure.higher_is_better and bool((values >= 0).all())
-        return replace(measure.with_decimals(values), is_nonnegative=is_nonnegative)
+        least = 0.0 if is_nonnegative else -math.inf
+        return replace(measure.with_decimals(values), least=least)
 
     def find_traits(self, names: Sequence[str]) -> ParameterTraits:
         """Return what is known of some parameters besides their values."""

@@ -58,7 +58,7 @@ def list_answer(findings: StudyFindings) -> list[str]:
             lines.append(describe_smallest(findings))
     elif findings.ranked:
         lines += _list_effects(findings)
-    elif findings.summary.worse is None:
+    elif findings.summary.worse is None or _has_excluded_all(findings):
         lines.append(explain_missing_effects(findings))
     lines += _list_uncompared(findings)
     return [*lines, describe_best(findings)]
@@ -98,16 +98,10 @@ def _list_scope(findings: StudyFindings) -> list[str]:
             f"effects are by predictions for the {counts.pruned:,} pruned trials, corrected by "
             "the audit"
         )
-    return [*lines, *_list_unshown(findings), *list_additive(findings)]
-
-
-def _list_unshown(findings: StudyFindings) -> list[str]:
-    """Say that networks that do not see their input count in no effect; nothing without any."""
-    misled = findings.misled
-    if not misled or findings.excludes_none:
-        return []
-    count = f"{misled:,} of {findings.networks:,} networks"
-    return [f"{count} do not see their input and count in no effect"]
+    if findings.misled and findings.excludes_some:
+        count = f"{findings.misled:,} of {findings.networks:,} networks"
+        lines.append(f"{count} do not see their input and count in no effect")
+    return [*lines, *list_additive(findings)]
 
 
 def list_additive(findings: StudyFindings) -> list[str]:
@@ -159,17 +153,18 @@ def describe_solved_verdicts(findings: StudyFindings) -> str:
 def _list_effects(findings: StudyFindings) -> list[str]:
     answer = findings.answer
     lines = [_answer_effect(effect, findings) for effect in answer.largest]
-    if not answer.largest:
+    if not (answer.largest or answer.reversals or answer.dependent):
         lines.append(describe_insignificance(findings.effects))
     lines += [_answer_effect(effect, findings) for effect in answer.reversals]
     if answer.smaller:
         one = "other change has a smaller significant effect"
         several = "other changes have smaller significant effects"
         lines.append(format_count(len(answer.smaller), one, several))
-    if len(answer.dependent) > MAX_NAMED:
-        lines.append(f"{len(answer.dependent)} other effects depend on another parameter")
-    else:
-        lines += [_answer_effect(effect, findings) for effect in answer.dependent]
+    named = answer.dependent[:MAX_NAMED]
+    lines += [_answer_effect(effect, findings) for effect in named]
+    if others := len(answer.dependent) - len(named):
+        one = "other effect depends on another parameter"
+        lines.append(format_count(others, one, "other effects depend on another parameter"))
     is_known = any(effect.main.is_decidable for effect in findings.ranked)
     if answer.undecided and is_known:
         lines.append(_describe_undecided(answer.undecided))
@@ -178,8 +173,9 @@ def _list_effects(findings: StudyFindings) -> list[str]:
 
 def _answer_effect(effect: RankedEffect, findings: StudyFindings) -> str:
     """State an effect, and what is not learned at one of the values that it compares."""
+    stated = describe_effect(effect, findings.measure)
     drawn = describe_drawn(findings, effect.main.contrast)
-    return "; ".join(filter(None, [describe_effect(effect, findings.measure), drawn]))
+    return f"{stated} ({drawn})" if drawn else stated
 
 
 def _list_ranks(effects: Sequence[Effect]) -> list[str]:
@@ -229,7 +225,7 @@ def _describe_amount(effect: PairedDifference, measure: Measure) -> str:
 
 def _format_end(end: float, mean: float, spec: str) -> str:
     """Format the end of an interval nearer to zero, for the size of its mean."""
-    return f"{math.copysign(1, end * mean) * abs(end):{spec}}".replace("-", "−")
+    return f"{-abs(end) if end * mean < 0 else abs(end):{spec}}".replace("-", "−")
 
 
 def _describe_share(main: Effect, measure: Measure) -> str:
@@ -286,8 +282,9 @@ def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
                 clauses.append(f"{where} no effect is shown ({size})")
     for excluded in condition.excluded:
         where = _name_place(parameter, excluded.value, is_first=False)
-        what = "it is" if excluded.obstacle == NOT_TRAINED else "networks are"
-        clauses.append(f"{where} {what} {excluded.obstacle}")
+        is_drawn = excluded.obstacle == NOT_TRAINED
+        what = "it is not trained" if is_drawn else "networks do not see their input"
+        clauses.append(f"{where} {what}")
     return f"{label} {'; '.join(clauses)}"
 
 
@@ -352,10 +349,17 @@ def _explain_uncompared(name: str, findings: StudyFindings) -> str:
     return NO_PAIR
 
 
+def _has_excluded_all(findings: StudyFindings) -> bool:
+    """Return whether the study has no effect because no pair of networks can show one."""
+    return not findings.effects and any(map(findings.has_excluded_pairs, findings.uncompared))
+
+
 def explain_missing_effects(findings: StudyFindings) -> str:
     """Say why the study has no effects."""
     audited = findings.audited
     noun = findings.results.noun
+    if audited is None and _has_excluded_all(findings):
+        return "no effect can be estimated: no pair of networks can show one"
     if audited is None or audited.obstacle is None:
         return "no effect can be estimated: no two complete trials differ in one parameter only"
     if audited.obstacle is not Obstacle.FEW_STOPPED:
@@ -526,7 +530,7 @@ def describe_pairs(findings: StudyFindings) -> str:
     parts = [f"at its best {join_params(results.nuisance)}"] if results.nuisance else []
     judged = f"{results.noun}s, each {' and '.join(parts)}," if parts else "trials"
     text = f"Mean difference over all pairs of {judged} that differ in this alone; {better}."
-    if not findings.excludes_none:
+    if findings.excludes_some:
         text += (
             " Pairs that cannot show it do not count: those with a network that does not see its "
             "input, and those in which the parts that the change adds are never trained."

@@ -105,9 +105,7 @@ def tabulate_conditional(
     spec = measure.difference_spec
     unit = measure.difference_unit
 
-    def describe_finding(found: ConditionalEffect, level: LevelEffect | ExcludedLevel) -> str:
-        if isinstance(level, ExcludedLevel):
-            return level.obstacle
+    def describe_finding(found: ConditionalEffect) -> str:
         parts = ["opposite signs"] if found.has_opposite_signs else []
         parts += ["depends on it"] if found.rivals_main else []
         return ", ".join(parts)
@@ -123,17 +121,16 @@ def tabulate_conditional(
             _change_column(lambda row: row[0].main),
             Column("by", lambda row: format_param(row[0].parameter)),
             Column("value", lambda row: format_value(row[1].value), TEXT),
-            estimate_column("effect", lambda row: _find_estimate(row[1]), unit, f"+{spec}"),
+            estimate_column("effect",
+                            lambda row: row[1] if isinstance(row[1], LevelEffect) else None,
+                            unit, f"+{spec}"),
             Column("pairs", lambda row: row[1].pairs, ",d"),
             Column("range", lambda row: row[0].difference.mean, spec, unit=unit,
                    note=lambda row: MARK if row[0].is_significant else ""),
-            Column("finding", lambda row: describe_finding(*row)),
+            Column("finding", lambda row: row[1].obstacle if isinstance(row[1], ExcludedLevel)
+                   else describe_finding(row[0])),
         ],
     )  # fmt: skip
-
-
-def _find_estimate(level: LevelEffect | ExcludedLevel) -> LevelEffect | None:
-    return None if isinstance(level, ExcludedLevel) else level
 
 
 def tabulate_hypotheses(findings: StudyFindings, name: str) -> Table[HypothesisTest]:

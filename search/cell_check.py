@@ -49,7 +49,7 @@ from rnn.tasks.task import SavedTask
 from rnn.tasks.text import TextData
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.cell_facts import measure_cell
+from search.cell_facts import MAX_STATE_SIZE, measure_cell
 from search.form_check import compare_forms, find_worst, require_agreement, tabulate
 from studies.config import StudyConfig
 from studies.records import CellRecord
@@ -393,7 +393,7 @@ def check_cells(config: StudyConfig, checked: Iterable[StudyConfig] = ()) -> Non
             network_shapes(network)
         size = min((network.state_size for network in built), default=_STATE_SIZE)
         values = dict.fromkeys(item for network in built for item in network.options)
-        check_networks(list_networks(name, record, values, min(size, _MAX_STATE_SIZE)))
+        check_networks(list_networks(name, record, values, min(size, MAX_STATE_SIZE)))
 
 
 def _list_combinations(config: StudyConfig, name: str, record: CellRecord) -> list[NetworkConfig]:

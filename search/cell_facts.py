@@ -18,7 +18,7 @@ from rnn.network import build_seeded, is_trained
 from rnn.own_code import describe_error
 from search.form_check import add_noise, map_floats, read_initial_state
 from studies.config import StudyConfig, select_params
-from studies.records import CellFactsRecord, CellRecord
+from studies.records import CellFactsRecord
 from studies.space import CELL, Params
 
 MAX_DEPTH = 4
@@ -27,7 +27,9 @@ MAX_DEPTH = 4
 MAX_COMBINATIONS = 64
 """Combinations of a cell's options that are measured."""
 
-_MAX_STATE_SIZE = 16
+MAX_STATE_SIZE = 64
+"""State size of the networks that are measured and checked, if those of a study are larger."""
+
 _STREAMS = 3
 _DRAWS = 3
 _INPUT = "the input"  # no name of a part, which is an identifier
@@ -43,18 +45,14 @@ def measure_cell(config: NetworkConfig) -> CellFacts:
     Raises:
         CellError: if the cell cannot be built or run, or no gradient reaches anything.
     """
-    raised: BaseException | None = None
     for dtype in (torch.float64, torch.float32):
         try:
             return _measure(config, dtype)
         except CellError:
             raise
         except (Exception, SystemExit) as error:
-            raised = error
-    assert raised is not None
-    raise CellError(
-        f"cell {config.cell} raises {describe_error(raised)} while its gradients are measured"
-    ) from raised
+            raised = f"raises {describe_error(error)} while its gradients are measured"
+    raise CellError(f"cell {config.cell} {raised}")
 
 
 def _part_of(parameter: str) -> str:
@@ -153,14 +151,13 @@ def with_cell_facts(config: StudyConfig, trials: Sequence[Params]) -> tuple[Stud
             reduced = record.reduce_options(dict(options))
             if reduced not in known:
                 missing.setdefault(tuple(reduced.items()), options)
-        measured = _pick_combinations(list(missing), record)
+        measured = _pick_combinations(list(missing))
         if len(measured) < len(missing):
             notices.append(
                 f"cell {name}: what its networks can learn was measured for {len(measured)} of "
                 f"{len(missing)} combinations of its options"
             )
-        sizes = [int(params["state_size"]) for params in of_cell]
-        size = min([*sizes, _MAX_STATE_SIZE])
+        size = min([int(params["state_size"]) for params in of_cell] + [MAX_STATE_SIZE])
         facts = list(record.facts)
         for reduced_options in measured:
             network = NetworkConfig(name, 1, size, missing[reduced_options], record.sha256)
@@ -170,19 +167,16 @@ def with_cell_facts(config: StudyConfig, trials: Sequence[Params]) -> tuple[Stud
     return config.model_copy(update={"cells": cells}), notices
 
 
-def _pick_combinations(combinations: Sequence[_Options], record: CellRecord) -> list[_Options]:
+def _pick_combinations(combinations: Sequence[_Options]) -> list[_Options]:
     """Return the combinations to measure: all, or of very many a sample of the corners."""
     if len(combinations) <= MAX_COMBINATIONS:
         return list(combinations)
-    ends: dict[str, set[ParamValue]] = {}
-    for place, (name, _) in enumerate(combinations[0]):
-        choices = record.options[name].choices
-        values = {options[place][1] for options in combinations}
-        ordered = sorted(values) if choices is None else [v for v in choices if v in values]
-        ends[name] = {ordered[0], ordered[-1]}
+    columns = zip(*combinations, strict=True)
+    ends = [{column[0], column[-1]} for column in map(sorted, columns)]
     corners = [
         options
-        for options in sorted(combinations)
-        if all(value in ends[name] for name, value in options)
+        for options in combinations
+        if all(option in found for option, found in zip(options, ends, strict=True))
     ]
-    return random.Random(0).sample(corners, min(MAX_COMBINATIONS, len(corners)))
+    chosen = sorted(corners or combinations)
+    return random.Random(0).sample(chosen, min(MAX_COMBINATIONS, len(chosen)))

@@ -74,8 +74,7 @@ def extend(
     notices: list[str] = []
     if extended.has_networks:
         params = [trial.params for trial in extension.added]
-        fitted = search.networks.fit_extension(stored, extended, tasks, params)
-        extended, floors, notices = fitted
+        extended, floors, notices = search.networks.fit_extension(stored, extended, tasks, params)
     if extended == stored:
         return []  # extended before, by an attempt whose answer was lost
 

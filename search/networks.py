@@ -190,8 +190,8 @@ def fit_extension(
     extended = with_records(extended, learned)
     lengths = check_trials(extended, tasks, trials)
     _require_same_length(stored, lengths, new_tasks)
-    extended, notices = with_cell_facts(_with_lengths(extended, lengths), trials)
-    return extended, floors, notices
+    extended, sampled = with_cell_facts(_with_lengths(extended, lengths), trials)
+    return extended, floors, [*sampled, *list_fact_notices(trials, extended)]
 
 
 def _require_same_length(

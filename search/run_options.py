@@ -127,7 +127,7 @@ class RunOptions(WorkerOptions):
     extend: bool = option(
         False,
         "Add trials for new values in the search space, or for more refinement.replicates; store "
-        "another question, report_threshold, told, nuisance or hypothesis.",
+        "another question, report_threshold, untrained, told, nuisance or hypothesis.",
     )
     partial: bool = option(False, "Accept a source study that is not finished.")
     yes: bool = option(False, f"Allow more than {MAX_UNCONFIRMED:,} new trials.")

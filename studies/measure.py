@@ -39,7 +39,7 @@ class Measure:
         unit: unit of a value: ``nats per byte``; "" for none.
         loss: name of the loss on any data, as in "training loss".
         difference_unit: short unit of a difference: ``nats``; "" for none.
-        is_nonnegative: whether no value can be below zero, and so no end of the interval of a mean.
+        least: least value that there can be, and so the least end of the interval of a mean.
         spec: format of a value. Losses that may have any size and sign have significant digits.
         difference_spec: format of a difference, without its sign.
         column: column of trial tables that has it.
@@ -59,7 +59,7 @@ class Measure:
     loss: str = "loss"
     difference_unit: str = "nats"
     higher_is_better: bool = False
-    is_nonnegative: bool = False
+    least: float = -math.inf
     spec: str = ".4f"
     difference_spec: str = ".3f"
     column: str = VALUE
@@ -76,11 +76,6 @@ class Measure:
     def is_value(self) -> bool:
         """Whether it is the value of the study's objective."""
         return self.column == VALUE
-
-    @property
-    def least(self) -> float:
-        """Least value that it can have; minus infinity if that is not known."""
-        return 0.0 if self.is_nonnegative else -math.inf
 
     @property
     def axis_title(self) -> str:
@@ -222,7 +217,7 @@ def find_measure(config: StudyConfig) -> Measure:
         unit=unit,
         loss=task.loss_name,
         difference_unit=difference_unit,
-        is_nonnegative=task.loss != "own",
+        least=-math.inf if task.loss == "own" else 0.0,
         held_out_unit=base.held_out_unit or unit,
         curve=f"smoothed training {task.loss_name}",
     )

@@ -5,18 +5,18 @@ measured when the study is created and stored with the record of the cell.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from reports.stats.effects import Kinds
-from rnn.config import NetworkFacts, ParamValue, TrialConfig, describe_network
+from rnn.config import NetworkFacts, TrialConfig, describe_network
 from studies.config import StudyConfig
 from studies.messages import format_param, join
 from studies.records import format_toml
-from studies.space import BPTT_STEPS, CELL, REPLICATE, Params
+from studies.space import BPTT_STEPS, REPLICATE, Params
 from studies.study_settings import OPTIMIZER_PARAMS
 from studies.trial_params import to_trial_config
 
@@ -111,54 +111,45 @@ def find_kinds(facts: Sequence[NetworkFacts | None], config: StudyConfig) -> Kin
 
 @dataclass(frozen=True)
 class _Network:
-    """A network of a study, whatever its optimizer and its replicate.
-
-    Attributes:
-        params: parameters that distinguish it.
-        untrained: parts of its cell that are never trained.
-        is_misled: see :func:`is_misled`.
-    """
+    """A network of a study, by the parameters that distinguish it."""
 
     params: Params
-    untrained: tuple[str, ...]
+    untrained: tuple[str, ...]  # parts of its cell
     is_misled: bool
 
 
 def list_fact_notices(trials: Iterable[Params], config: StudyConfig) -> list[str]:
     """Say which networks of a study never train a part of their cell, or do not see their input.
 
-    A line for each, then one with the two ways on; none if there are no such networks.
+    A line for each, then one with the ways on; none if there are no such networks.
     """
     networks = _list_networks(trials, config)
     untrained = [network for network in networks if network.untrained]
-    misled = [network for network in networks if network.is_misled]
-    lines = []
-    excluded = []
-    if untrained:
-        found = (part for network in untrained for part in network.untrained)
-        parts = join([format_param(part) for part in dict.fromkeys(found)])
-        conditions = _find_conditions(networks, untrained)
-        excluded += conditions
-        lines.append(
-            f"{len(untrained)} of {len(networks)} networks never train their {parts}: no gradient "
-            f"reaches them ({_describe_conditions(conditions)})"
-        )
-    if misled:
-        conditions = _find_conditions(networks, misled)
-        excluded += [found for found in conditions if not _is_covered(found, excluded)]
-        lines.append(
-            f"{len(misled)} of {len(networks)} networks do not see their input: the output at a "
-            f"step does not depend on the input of that step ({_describe_conditions(conditions)})"
-        )
-    if not lines:
-        return []
-    tables = ", ".join(f"{{ {_format_condition(condition)} }}" for condition in excluded)
-    ways = [f"leave them out by exclude = [{tables}] in [space]"] if excluded else []
+    parts = list(dict.fromkeys(part for network in untrained for part in network.untrained))
+    named = join([format_param(part) for part in parts])
+    them = "it" if len(parts) == 1 else "them"
+    blind = "do not see their input: the output at a step does not depend on the input of that step"
+    lines: list[str] = []
+    excluded: list[Params] = []
+    for affected, what in (
+        (untrained, f"never train their {named}: no gradient reaches {them}"),
+        ([network for network in networks if network.is_misled], blind),
+    ):
+        if not affected:
+            continue
+        conditions = _find_conditions(networks, affected)
+        where = f" ({'; or '.join(map(_format_condition, conditions))})" if conditions else ""
+        lines.append(f"{len(affected)} of {len(networks)} networks {what}{where}")
+        for condition in conditions:
+            if not any(known.items() <= condition.items() for known in excluded):
+                excluded.append(condition)
+    ways = []
+    if excluded:
+        tables = ", ".join(f"{{ {_format_condition(condition)} }}" for condition in excluded)
+        ways.append(f"leave them out by exclude = [{tables}] in [space]")
     if untrained and _trains_with(untrained, config):
         ways.append(f"train them by training.bptt_steps = {_LONGER_GRADIENT}")
-    if ways:
-        lines.append(", or ".join(ways))
-    return lines
+    return [*lines, ", or ".join(ways)] if ways else lines
 
 
 def _list_networks(trials: Iterable[Params], config: StudyConfig) -> list[_Network]:
@@ -178,61 +169,52 @@ def _list_networks(trials: Iterable[Params], config: StudyConfig) -> list[_Netwo
 
 
 def _trains_with(networks: Sequence[_Network], config: StudyConfig) -> bool:
-    """Return whether a longer gradient trains all parts of some networks."""
+    """Return whether a longer gradient may be set, and trains all parts of some networks."""
     training = config.training.model_copy(update={BPTT_STEPS: _LONGER_GRADIENT})
     longer = config.model_copy(update={"training": training})
-    if any(BPTT_STEPS in network.params for network in networks):
-        return False
-    found = (find_facts(network.params, longer) for network in networks)
-    return all(facts is not None and all(facts.cell_parts.values()) for facts in found)
+    for network in networks:
+        trial = to_trial_config(network.params, longer)
+        if BPTT_STEPS in network.params or trial.update_every > _LONGER_GRADIENT:
+            return False
+        facts = find_facts(network.params, longer)
+        if facts is None or not all(facts.cell_parts.values()):
+            return False
+    return True
 
 
-def _find_conditions(
-    networks: Sequence[_Network], chosen: Sequence[_Network]
-) -> list[dict[str, ParamValue]]:
+def _find_conditions(networks: Sequence[_Network], affected: Sequence[_Network]) -> list[Params]:
     """Return conditions that together hold for some networks and for no other; the fewest names.
 
-    ``[{"state_source": "old"}]``; empty if no condition of few parameters does.
+    ``[{"state_source": "old"}]``; empty if none of few parameters do, and for all networks.
     """
-    numbers = {id(network): number for number, network in enumerate(networks)}
-    wanted = {numbers[id(network)] for network in chosen}
-    names = [name for name in _list_names(networks) if name != CELL]
-    conditions: list[dict[str, ParamValue]] = []
-    covered: set[int] = set()
-    for size in range(1, min(_MAX_CONDITION, len(names)) + 1):
-        for combination in itertools.combinations(names, size):
-            matching: dict[tuple[Any, ...], set[int]] = {}
-            for number, network in enumerate(networks):
-                if all(name in network.params for name in combination):
-                    key = tuple(network.params[name] for name in combination)
-                    matching.setdefault(key, set()).add(number)
-            for key, found in matching.items():
-                if found <= wanted and not found <= covered:
-                    conditions.append(dict(zip(combination, key, strict=True)))
-                    covered |= found
-        if covered == wanted:
-            return conditions
+    numbers = {id(network) for network in affected}
+    is_affected = np.array([id(network) in numbers for network in networks])
+    rows = [network.params for network in networks]
+    values: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(itertools.chain(*rows)):
+        found = list(dict.fromkeys(row.get(name) for row in rows))
+        if len(found) > 1:
+            values[name] = found
+    codes = {name: np.array([found.index(row.get(name)) for row in rows])
+             for name, found in values.items()}  # fmt: skip
+    conditions: list[Params] = []
+    uncovered = is_affected.copy()
+    for size in range(1, min(_MAX_CONDITION, len(values)) + 1):
+        for names in itertools.combinations(values, size):
+            shape = [len(values[name]) for name in names]
+            keys = np.ravel_multi_index([codes[name] for name in names], shape)
+            others = np.bincount(keys, ~is_affected)
+            for key in np.unique(keys[uncovered]):
+                places = np.unravel_index(key, shape)
+                condition = {n: values[n][place] for n, place in zip(names, places, strict=True)}
+                # A parameter that a network lacks is no condition.
+                if not others[key] and None not in condition.values():
+                    conditions.append(condition)
+                    uncovered &= keys != key
+        if not uncovered.any():
+            return [] if is_affected.all() else conditions
     return []
 
 
-def _list_names(networks: Sequence[_Network]) -> list[str]:
-    """List the parameters that have several values in some networks."""
-    values: dict[str, set[Any]] = {}
-    for network in networks:
-        for name, value in network.params.items():
-            values.setdefault(name, set()).add(value)
-    return [name for name, found in values.items() if len(found) > 1]
-
-
-def _is_covered(
-    condition: Mapping[str, ParamValue], others: Sequence[Mapping[str, ParamValue]]
-) -> bool:
-    return any(other.items() <= condition.items() for other in others)
-
-
-def _describe_conditions(conditions: Sequence[Mapping[str, ParamValue]]) -> str:
-    return "; or ".join(map(_format_condition, conditions)) or "all of them"
-
-
-def _format_condition(condition: Mapping[str, ParamValue]) -> str:
+def _format_condition(condition: Params) -> str:
     return ", ".join(f"{name} = {format_toml(value)}" for name, value in condition.items())

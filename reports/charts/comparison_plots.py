@@ -35,7 +35,6 @@ from reports.formatting import (
     shorten_labels,
 )
 from reports.results import Results
-from reports.sentences import describe_condition
 from reports.stats.conditional_effects import ConditionalEffect, RankedEffect
 from reports.stats.design import Contrast
 from reports.stats.differences import Method, PairedDifference
@@ -183,7 +182,7 @@ def chart_conditional_effects(
         "What the effects depend on",
         _finish_effects(go.Figure(traces), measure, height),
         finding=f"{label_change(shown[0].contrast)} depends most on "
-        f"{describe_condition(shown[0], measure)}.",
+        f"{format_param(shown[0].parameter)}.",
         caption="A row is a change at the values of another parameter, with 95% intervals. "
         "Triangles: significant, corrected for all effects of this kind.",
         width=340,

@@ -82,7 +82,7 @@ def _count_untrained(findings: StudyFindings) -> Fact | None:
         return None
     parts = join([format_param(part) for part in untrained])
     value = f"{len(labels):,} of {findings.networks:,}"
-    return Fact("Not trained in all parts", value, "networks", f"no gradient reaches their {parts}")
+    return Fact("Untrained parts", value, "networks", f"no gradient reaches their {parts}")
 
 
 def _describe_pruning(findings: StudyFindings) -> Fact | None:

@@ -61,6 +61,12 @@ class Kinds(NamedTuple):
         first, second = self.of_trials[trials]
         return self.obstacles[first, second]
 
+    @property
+    def is_able(self) -> Booleans:
+        """Whether each trial (trials,) can show anything."""
+        able: Booleans = self.obstacles[self.of_trials, self.of_trials] == ""
+        return able
+
 
 class Slopes(NamedTuple):
     """How values depend on standard deviations that were estimated.
@@ -405,16 +411,17 @@ class FactorialTable:
 
         Those of a pair that cannot show the change are set apart. Parameters that only one side has
         are ignored: of the architectures that differ in these alone, that of the best mean is
-        matched.
+        matched, of those that can show anything.
         """
         varied = self.list_own(contrast) | {contrast.parameter}
         contexts = self.number_contexts(varied)
         trials = np.full((2, int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
         merits = np.where(np.isnan(self._merits), np.inf, self._merits)
+        is_able = np.ones(len(merits), dtype=bool) if self.kinds is None else self.kinds.is_able
         for side, value in zip(trials, (contrast.before, contrast.after), strict=True):
-            # The best architecture of each context is written last, and those without value first.
+            # The best architecture of each context is written last.
             rows = np.flatnonzero(self.find({contrast.parameter: value}))
-            rows = rows[np.argsort(-merits[rows], kind="stable")]
+            rows = rows[np.lexsort((-merits[rows], is_able[rows]))]
             side[contexts[rows]] = rows
         matched = trials[:, (trials >= 0).all(axis=0)]
         if self.kinds is None:

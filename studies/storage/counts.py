@@ -49,7 +49,6 @@ from studies.storage.tables import (
     has_system_attr,
     is_attr,
     is_grid_trial,
-    lacks_record,
     raw,
     read_study_attrs,
     select_trial_ids,
@@ -136,14 +135,15 @@ def read_config(connection: Connection, study_id: int) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def is_told(connection: Connection, study_id: int) -> sa.ColumnElement[bool]:
-    """Return the condition that a study excludes a trial because no training of it is recorded.
+def is_told(config: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    """Return the condition that a study excludes a trial: it is complete, and no training recorded.
 
     This alone decides which trials are told. Imported ones never are: another program trained them.
     """
-    config = read_config(connection, study_id)
-    includes = config.get("told") == "include" or config.get("results")
-    return sa.false() if includes else lacks_record()
+    if config.get("told") == "include" or config.get("results"):
+        return sa.false()
+    rows = sa.select(TRIAL_USER_ATTRS.c.trial_id).where(is_attr(TRIAL_USER_ATTRS, SECONDS))
+    return sa.and_(TRIALS.c.state == TrialState.COMPLETE, ~sa.exists(rows.correlate(TRIALS)))
 
 
 def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
@@ -157,7 +157,7 @@ def count_trials(storage: "LeasedRDBStorage", study_id: int) -> TrialCounts:
     }
     counts: Counter[TrialStatus] = Counter()
     with storage.reading() as connection, locating(study_id):
-        columns["is_told"] = is_told(connection, study_id)
+        columns["is_told"] = is_told(read_config(connection, study_id))
         query: sa.Select[Any] = (
             sa.select(
                 raw(TRIALS.c.state),
@@ -256,7 +256,7 @@ def top_trials(
         is_task = sa.and_(param.trial_id == TRIALS.c.trial_id, param.param_name == TASK)
         query = query.join(TRIAL_PARAMS, is_task).where(param.param_value == task)
     with storage.reading() as connection:
-        query = query.where(~is_told(connection, study_id))
+        query = query.where(~is_told(read_config(connection, study_id)))
         is_maximized = "MAXIMIZE" in connection.scalars(direction)
         order = value.desc() if is_maximized else value
         rows = connection.execute(query.order_by(order, TRIALS.c.number).limit(limit))

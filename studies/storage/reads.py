@@ -115,22 +115,17 @@ def read_grid_trials(
         _fill(connection, trials, table, ids, _RESULT_FILLERS[table])
     params = {key: complete_params(trial.params) for key, trial in trials.items()}
     has_more = any(len(params[key]) > len(trial.params) for key, trial in trials.items())
-    is_foreign = has_more and not _has_networks(connection, study_id)
-    all_told = select_trial_ids(study_id).where(is_told(connection, study_id), *where)
+    config = read_config(connection, study_id)
+    is_foreign = has_more and bool(config.get("loop") or config.get("results"))
+    all_told = select_trial_ids(study_id).where(is_told(config), *where)
     told = set(connection.scalars(all_told))
     for key, trial in trials.items():
         trial.params = trial.params if is_foreign else params[key]
         if trial.state is TrialState.COMPLETE and TRIAL_VALUES in columns:
             trial.value = _choose_value(trial)
-            trial.is_told = key in told and trial.value is not None
+            trial.is_told = key in told
             trial.value = None if trial.is_told else trial.value
     return list(trials.values())
-
-
-def _has_networks(connection: Connection, study_id: int) -> bool:
-    """Return whether the parameters of a study are those of networks of this program."""
-    config = read_config(connection, study_id)
-    return not (config.get("loop") or config.get("results"))
 
 
 def read_whole_trials(
@@ -313,8 +308,8 @@ class TrialReader:
     def read(self) -> list[StoredTrial]:
         """Return the trials, by number; those that have not changed are the same objects."""
         with self._storage.reading() as connection:
-            condition = is_told(connection, self._study_id)  # an extension may change it
-            rows = connection.execute(_select_stamps(self._study_id, condition))
+            config = read_config(connection, self._study_id)  # which an extension may change
+            rows = connection.execute(_select_stamps(self._study_id, is_told(config)))
             stamps = {row[0]: tuple(row) for row in rows}
             changed = {
                 key
@@ -367,11 +362,11 @@ class TrialReader:
         return updated
 
 
-def _select_stamps(study_id: int, is_told: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def _select_stamps(study_id: int, condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Return the query for (trial id, *stamp) of all grid trials, by number."""
     since = raw(TRIAL_SYSTEM_ATTRS.c.value_json)
     return (
-        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:]), since, is_told)
+        sa.select(TRIALS.c.trial_id, *map(raw, list_columns(TRIALS)[1:]), since, condition)
         .outerjoin(TRIAL_SYSTEM_ATTRS, is_attr(TRIAL_SYSTEM_ATTRS, PAUSED))
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .order_by(TRIALS.c.number)

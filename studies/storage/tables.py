@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import AUDIT, IS_GRID_TRIAL, LONG_RESULTS, SECONDS
+from studies.attributes import AUDIT, IS_GRID_TRIAL, LONG_RESULTS
 from studies.errors import StorageError
 from studies.storage.database import redact
 from studies.storage.optuna_tables import (
@@ -103,13 +103,6 @@ def has_system_attr(key: str) -> sa.ColumnElement[bool]:
 def is_grid_trial() -> sa.ColumnElement[bool]:
     """Return the condition that a trial belongs to the grid."""
     return has_system_attr(IS_GRID_TRIAL)
-
-
-def lacks_record() -> sa.ColumnElement[bool]:
-    """Return the condition that a trial is complete without the record of a training."""
-    rows = sa.select(TRIAL_USER_ATTRS.c.trial_id).where(is_attr(TRIAL_USER_ATTRS, SECONDS))
-    is_complete = TRIALS.c.state == TrialState.COMPLETE
-    return sa.and_(is_complete, ~sa.exists(rows.correlate(TRIALS)))
 
 
 def select_in_batches(

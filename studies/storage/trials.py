@@ -46,10 +46,10 @@ def find_status(
     state: TrialState, failure: str | None, is_paused: bool, is_finite: bool, is_told: bool
 ) -> TrialStatus:
     """Return the status of a grid trial, which may have the time of a pause."""
-    if failure == Failure.DIVERGED or (state is TrialState.COMPLETE and not is_finite):
-        return TrialStatus.DIVERGED
     if is_told:
         return TrialStatus.TOLD
+    if failure == Failure.DIVERGED or (state is TrialState.COMPLETE and not is_finite):
+        return TrialStatus.DIVERGED
     if state is TrialState.WAITING and is_paused:
         return TrialStatus.PAUSED
     return TrialStatus[state.name]
@@ -96,7 +96,7 @@ class StoredTrial:
     def status(self) -> TrialStatus:
         """State of the trial as reports name it."""
         failure = self.attributes.get(FAILURE)
-        is_finite = self.value is not None or self.is_told
+        is_finite = self.value is not None
         return find_status(self.state, failure, self.is_paused, is_finite, self.is_told)
 
     @property

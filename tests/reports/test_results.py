@@ -97,7 +97,7 @@ def test_baseline_cells_have_no_switches(sqlite_url):
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_value_of_plain_optuna_counts_as_diverged(url, value):
-    make_study(url, finished=6)
+    make_study(url, finished=6, told="include")
     study = optuna.load_study(study_name="made", storage=url)
     study.tell(study.ask(), value)
     storage = read_storage(url)

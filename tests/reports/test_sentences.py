@@ -150,7 +150,11 @@ def test_dependence_without_a_significant_end_is_stated_as_a_difference(sqlite_u
     )
     assert line in read_answer(findings)
     findings.__dict__["answer"] = replace(findings.answer, dependent=[effect] * 5)
-    assert "5 other effects depend on another parameter" in read_answer(findings)
+    lines = read_answer(findings)
+    assert lines.count(line) == 4
+    assert "1 other effect depends on another parameter" in lines
+    findings.__dict__["answer"] = replace(findings.answer, largest=[], dependent=[effect])
+    assert not any("no change has a significant effect" in line for line in read_answer(findings))
 
 
 def test_no_significant_effect_and_many_undecided_ones_are_one_line_each(sqlite_url):

@@ -12,6 +12,7 @@ from reports.sentences import list_answer
 from rnn.errors import UserError
 from rnn_search import load
 from studies.config import StudyConfig
+from studies.space import SWITCHES
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -148,3 +149,24 @@ def test_parameter_that_no_network_can_show_is_said_to_be_so(sqlite_url):
     frame = load("made", storage=sqlite_url).effects().to_frame()
     assert isinstance(frame, pd.DataFrame)
     assert set(frame["parameter"]) == {"input_gate", "state_size"}
+
+
+def test_study_in_which_no_pair_shows_anything_says_so(sqlite_url):
+    space = {"state_source": ["old"], "residual": [False], "input_gate": [False]}
+    make_gated(sqlite_url, space)
+    lines = list_answer(StudyFindings(results_of(sqlite_url)))
+    assert "no effect can be estimated: no pair of networks can show one" in lines
+
+
+def test_cells_are_compared_at_the_best_network_that_sees_its_input(sqlite_url):
+    """Blind networks have the lower loss here; none stands for its cell."""
+    gated = {name: [False] for name in SWITCHES if name != "state_source"}
+    sizes = {"layers": [1, 2], "state_size": [4, 8]}
+    raw = {"space": [gated | sizes | {"state_source": ["old", "new"]}, sizes | {"cell": ["gru"]}]}
+    runs = [
+        (params, 1.0 if params.get("state_source") == "old" else 2.0, {})
+        for params in StudyConfig.model_validate(raw).grid.combinations()
+    ]
+    make_runs(sqlite_url, "made", raw, runs)
+    effect = effect_of(load("made", storage=sqlite_url).effects().to_frame(), "cell", "gru")
+    assert (effect["pairs"], effect["effect"]) == (4, 0)

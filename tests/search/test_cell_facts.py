@@ -181,7 +181,7 @@ def test_gate_that_is_never_trained_has_no_effect(tmp_path, options, capsys, cod
     write_cell(tmp_path, **code)
     run_workers(options)
     said = capsys.readouterr().out
-    assert "2 of 4 networks never train their gate: no gradient reaches them (gate = true)" in said
+    assert "2 of 4 networks never train their gate: no gradient reaches it (gate = true)" in said
     assert "leave them out by exclude = [{ gate = true }] in [space]" in said
     study = rnn_search.load("mine", storage=options.storage)
     effects = study.effects()
@@ -214,3 +214,43 @@ def test_of_many_combinations_a_sample_is_measured_and_a_notice_says_so(tmp_path
         "cell Mine: what its networks can learn was measured for 32 of 80 combinations of its "
         "options"
     )
+
+
+OLD = """
+import torch
+from torch import nn
+
+
+class Old(nn.Module):
+    def __init__(self, input_size: int, state_size: int):
+        super().__init__()
+        if state_size % 32:
+            raise ValueError("expected a multiple of 32")
+        self.update = nn.Linear(input_size + state_size, state_size)
+
+    def forward(self, x, state):
+        return state, self.update(torch.cat((x, state), 1)).tanh()
+"""
+"""A cell that is blind, and exists in few sizes."""
+
+
+def test_notice_names_the_cell_that_is_blind_and_no_condition_for_all(tmp_path, options):
+    (tmp_path / "old.py").write_text(OLD)
+    settings = {"evaluation": {"window_length": 8}, "training": {"sequence_length": 8}}
+    space = {"cell": ["gru", f"{tmp_path}/old.py:Old"], "layers": [1], "state_size": [32]}
+
+    def read_notices(**more):
+        given = settings | {"space": space | more}
+        plan = rnn_search.plan(given, name="old", corpus=options.corpus, timed=False)
+        return [line for line in plan.notices if "networks" in line or "exclude" in line]
+
+    blind = "do not see their input: the output at a step does not depend on the input of that step"
+    assert read_notices() == [
+        '1 of 2 networks never train their update: no gradient reaches it (cell = "Old")',
+        f'1 of 2 networks {blind} (cell = "Old")',
+        'leave them out by exclude = [{ cell = "Old" }] in [space], or train them by '
+        "training.bptt_steps = 4",
+    ]
+    assert read_notices(cell=space["cell"][1:])[1] == f"1 of 1 networks {blind}"
+    longer = {"bptt_steps": [1, 8], "update_every": [1]}
+    assert "bptt_steps = 4" not in "".join(read_notices(training=longer))
