@@ -160,7 +160,7 @@ def _list_effects(findings: StudyFindings) -> list[str]:
         one = "other change has a smaller significant effect"
         several = "other changes have smaller significant effects"
         lines.append(format_count(len(answer.smaller), one, several))
-    named = answer.dependent[:MAX_NAMED]
+    named = sorted(answer.dependent, key=_has_no_level)[:MAX_NAMED]
     lines += [_answer_effect(effect, findings) for effect in named]
     if others := len(answer.dependent) - len(named):
         one = "other effect depends on another parameter"
@@ -169,6 +169,12 @@ def _list_effects(findings: StudyFindings) -> list[str]:
     if answer.undecided and is_known:
         lines.append(_describe_undecided(answer.undecided))
     return [*lines, *_list_ranks(findings.effects)]
+
+
+def _has_no_level(effect: RankedEffect) -> bool:
+    """Return whether an effect is significant at no value of the parameter that it depends on."""
+    condition = effect.condition
+    return condition is None or not any(level.is_significant for level in condition.levels)
 
 
 def _answer_effect(effect: RankedEffect, findings: StudyFindings) -> str:
@@ -262,17 +268,19 @@ def describe_condition(condition: ConditionalEffect, measure: Measure) -> str:
         first, last = (format_value(level.value) for level in condition.extremes)
         size = measure.format_size(condition.difference.mean)
         return (
-            f"the effect of {label} differs by {size} between {format_param(parameter)} {first} "
-            f"and {last}, and is significant at neither"
+            f"the effect of {label} differs significantly, by {size}, between "
+            f"{format_param(parameter)} {first} and {last}; neither effect is significant"
         )
-    clauses = []
-    for number, level in enumerate(levels):
-        where = _name_place(parameter, level.value, is_first=number == 0)
-        if level.is_significant and number and _choose_verb(level) == _choose_verb(levels[0]):
+    clauses: list[str] = []
+    verb = ""
+    for level in levels:
+        where = _name_place(parameter, level.value, is_first=not clauses)
+        if level.is_significant and verb == _choose_verb(level):
             clauses.append(f"{_describe_amount(level, measure)} {where}")
         elif level.is_significant:
-            what = "it" if number else measure.name
+            what = "it" if clauses else measure.name
             clauses.append(f"{_describe_size(level, measure, what)} {where}")
+            verb = _choose_verb(level)
         else:
             size = measure.format_difference(level.mean)
             size += measure.format_interval(level.low, level.high)

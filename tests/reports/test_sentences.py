@@ -145,13 +145,19 @@ def test_dependence_without_a_significant_end_is_stated_as_a_difference(sqlite_u
     effect = replace(reversal, main=main, condition=replace(condition, main=main, levels=levels))
     findings.__dict__["answer"] = replace(findings.answer, reversals=[], dependent=[effect])
     line = (
-        "the effect of residual differs by 3.600 nats between state size 4 and 8, and is "
-        "significant at neither"
+        "the effect of residual differs significantly, by 3.600 nats, between state size 4 and 8; "
+        "neither effect is significant"
     )
     assert line in read_answer(findings)
     findings.__dict__["answer"] = replace(findings.answer, dependent=[effect] * 5)
     lines = read_answer(findings)
     assert lines.count(line) == 4
+    findings.__dict__["answer"] = replace(findings.answer, dependent=[*[effect] * 5, reversal])
+    stated = [
+        text for text in read_answer(findings) if text == line or text.startswith("residual ")
+    ]
+    assert stated[0].startswith("residual "), "one that is significant somewhere comes first"
+    assert stated[1:] == [line] * 3
     assert "1 other effect depends on another parameter" in lines
     findings.__dict__["answer"] = replace(findings.answer, largest=[], dependent=[effect])
     assert not any("no change has a significant effect" in line for line in read_answer(findings))
